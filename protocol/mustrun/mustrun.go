@@ -1,0 +1,80 @@
+// Package mustrun lets a test say what it needs of the machine.
+//
+// A test that lacks what it needs is skipped with the reason. The environment
+// variable FERMATA_MUST_RUN, a list such as "qemu,etcd" or the word "all", names
+// the tiers whose absence is a failure instead, so that a machine that should
+// run everything cannot pass by skipping.
+//
+// Only tests import it.
+package mustrun
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// Env names the environment variable that turns skips into failures.
+const Env = "FERMATA_MUST_RUN"
+
+// Tier is something a test may need of the machine. Its text is the word used
+// in FERMATA_MUST_RUN.
+type Tier string
+
+const (
+	QEMU       Tier = "qemu"        // qemu-system-x86_64 in PATH
+	KVM        Tier = "kvm"         // /dev/kvm opens and answers KVM_GET_API_VERSION
+	UFFD       Tier = "uffd"        // userfaultfd(2), faults of the kernel included
+	NetNS      Tier = "netns"       // root, and a network namespace can be made
+	Etcd       Tier = "etcd"        // etcd in PATH
+	GuestImage Tier = "guest-image" // a kernel and an initrd to boot, see GuestDir
+)
+
+// Tiers lists every tier.
+func Tiers() []Tier { return []Tier{QEMU, KVM, UFFD, NetNS, Etcd, GuestImage} }
+
+// Need returns when the machine has every tier. Otherwise it ends the test:
+// skipped with the reason, or failed if FERMATA_MUST_RUN names a missing tier.
+func Need(t testing.TB, tiers ...Tier) {
+	t.Helper()
+	must, err := parse(os.Getenv(Env))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var missing []string
+	failed := false
+	for _, tier := range tiers {
+		if err := probe(tier); err != nil {
+			missing = append(missing, fmt.Sprintf("%s: %v", tier, err))
+			failed = failed || slices.Contains(must, tier)
+		}
+	}
+	switch {
+	case len(missing) == 0:
+	case failed:
+		t.Fatalf("%s=%s, but the machine lacks %s", Env, os.Getenv(Env), strings.Join(missing, "; "))
+	default:
+		t.Skipf("the machine lacks %s", strings.Join(missing, "; "))
+	}
+}
+
+// parse reads the list of tiers that must run. A word that is no tier is an
+// error: a misspelt tier would silently demand nothing.
+func parse(list string) ([]Tier, error) {
+	var must []Tier
+	for word := range strings.SplitSeq(list, ",") {
+		word = strings.TrimSpace(word)
+		switch {
+		case word == "":
+		case word == "all":
+			return Tiers(), nil
+		case slices.Contains(Tiers(), Tier(word)):
+			must = append(must, Tier(word))
+		default:
+			return nil, fmt.Errorf("%s: %q is no tier (have %v and all)", Env, word, Tiers())
+		}
+	}
+	return must, nil
+}

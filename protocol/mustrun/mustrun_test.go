@@ -1,0 +1,100 @@
+package mustrun
+
+import (
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"testing"
+)
+
+// ending records how Need ended a test, without ending the real one.
+type ending struct {
+	testing.TB
+	skipped, failed bool
+}
+
+func (e *ending) Helper()               {}
+func (e *ending) Skipf(string, ...any)  { e.skipped = true; runtime.Goexit() }
+func (e *ending) Fatalf(string, ...any) { e.failed = true; runtime.Goexit() }
+func (e *ending) Fatal(...any)          { e.failed = true; runtime.Goexit() }
+func endOf(t *testing.T, tiers ...Tier) *ending {
+	e := &ending{TB: t}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		Need(e, tiers...)
+	}()
+	<-ended
+	return e
+}
+
+func TestNeed_SkipsOrFails(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+
+	t.Setenv(Env, "")
+	if e := endOf(t, QEMU); !e.skipped || e.failed {
+		t.Errorf("missing and not demanded: skipped=%v failed=%v, want skipped", e.skipped, e.failed)
+	}
+	for _, list := range []string{"qemu", "all", "etcd, qemu", "no-such-tier"} {
+		t.Setenv(Env, list)
+		if e := endOf(t, QEMU); e.skipped || !e.failed {
+			t.Errorf("%s=%q: skipped=%v failed=%v, want failed", Env, list, e.skipped, e.failed)
+		}
+	}
+	t.Setenv(Env, "etcd")
+	if e := endOf(t, QEMU); !e.skipped {
+		t.Error("demanding another tier must leave a skip a skip")
+	}
+}
+
+func TestNeed_ReturnsWhenPresent(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"qemu-system-x86_64", "vmlinuz", "initrd.img"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("PATH", dir)
+	t.Setenv(GuestDirEnv, dir)
+	t.Setenv(Env, "all")
+	if e := endOf(t, QEMU, GuestImage); e.skipped || e.failed {
+		t.Errorf("present: skipped=%v failed=%v, want neither", e.skipped, e.failed)
+	}
+}
+
+func TestProbe_NetNSLeavesTestThreadsAlone(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("not root")
+	}
+	before, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := probe(NetNS); err != nil {
+		t.Skip(err)
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	after, err := os.Readlink("/proc/thread-self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if before != after {
+		t.Errorf("network namespace changed from %s to %s", before, after)
+	}
+}
+
+func TestProbe_EveryTierIsKnown(t *testing.T) {
+	for _, tier := range Tiers() {
+		if err := probe(tier); err != nil && err.Error() == `unknown tier "`+string(tier)+`"` {
+			t.Error(err)
+		}
+	}
+	if err := probe("bogus"); err == nil {
+		t.Error("probe of an unknown tier must fail")
+	}
+	if len(Tiers()) != len(slices.Compact(slices.Sorted(slices.Values(Tiers())))) {
+		t.Error("a tier is listed twice")
+	}
+}

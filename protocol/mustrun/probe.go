@@ -1,0 +1,123 @@
+package mustrun
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// GuestDirEnv names the environment variable that overrides where GuestDir looks.
+const GuestDirEnv = "FERMATA_GUEST_DIR"
+
+// KVM_GET_API_VERSION and the only answer it has ever had (linux/kvm.h).
+const (
+	kvmGetAPIVersion = 0xAE00
+	kvmAPIVersion    = 12
+)
+
+func probe(tier Tier) error {
+	switch tier {
+	case QEMU:
+		_, err := exec.LookPath("qemu-system-x86_64")
+		return err
+	case Etcd:
+		_, err := exec.LookPath("etcd")
+		return err
+	case KVM:
+		return probeKVM()
+	case UFFD:
+		return probeUFFD()
+	case NetNS:
+		return probeNetNS()
+	case GuestImage:
+		_, err := GuestDir()
+		return err
+	default:
+		return fmt.Errorf("unknown tier %q", string(tier))
+	}
+}
+
+func probeKVM() error {
+	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	v, err := unix.IoctlRetInt(int(f.Fd()), kvmGetAPIVersion)
+	if err != nil {
+		return fmt.Errorf("ioctl KVM_GET_API_VERSION: %w", err)
+	}
+	if v != kvmAPIVersion {
+		return fmt.Errorf("KVM API version %d, want %d", v, kvmAPIVersion)
+	}
+	return nil
+}
+
+func probeUFFD() error {
+	fd, _, errno := unix.Syscall(unix.SYS_USERFAULTFD, unix.O_CLOEXEC|unix.O_NONBLOCK, 0, 0)
+	if errno != 0 {
+		return fmt.Errorf("userfaultfd: %w", errno)
+	}
+	return unix.Close(int(fd))
+}
+
+// probeNetNS makes a namespace on a thread that ends with it: a goroutine that
+// returns locked takes its thread along, so no other code sees the namespace.
+func probeNetNS() error {
+	if os.Geteuid() != 0 {
+		return errors.New("not root")
+	}
+	made := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		made <- unix.Unshare(unix.CLONE_NEWNET)
+	}()
+	if err := <-made; err != nil {
+		return fmt.Errorf("unshare CLONE_NEWNET: %w", err)
+	}
+	return nil
+}
+
+// GuestDir returns the directory with the kernel (vmlinuz) and the initial RAM
+// disk (initrd.img) that tests boot: the one FERMATA_GUEST_DIR names, or else
+// build/guest of the module.
+func GuestDir() (string, error) {
+	dir := os.Getenv(GuestDirEnv)
+	if dir == "" {
+		root, err := moduleRoot()
+		if err != nil {
+			return "", err
+		}
+		dir = filepath.Join(root, "build", "guest")
+	}
+	for _, name := range []string{"vmlinuz", "initrd.img"} {
+		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
+			return "", err
+		}
+	}
+	return dir, nil
+}
+
+func moduleRoot() (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for {
+		mod, err := os.ReadFile(filepath.Join(dir, "go.mod"))
+		if err == nil && strings.HasPrefix(string(mod), "module fermata\n") {
+			return dir, nil
+		}
+		up := filepath.Dir(dir)
+		if up == dir {
+			return "", errors.New("the working directory is not inside module fermata")
+		}
+		dir = up
+	}
+}
