@@ -1,0 +1,177 @@
+// Package journal is the durable memory of one node: which guests it made,
+// which coordinator it obeys and how far its checkpoint rounds went. A record
+// is on disk before the node acts on it, so that an agent that starts again
+// finds every process and every promise of its predecessor.
+//
+// The store is one bbolt file; each call is one synced transaction.
+package journal
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"go.etcd.io/bbolt"
+)
+
+// openTimeout bounds the wait for another process that still holds the file.
+const openTimeout = time.Second
+
+var (
+	bucketClusters = []byte("clusters")
+	bucketGuests   = []byte("guests")
+	bucketRounds   = []byte("rounds")
+)
+
+// ErrLocked means that another process has the journal open.
+var ErrLocked = errors.New("journal is in use by another process")
+
+// Cluster is what a node knows of one cluster.
+type Cluster struct {
+	Name  string `json:"name"`
+	Fence uint64 `json:"fence"` // largest token seen; only grows
+	Epoch uint64 `json:"epoch"` // the cluster's present life started in this epoch
+	// Released is true from the moment before its guests first run.
+	Released bool              `json:"released"`
+	Peers    map[string]string `json:"peers"` // node -> fabric address
+}
+
+// Guest is what a node must know to find a guest again, or to clean up after
+// one that was only half made.
+type Guest struct {
+	Cluster string `json:"cluster"`
+	Name    string `json:"name"`
+	// Spec is the guest's specification, as protobuf JSON.
+	Spec json.RawMessage `json:"spec"`
+	// Machine is the driver's record of the running process. Empty while the
+	// guest is being made.
+	Machine json.RawMessage `json:"machine,omitempty"`
+	// Created is true once the guest was complete: restored and joined to the fabric.
+	Created bool `json:"created"`
+}
+
+// Journal is the open file.
+//
+// Concurrency: safe for use by several goroutines.
+type Journal struct {
+	db *bbolt.DB
+}
+
+// Open opens the journal in dir, creating it when absent.
+func Open(dir string) (*Journal, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("create journal directory: %w", err)
+	}
+	path := filepath.Join(dir, "journal.db")
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: openTimeout})
+	if errors.Is(err, bbolt.ErrTimeout) {
+		return nil, fmt.Errorf("open %s: %w", path, ErrLocked)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	err = db.Update(func(tx *bbolt.Tx) error {
+		for _, name := range [][]byte{bucketClusters, bucketGuests, bucketRounds} {
+			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("prepare %s: %w", path, err), db.Close())
+	}
+	return &Journal{db: db}, nil
+}
+
+// Close releases the file.
+func (j *Journal) Close() error { return j.db.Close() }
+
+// PutCluster makes c durable.
+func (j *Journal) PutCluster(c Cluster) error {
+	return j.put(bucketClusters, c.Name, c)
+}
+
+// PutGuest makes g durable.
+func (j *Journal) PutGuest(g Guest) error {
+	return j.put(bucketGuests, g.Cluster+"/"+g.Name, g)
+}
+
+// PutRound makes the record of a cluster's round durable. The bytes are the
+// round state machine's own.
+func (j *Journal) PutRound(cluster string, record []byte) error {
+	return j.update(func(tx *bbolt.Tx) error {
+		return tx.Bucket(bucketRounds).Put([]byte(cluster), record)
+	})
+}
+
+// DeleteGuest forgets a guest of which nothing is left.
+func (j *Journal) DeleteGuest(cluster, guest string) error {
+	return j.update(func(tx *bbolt.Tx) error {
+		return tx.Bucket(bucketGuests).Delete([]byte(cluster + "/" + guest))
+	})
+}
+
+// Clusters returns all clusters by name.
+func (j *Journal) Clusters() (map[string]Cluster, error) {
+	out := map[string]Cluster{}
+	err := each(j.db, bucketClusters, func(_ string, c Cluster) { out[c.Name] = c })
+	return out, err
+}
+
+// Guests returns all guests, ordered by cluster and name.
+func (j *Journal) Guests() ([]Guest, error) {
+	var out []Guest
+	err := each(j.db, bucketGuests, func(_ string, g Guest) { out = append(out, g) })
+	return out, err
+}
+
+// Rounds returns the newest round record of each cluster.
+func (j *Journal) Rounds() (map[string][]byte, error) {
+	out := map[string][]byte{}
+	err := j.db.View(func(tx *bbolt.Tx) error {
+		return tx.Bucket(bucketRounds).ForEach(func(k, v []byte) error {
+			out[string(k)] = append([]byte(nil), v...)
+			return nil
+		})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read journal rounds: %w", err)
+	}
+	return out, nil
+}
+
+func (j *Journal) put(bucket []byte, key string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("encode journal record %s: %w", key, err)
+	}
+	return j.update(func(tx *bbolt.Tx) error { return tx.Bucket(bucket).Put([]byte(key), b) })
+}
+
+func (j *Journal) update(f func(*bbolt.Tx) error) error {
+	if err := j.db.Update(f); err != nil {
+		return fmt.Errorf("write journal: %w", err)
+	}
+	return nil
+}
+
+func each[T any](db *bbolt.DB, bucket []byte, f func(key string, v T)) error {
+	err := db.View(func(tx *bbolt.Tx) error {
+		return tx.Bucket(bucket).ForEach(func(k, b []byte) error {
+			var v T
+			if err := json.Unmarshal(b, &v); err != nil {
+				return fmt.Errorf("record %s: %w", k, err)
+			}
+			f(string(k), v)
+			return nil
+		})
+	})
+	if err != nil {
+		return fmt.Errorf("read journal: %w", err)
+	}
+	return nil
+}
