@@ -2398,10 +2398,13 @@ func (x *RegisterReply) GetLeaseTtlMs() uint64 {
 }
 
 // Fence names the coordinator that speaks. An agent refuses a token smaller
-// than the largest it has seen for the cluster (class stale).
+// than the largest it has seen for the cluster (class stale). Tokens of one
+// store are comparable; when etcd was lost and made anew, the store differs,
+// the agent follows the new one and refuses the old one from then on.
 type Fence struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Token         uint64                 `protobuf:"varint,1,opt,name=token,proto3" json:"token,omitempty"` // etcd revision at which the leader was elected
+	Store         uint64                 `protobuf:"varint,2,opt,name=store,proto3" json:"store,omitempty"` // random, written once into an empty etcd
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2439,6 +2442,13 @@ func (*Fence) Descriptor() ([]byte, []int) {
 func (x *Fence) GetToken() uint64 {
 	if x != nil {
 		return x.Token
+	}
+	return 0
+}
+
+func (x *Fence) GetStore() uint64 {
+	if x != nil {
+		return x.Store
 	}
 	return 0
 }
@@ -4009,9 +4019,10 @@ const file_fermata_proto_rawDesc = "" +
 	"\x04node\x18\x01 \x01(\v2\x14.fermata.v1.NodeInfoR\x04node\"1\n" +
 	"\rRegisterReply\x12 \n" +
 	"\flease_ttl_ms\x18\x01 \x01(\x04R\n" +
-	"leaseTtlMs\"\x1d\n" +
+	"leaseTtlMs\"3\n" +
 	"\x05Fence\x12\x14\n" +
-	"\x05token\x18\x01 \x01(\x04R\x05token\"\x11\n" +
+	"\x05token\x18\x01 \x01(\x04R\x05token\x12\x14\n" +
+	"\x05store\x18\x02 \x01(\x04R\x05store\"\x11\n" +
 	"\x0fDescribeRequest\"\xb9\x02\n" +
 	"\tGuestSpec\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
