@@ -1,0 +1,200 @@
+// Package identity is the transport security of Fermata: a private
+// certificate authority, certificates that carry a role and a name, and the
+// checks both ends of every connection make.
+//
+// A certificate says who its holder is in one URI, fermata://ROLE/NAME, which
+// is what every check reads. The common name repeats it for people, the DNS
+// name ROLE.fermata lets a client verify a server whatever address it was
+// dialled at, a unix socket included; see Client.
+//
+// Invariants:
+//
+//  1. Both ends of a TLS connection prove a chain to the same authority, over
+//     TLS 1.3 or nothing.
+//  2. A call reaches its handler only when a rule names its service and the
+//     caller's role; a method without a rule is refused (Rules).
+//  3. Plain text is possible only on addresses that PlaintextAllowed accepts.
+//
+// There is no revocation list: leaves are short-lived compared with the
+// authority, and a compromised installation is given a new authority.
+package identity
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"time"
+)
+
+// Files names the PEM files of one identity.
+type Files struct {
+	Cert string // certificate
+	Key  string // its private key
+	CA   string // certificate of the authority that both ends trust
+}
+
+// Validate reports every file that is not named.
+func (f Files) Validate() error {
+	var errs []error
+	if f.Cert == "" {
+		errs = append(errs, errors.New("cert: missing"))
+	}
+	if f.Key == "" {
+		errs = append(errs, errors.New("key: missing"))
+	}
+	if f.CA == "" {
+		errs = append(errs, errors.New("ca: missing"))
+	}
+	return errors.Join(errs...)
+}
+
+// Identity is a certificate with its key, and the authority it trusts.
+//
+// Concurrency: safe for use by several goroutines.
+type Identity struct {
+	peer  Peer             // immutable
+	files Files            // immutable
+	cert  tls.Certificate  // immutable
+	roots *x509.CertPool   // immutable
+	now   func() time.Time // immutable
+}
+
+// maxPEMBytes bounds what a file may make us read. A certificate of ours is
+// under 2 KiB; a bundle of authorities during a change of authority is a few.
+const maxPEMBytes = 256 << 10
+
+// Load reads an identity and checks that it is usable now: that the key
+// belongs to the certificate, that the authority signed it, and that neither
+// has expired. The files are not read again; a renewed certificate is picked
+// up by a new Load.
+func Load(certFile, keyFile, caFile string) (*Identity, error) {
+	files := Files{Cert: certFile, Key: keyFile, CA: caFile}
+	if err := files.Validate(); err != nil {
+		return nil, fmt.Errorf("load identity: %w", err)
+	}
+	return load(files, time.Now)
+}
+
+func load(files Files, now func() time.Time) (*Identity, error) {
+	certPEM, err := readPEM(files.Cert)
+	if err != nil {
+		return nil, err
+	}
+	keyPEM, err := readPEM(files.Key)
+	if err != nil {
+		return nil, err
+	}
+	caPEM, err := readPEM(files.CA)
+	if err != nil {
+		return nil, err
+	}
+	cert, err := tls.X509KeyPair(certPEM, keyPEM)
+	if err != nil {
+		return nil, fmt.Errorf("load certificate %s with key %s: %w", files.Cert, files.Key, err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(caPEM) {
+		return nil, fmt.Errorf("load authority %s: no certificate in it", files.CA)
+	}
+	p, err := peerOfCertificate(cert.Leaf)
+	if err != nil {
+		return nil, fmt.Errorf("load certificate %s: %w", files.Cert, err)
+	}
+	if now().After(cert.Leaf.NotAfter) {
+		return nil, fmt.Errorf("load certificate %s: it expired on %s; issue a new one for %s",
+			files.Cert, cert.Leaf.NotAfter.Format(time.DateOnly), p)
+	}
+	if _, err := cert.Leaf.Verify(x509.VerifyOptions{
+		Roots:       roots,
+		CurrentTime: now(),
+		KeyUsages:   []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+	}); err != nil {
+		return nil, fmt.Errorf("load certificate %s: verify against %s: %w", files.Cert, files.CA, err)
+	}
+	return &Identity{peer: p, files: files, cert: cert, roots: roots, now: now}, nil
+}
+
+// Peer tells whom the certificate speaks for.
+func (i *Identity) Peer() Peer { return i.peer }
+
+// Files names the files the identity was loaded from, for servers that read
+// them themselves (etcd).
+func (i *Identity) Files() Files { return i.files }
+
+// NotAfter is when the certificate expires.
+func (i *Identity) NotAfter() time.Time { return i.cert.Leaf.NotAfter }
+
+// Server is the configuration of a listener that accepts clients of the given
+// roles, or of any role when none is given. A gRPC server accepts any role and
+// lets Rules decide, so that a refused caller reads a reason and not an alert.
+func (i *Identity) Server(accept ...Role) *tls.Config {
+	accept = slices.Clone(accept)
+	return &tls.Config{
+		MinVersion:   tls.VersionTLS13,
+		Certificates: []tls.Certificate{i.cert},
+		ClientAuth:   tls.RequireAndVerifyClientCert,
+		ClientCAs:    i.roots,
+		Time:         i.now,
+		// A resumed session would skip the verification of the client's chain.
+		SessionTicketsDisabled: true,
+		VerifyConnection: func(cs tls.ConnectionState) error {
+			p, err := PeerOf(cs)
+			if err != nil {
+				return err
+			}
+			if len(accept) > 0 && !slices.Contains(accept, p.Role) {
+				return fmt.Errorf("%s may not connect here: want role %v", p, accept)
+			}
+			return nil
+		},
+	}
+}
+
+// Client is the configuration of a connection to a server of role want and,
+// when name is not empty, of exactly that name. The address dialled takes no
+// part in the verification: certificates are issued to roles and names, and
+// the same server may be reached over a unix socket, a tunnel or a new address.
+func (i *Identity) Client(want Role, name string) *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13,
+		// Always show our certificate: left to itself the library holds back one
+		// that the server does not trust, and the server could not say why it
+		// refused us.
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &i.cert, nil },
+		RootCAs:              i.roots,
+		// Every server certificate holds this DNS name, so the standard
+		// verification runs in full: chain, validity, key usage, host name.
+		ServerName: want.hostName(),
+		Time:       i.now,
+		VerifyConnection: func(cs tls.ConnectionState) error {
+			p, err := PeerOf(cs)
+			if err != nil {
+				return err
+			}
+			if p.Role != want || name != "" && p.Name != name {
+				return fmt.Errorf("server is %s, want %s", p, Peer{Role: want, Name: name})
+			}
+			return nil
+		},
+	}
+}
+
+func readPEM(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("load identity: %w", err)
+	}
+	defer f.Close() // read only: nothing to lose
+	data, err := io.ReadAll(io.LimitReader(f, maxPEMBytes+1))
+	if err != nil {
+		return nil, fmt.Errorf("load identity: %w", err)
+	}
+	if len(data) > maxPEMBytes {
+		return nil, fmt.Errorf("load identity: %s is larger than %d bytes", path, maxPEMBytes)
+	}
+	return data, nil
+}
