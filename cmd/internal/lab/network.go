@@ -1,0 +1,162 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"runtime"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+)
+
+// bridgeName is the lab's underlay inside the lab's own network namespace.
+const bridgeName = "underlay"
+
+// underlay is the network between the lab's nodes: a bridge in the lab's own
+// namespace and one namespace with a veth end for each node. Nothing has a
+// name outside; when the last process in a namespace ends, it is gone.
+//
+// Concurrency: one goroutine at a time.
+type underlay struct {
+	bridge *netlink.Bridge
+	nodes  []nodeNet
+}
+
+// nodeNet is one node's place on the underlay.
+type nodeNet struct {
+	ns   netns.NsHandle
+	addr net.IP
+}
+
+// hubAddress is where the lab itself (coordinator, etcd) is on the underlay.
+func hubAddress() net.IP { return net.IPv4(10, 99, 0, 1) }
+
+// newUnderlay builds the bridge in the present namespace.
+//
+// Preconditions: the process runs in a network namespace of its own.
+func newUnderlay() (*underlay, error) {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return nil, fmt.Errorf("find loopback: %w", err)
+	}
+	if err := netlink.LinkSetUp(lo); err != nil {
+		return nil, fmt.Errorf("bring up loopback: %w", err)
+	}
+	br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bridgeName}}
+	if err := netlink.LinkAdd(br); err != nil {
+		return nil, fmt.Errorf("add bridge: %w", err)
+	}
+	if err := netlink.AddrAdd(br, addrOf(hubAddress())); err != nil {
+		return nil, fmt.Errorf("give the bridge its address: %w", err)
+	}
+	if err := netlink.LinkSetUp(br); err != nil {
+		return nil, fmt.Errorf("bring up bridge: %w", err)
+	}
+	return &underlay{bridge: br}, nil
+}
+
+func addrOf(ip net.IP) *netlink.Addr {
+	return &netlink.Addr{IPNet: &net.IPNet{IP: ip, Mask: net.CIDRMask(24, 32)}}
+}
+
+// addNode makes the namespace of node number i (from 0) and wires it.
+func (u *underlay) addNode(i int) (_ nodeNet, err error) {
+	ip := net.IPv4(10, 99, 0, byte(11+i))
+	ns, err := newNamespace()
+	if err != nil {
+		return nodeNet{}, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, ns.Close())
+		}
+	}()
+	hubEnd, nodeEnd := fmt.Sprintf("node%d", i+1), "eth0"
+	veth := &netlink.Veth{
+		LinkAttrs:     netlink.LinkAttrs{Name: hubEnd, MasterIndex: u.bridge.Index},
+		PeerName:      nodeEnd,
+		PeerNamespace: netlink.NsFd(int(ns)),
+	}
+	if err := netlink.LinkAdd(veth); err != nil {
+		return nodeNet{}, fmt.Errorf("add veth %s: %w", hubEnd, err)
+	}
+	if err := netlink.LinkSetUp(veth); err != nil {
+		return nodeNet{}, fmt.Errorf("bring up %s: %w", hubEnd, err)
+	}
+	h, err := netlink.NewHandleAt(ns)
+	if err != nil {
+		return nodeNet{}, fmt.Errorf("reach namespace of node %d: %w", i+1, err)
+	}
+	defer h.Close()
+	for _, name := range []string{"lo", nodeEnd} {
+		link, err := h.LinkByName(name)
+		if err != nil {
+			return nodeNet{}, fmt.Errorf("find %s of node %d: %w", name, i+1, err)
+		}
+		if name == nodeEnd {
+			if err := h.AddrAdd(link, addrOf(ip)); err != nil {
+				return nodeNet{}, fmt.Errorf("give node %d its address: %w", i+1, err)
+			}
+		}
+		if err := h.LinkSetUp(link); err != nil {
+			return nodeNet{}, fmt.Errorf("bring up %s of node %d: %w", name, i+1, err)
+		}
+	}
+	n := nodeNet{ns: ns, addr: ip}
+	u.nodes = append(u.nodes, n)
+	return n, nil
+}
+
+// Close drops the handles; the namespaces live as long as processes in them.
+func (u *underlay) Close() error {
+	var errs []error
+	for _, n := range u.nodes {
+		errs = append(errs, n.ns.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// newNamespace makes an unnamed network namespace and leaves the caller where
+// it is.
+func newNamespace() (netns.NsHandle, error) {
+	var ns netns.NsHandle
+	err := onThread(func() error {
+		var err error
+		ns, err = netns.New() // moves this thread into it
+		return err
+	})
+	if err != nil {
+		return netns.None(), fmt.Errorf("make network namespace: %w", err)
+	}
+	return ns, nil
+}
+
+// startIn starts cmd in a network namespace.
+//
+// The child inherits the namespace of the thread that forks (clone(2)), so the
+// fork happens on a thread that was moved there and is thrown away afterwards.
+func startIn(ns netns.NsHandle, cmd *exec.Cmd) error {
+	return onThread(func() error {
+		if err := netns.Set(ns); err != nil {
+			return fmt.Errorf("enter network namespace: %w", err)
+		}
+		return cmd.Start()
+	})
+}
+
+// onThread runs f on an operating system thread of its own, which ends with f
+// because it is never unlocked.
+func onThread(f func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		done <- f()
+	}()
+	return <-done
+}
+
+// inOwnNamespace tells whether EnterNamespace has done its work.
+func inOwnNamespace() bool { return os.Getenv(namespaceMark) == "1" }
