@@ -3,13 +3,13 @@ package identity
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strings"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/status"
+
+	"fermata/protocol/fault"
+	"fermata/protocol/fault/faultgrpc"
 )
 
 // Rules says which role may call what: from a prefix of the full method name
@@ -26,19 +26,19 @@ func ServiceRules() Rules {
 	}
 }
 
-// check decides one call. Its errors are gRPC statuses whose message names the
-// caller, the method and the role it takes.
+// check decides one call. Its errors are of class denied and name the caller,
+// the method and the role it takes.
 func (r Rules) check(ctx context.Context, method string) error {
 	p, err := PeerFromContext(ctx)
 	if err != nil {
-		return status.Errorf(codes.Unauthenticated, "call %s: %v", method, err)
+		return fault.Wrap(fault.Denied, err, "call %s", method)
 	}
 	want, ok := r.roleFor(method)
 	if !ok {
-		return status.Errorf(codes.PermissionDenied, "%s may not call %s: nobody may", p, method)
+		return fault.New(fault.Denied, "%s may not call %s: nobody may", p, method)
 	}
 	if p.Role != want {
-		return status.Errorf(codes.PermissionDenied, "%s may not call %s: it takes role %s", p, method, want)
+		return fault.New(fault.Denied, "%s may not call %s: it takes role %s", p, method, want)
 	}
 	return nil
 }
@@ -53,18 +53,20 @@ func (r Rules) roleFor(method string) (Role, bool) {
 	return r[best], found
 }
 
-// Authorize makes the interceptors that enforce rules. A server in plain-text
+// Authorize makes the interceptors that enforce rules. A refused caller gets
+// class denied, whether or not the server also has faultgrpc's interceptors.
+// A server in plain-text
 // mode goes without them: nobody there has proven a role.
 func Authorize(rules Rules) (grpc.UnaryServerInterceptor, grpc.StreamServerInterceptor) {
 	unary := func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 		if err := rules.check(ctx, info.FullMethod); err != nil {
-			return nil, err
+			return nil, faultgrpc.To(err)
 		}
 		return handler(ctx, req)
 	}
 	stream := func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 		if err := rules.check(ss.Context(), info.FullMethod); err != nil {
-			return err
+			return faultgrpc.To(err)
 		}
 		return handler(srv, ss)
 	}
@@ -89,18 +91,19 @@ func (i *Identity) DialOption(want Role, name string) grpc.DialOption {
 }
 
 // RequireName refuses a caller whose certificate does not carry name: an agent
-// may register no node but its own. A call over plain text passes, since a
-// server only listens in plain text where everybody is trusted.
+// may register no node but its own. The error is of class denied. A call over
+// plain text passes, since a server only listens in plain text where everybody
+// is trusted.
 func RequireName(ctx context.Context, name string) error {
 	p, err := PeerFromContext(ctx)
 	if errors.Is(err, ErrPlaintext) {
 		return nil
 	}
 	if err != nil {
-		return status.Error(codes.Unauthenticated, fmt.Sprintf("check name %s: %v", name, err))
+		return fault.Wrap(fault.Denied, err, "check name %s", name)
 	}
 	if p.Name != name {
-		return status.Errorf(codes.PermissionDenied, "%s may not speak for %s", p, name)
+		return fault.New(fault.Denied, "%s may not speak for %s", p, name)
 	}
 	return nil
 }

@@ -8,11 +8,11 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/status"
 
 	"fermata/protocol/api"
+	"fermata/protocol/fault"
+	"fermata/protocol/fault/faultgrpc"
 )
 
 // services answers the calls the tests make; Register checks the name.
@@ -32,7 +32,7 @@ func (services) Console(_ *api.ConsoleRequest, out grpc.ServerStreamingServer[ap
 
 func (services) Register(ctx context.Context, req *api.RegisterRequest) (*api.RegisterReply, error) {
 	if err := RequireName(ctx, req.GetNode().GetName()); err != nil {
-		return nil, err
+		return nil, faultgrpc.To(err)
 	}
 	return &api.RegisterReply{}, nil
 }
@@ -120,8 +120,8 @@ func describe(t *testing.T, conn *grpc.ClientConn) error {
 
 func wantDenied(t *testing.T, err error, parts ...string) {
 	t.Helper()
-	if got := status.Code(err); got != codes.PermissionDenied {
-		t.Errorf("code %v, want PermissionDenied", got)
+	if got := fault.ClassOf(faultgrpc.From(err)); got != fault.Denied {
+		t.Errorf("class %v, want %v", got, fault.Denied)
 	}
 	wantError(t, err, parts...)
 }
@@ -226,10 +226,7 @@ func TestAuthorize_PlaintextServer(t *testing.T) {
 		<-done
 	}()
 	err = listClusters(t, dial(t, lis.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials())))
-	if status.Code(err) != codes.Unauthenticated {
-		t.Errorf("got %v, want Unauthenticated", err)
-	}
-	wantError(t, err, "connection carries no certificate")
+	wantDenied(t, err, "connection carries no certificate")
 }
 
 // TestServer_AcceptRefusesOtherRoles covers listeners that are not gRPC.
