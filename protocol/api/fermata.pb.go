@@ -1400,6 +1400,7 @@ type GuestStatus struct {
 	Vcpus         uint32                 `protobuf:"varint,5,opt,name=vcpus,proto3" json:"vcpus,omitempty"`
 	Pid           int32                  `protobuf:"varint,6,opt,name=pid,proto3" json:"pid,omitempty"`
 	Nics          []*NICStatus           `protobuf:"bytes,7,rep,name=nics,proto3" json:"nics,omitempty"`
+	Cluster       string                 `protobuf:"bytes,8,opt,name=cluster,proto3" json:"cluster,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1481,6 +1482,13 @@ func (x *GuestStatus) GetNics() []*NICStatus {
 		return x.Nics
 	}
 	return nil
+}
+
+func (x *GuestStatus) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
 }
 
 type NICStatus struct {
@@ -3919,7 +3927,7 @@ const file_fermata_proto_rawDesc = "" +
 	"\tspec_yaml\x18\x04 \x01(\fR\bspecYaml\x12/\n" +
 	"\x06guests\x18\x05 \x03(\v2\x17.fermata.v1.GuestStatusR\x06guests\x12\x16\n" +
 	"\x06reason\x18\x06 \x01(\tR\x06reason\x12&\n" +
-	"\x0fcreated_unix_ns\x18\a \x01(\x03R\rcreatedUnixNs\"\xd9\x01\n" +
+	"\x0fcreated_unix_ns\x18\a \x01(\x03R\rcreatedUnixNs\"\xf3\x01\n" +
 	"\vGuestStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12,\n" +
@@ -3927,7 +3935,8 @@ const file_fermata_proto_rawDesc = "" +
 	"\fmemory_bytes\x18\x04 \x01(\x04R\vmemoryBytes\x12\x14\n" +
 	"\x05vcpus\x18\x05 \x01(\rR\x05vcpus\x12\x10\n" +
 	"\x03pid\x18\x06 \x01(\x05R\x03pid\x12)\n" +
-	"\x04nics\x18\a \x03(\v2\x15.fermata.v1.NICStatusR\x04nics\"\xdd\x01\n" +
+	"\x04nics\x18\a \x03(\v2\x15.fermata.v1.NICStatusR\x04nics\x12\x18\n" +
+	"\acluster\x18\b \x01(\tR\acluster\"\xdd\x01\n" +
 	"\tNICStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\anetwork\x18\x02 \x01(\tR\anetwork\x12\x10\n" +
