@@ -1,0 +1,180 @@
+package view
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"slices"
+
+	"fermata/cmd/internal/render"
+	"fermata/protocol/api"
+)
+
+// Checkpoints is the document of "checkpoints list".
+type Checkpoints struct {
+	Checkpoints []Checkpoint `json:"checkpoints"`
+}
+
+// Checkpoint is the document of "checkpoints show" and "checkpoint".
+type Checkpoint struct {
+	ID               string      `json:"id"`
+	Cluster          string      `json:"cluster"`
+	Epoch            uint64      `json:"epoch"`
+	Label            string      `json:"label"`
+	Created          Instant     `json:"created"`
+	QEMUVersion      string      `json:"qemu_version"`
+	MaxPauseMS       float64     `json:"max_pause_ms"` // the longest pause of a guest
+	SkewMS           float64     `json:"skew_ms"`
+	ResumedMS        float64     `json:"resumed_ms"` // from the request until all guests ran again
+	DurableMS        float64     `json:"durable_ms"` // from the request until the commit
+	RawBytes         uint64      `json:"raw_bytes"`
+	NonZeroBytes     uint64      `json:"non_zero_bytes"`
+	UniqueBytes      uint64      `json:"unique_bytes"`
+	StoredBytes      uint64      `json:"stored_bytes"`
+	FramesRecorded   uint64      `json:"frames_recorded"`
+	ChannelsRecorded bool        `json:"channels_recorded"`
+	Guests           []GuestPart `json:"guests"`
+}
+
+// GuestPart attributes one guest's part of a checkpoint.
+type GuestPart struct {
+	Name           string  `json:"name"`
+	Node           string  `json:"node"`
+	Stopped        Instant `json:"stopped"`
+	PauseMS        float64 `json:"pause_ms"`
+	GateMS         float64 `json:"gate_ms"` // before the pause
+	StopMS         float64 `json:"stop_ms"`
+	DevicesMS      float64 `json:"devices_ms"`
+	MemoryMS       float64 `json:"memory_ms"`
+	ChannelsMS     float64 `json:"channels_ms"`
+	ResumeMS       float64 `json:"resume_ms"`
+	RawBytes       uint64  `json:"raw_bytes"`
+	NonZeroBytes   uint64  `json:"non_zero_bytes"`
+	FramesRecorded uint64  `json:"frames_recorded"`
+	UndrainedNICs  uint32  `json:"undrained_nics"`
+}
+
+// OfCheckpoints makes the document, sorted by cluster and epoch.
+func OfCheckpoints(m *api.ListCheckpointsReply) Checkpoints {
+	views := collect(m.GetCheckpoints(), OfCheckpoint, func(c Checkpoint) string { return c.Cluster })
+	slices.SortStableFunc(views, func(a, b Checkpoint) int {
+		return cmp.Or(cmp.Compare(a.Cluster, b.Cluster), cmp.Compare(a.Epoch, b.Epoch))
+	})
+	return Checkpoints{views}
+}
+
+// OfCheckpoint makes the document.
+func OfCheckpoint(m *api.Checkpoint) Checkpoint {
+	c := Checkpoint{
+		ID: m.GetId(), Cluster: m.GetCluster(), Epoch: m.GetEpoch(), Label: m.GetLabel(),
+		Created:     instant(m.GetCreatedUnixNs()),
+		QEMUVersion: m.GetQemuVersion(),
+		SkewMS:      millis(m.GetSkewUs()), ResumedMS: millis(m.GetResumedUs()), DurableMS: millis(m.GetDurableUs()),
+		RawBytes: m.GetRawBytes(), NonZeroBytes: m.GetNonZeroBytes(),
+		UniqueBytes: m.GetUniqueBytes(), StoredBytes: m.GetStoredBytes(),
+		FramesRecorded: m.GetFramesRecorded(), ChannelsRecorded: m.GetChannelsRecorded(),
+		Guests: collect(m.GetGuests(), ofGuestReport, func(g GuestPart) string { return g.Name }),
+	}
+	for _, g := range c.Guests {
+		c.MaxPauseMS = max(c.MaxPauseMS, g.PauseMS)
+	}
+	return c
+}
+
+func ofGuestReport(m *api.GuestReport) GuestPart {
+	return GuestPart{
+		Name: m.GetName(), Node: m.GetNode(), Stopped: instant(m.GetStoppedUnixNs()),
+		PauseMS: millis(m.GetPauseUs()), GateMS: millis(m.GetGateUs()), StopMS: millis(m.GetStopUs()),
+		DevicesMS: millis(m.GetDevicesUs()), MemoryMS: millis(m.GetMemoryUs()),
+		ChannelsMS: millis(m.GetChannelsUs()), ResumeMS: millis(m.GetResumeUs()),
+		RawBytes: m.GetRawBytes(), NonZeroBytes: m.GetNonZeroBytes(),
+		FramesRecorded: m.GetFramesRecorded(), UndrainedNICs: m.GetUndrainedNics(),
+	}
+}
+
+// WriteTable writes one line a checkpoint.
+func (d Checkpoints) WriteTable(w io.Writer) error {
+	rows := render.NewRows("ID", "CREATED", "GUESTS", "PAUSE ms", "SKEW ms", "DURABLE ms", "DATA", "STORED", "FRAMES", "LABEL")
+	for _, c := range d.Checkpoints {
+		rows.Add(c.ID, render.Time(c.Created.Time), len(c.Guests), render.Millis(c.MaxPauseMS), render.Millis(c.SkewMS),
+			render.Millis(c.DurableMS), render.Bytes(c.NonZeroBytes), render.Bytes(c.StoredBytes), c.FramesRecorded, c.Label)
+	}
+	return rows.Write(w)
+}
+
+// WriteTable writes the checkpoint and where each guest's pause went.
+func (c Checkpoint) WriteTable(w io.Writer) error {
+	var f render.Fields
+	f.Add("checkpoint", c.ID)
+	f.Add("label", c.Label)
+	f.Add("created", render.Time(c.Created.Time))
+	f.Add("qemu", c.QEMUVersion)
+	f.Add("pause", fmt.Sprintf("%s ms at most, skew %s ms", render.Millis(c.MaxPauseMS), render.Millis(c.SkewMS)))
+	f.Add("resumed", render.Millis(c.ResumedMS)+" ms after the request")
+	f.Add("durable", render.Millis(c.DurableMS)+" ms after the request")
+	f.Add("data", fmt.Sprintf("%s of %s not zero, %s distinct, %s stored",
+		render.Bytes(c.NonZeroBytes), render.Bytes(c.RawBytes), render.Bytes(c.UniqueBytes), render.Bytes(c.StoredBytes)))
+	if c.ChannelsRecorded {
+		f.Add("channels", fmt.Sprintf("%d frames recorded", c.FramesRecorded))
+	} else {
+		f.Add("channels", "discarded: a restart loses the frames that were on the wire")
+	}
+	if err := f.Write(w); err != nil {
+		return err
+	}
+	if len(c.Guests) == 0 {
+		return nil
+	}
+	rows := render.NewRows("GUEST", "NODE", "PAUSE ms", "GATE", "STOP", "DEVICES", "MEMORY", "CHANNELS", "RESUME", "DATA", "FRAMES", "UNDRAINED")
+	for _, g := range c.Guests {
+		rows.Add(g.Name, g.Node, render.Millis(g.PauseMS), render.Millis(g.GateMS), render.Millis(g.StopMS), render.Millis(g.DevicesMS),
+			render.Millis(g.MemoryMS), render.Millis(g.ChannelsMS), render.Millis(g.ResumeMS), render.Bytes(g.NonZeroBytes),
+			g.FramesRecorded, g.UndrainedNICs)
+	}
+	return section(w, rows)
+}
+
+// Verification is the document of "checkpoints verify".
+type Verification struct {
+	CheckpointID  string   `json:"checkpoint_id"`
+	Intact        bool     `json:"intact"`
+	VerifiedBytes uint64   `json:"verified_bytes"`
+	Damage        []Damage `json:"damage"`
+}
+
+// Damage is one damaged object of the repository and whom it hits.
+type Damage struct {
+	Object string   `json:"object"`
+	Reason string   `json:"reason"`
+	Guests []string `json:"guests"`
+}
+
+// OfVerifyReport makes the document.
+func OfVerifyReport(m *api.VerifyReport) Verification {
+	return Verification{
+		CheckpointID:  m.GetCheckpointId(),
+		Intact:        len(m.GetDamage()) == 0,
+		VerifiedBytes: m.GetBytes(),
+		Damage: collect(m.GetDamage(), func(d *api.Damage) Damage {
+			guests := list(d.GetGuests())
+			slices.Sort(guests)
+			return Damage{Object: d.GetObject(), Reason: d.GetReason(), Guests: guests}
+		}, func(d Damage) string { return d.Object }),
+	}
+}
+
+// WriteTable writes the verdict and what is damaged.
+func (d Verification) WriteTable(w io.Writer) error {
+	if d.Intact {
+		_, err := fmt.Fprintf(w, "%s is intact, %s verified\n", d.CheckpointID, render.Bytes(d.VerifiedBytes))
+		return err
+	}
+	if _, err := fmt.Fprintf(w, "%s is damaged, %s verified\n", d.CheckpointID, render.Bytes(d.VerifiedBytes)); err != nil {
+		return err
+	}
+	rows := render.NewRows("OBJECT", "GUESTS", "REASON")
+	for _, x := range d.Damage {
+		rows.Add(x.Object, joined(x.Guests), x.Reason)
+	}
+	return section(w, rows)
+}

@@ -1,0 +1,189 @@
+package view
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"fermata/cmd/internal/render"
+	"fermata/protocol/api"
+)
+
+// Clusters is the document of "cluster list".
+type Clusters struct {
+	Clusters []Cluster `json:"clusters"`
+}
+
+// Cluster is the document of "cluster show".
+type Cluster struct {
+	Name    string  `json:"name"`
+	State   string  `json:"state"` // stopped, starting, running, stopping or broken
+	Reason  string  `json:"reason"`
+	Epoch   uint64  `json:"epoch"`
+	Created Instant `json:"created"`
+	Guests  []Guest `json:"guests"`
+	Spec    string  `json:"spec_yaml"`
+}
+
+// Guest is one guest of a cluster or of a node.
+type Guest struct {
+	Name        string `json:"name"`
+	Node        string `json:"node"`
+	State       string `json:"state"` // absent, running, paused, dead or unknown
+	MemoryBytes uint64 `json:"memory_bytes"`
+	VCPUs       uint32 `json:"vcpus"`
+	PID         int32  `json:"pid"`
+	NICs        []NIC  `json:"nics"`
+}
+
+// NIC is one network interface of a guest with the fabric's counters.
+type NIC struct {
+	Name           string `json:"name"`
+	Network        string `json:"network"`
+	MAC            string `json:"mac"`
+	FramesReceived uint64 `json:"frames_received"`
+	FramesSent     uint64 `json:"frames_sent"`
+	FramesDropped  uint64 `json:"frames_dropped"`
+	FramesHeld     uint64 `json:"frames_held"`
+}
+
+// OfClusters makes the document, sorted by name.
+func OfClusters(m *api.ListClustersReply) Clusters {
+	return Clusters{collect(m.GetClusters(), OfCluster, func(c Cluster) string { return c.Name })}
+}
+
+// OfCluster makes the document.
+func OfCluster(m *api.Cluster) Cluster {
+	return Cluster{
+		Name:    m.GetName(),
+		State:   word("CLUSTER_STATE_", m.GetState().String()),
+		Reason:  m.GetReason(),
+		Epoch:   m.GetEpoch(),
+		Created: instant(m.GetCreatedUnixNs()),
+		Guests:  ofGuests(m.GetGuests()),
+		Spec:    string(m.GetSpecYaml()),
+	}
+}
+
+func ofGuests(ms []*api.GuestStatus) []Guest {
+	return collect(ms, ofGuest, func(g Guest) string { return g.Name })
+}
+
+func ofGuest(m *api.GuestStatus) Guest {
+	return Guest{
+		Name:        m.GetName(),
+		Node:        m.GetNode(),
+		State:       word("GUEST_STATE_", m.GetState().String()),
+		MemoryBytes: m.GetMemoryBytes(),
+		VCPUs:       m.GetVcpus(),
+		PID:         m.GetPid(),
+		NICs:        collect(m.GetNics(), ofNIC, func(n NIC) string { return n.Name }),
+	}
+}
+
+func ofNIC(m *api.NICStatus) NIC {
+	return NIC{
+		Name: m.GetName(), Network: m.GetNetwork(), MAC: m.GetMac(),
+		FramesReceived: m.GetFramesReceived(), FramesSent: m.GetFramesSent(),
+		FramesDropped: m.GetFramesDropped(), FramesHeld: m.GetFramesHeld(),
+	}
+}
+
+// WriteTable writes one line a cluster.
+func (d Clusters) WriteTable(w io.Writer) error {
+	rows := render.NewRows("NAME", "STATE", "EPOCH", "GUESTS", "NODES", "MEMORY", "CREATED", "REASON")
+	for _, c := range d.Clusters {
+		var memory uint64
+		nodes := map[string]bool{}
+		for _, g := range c.Guests {
+			memory += g.MemoryBytes
+			if g.Node != "" {
+				nodes[g.Node] = true
+			}
+		}
+		rows.Add(c.Name, c.State, c.Epoch, runningOf(c.Guests), len(nodes), render.Bytes(memory), render.Time(c.Created.Time), c.Reason)
+	}
+	return rows.Write(w)
+}
+
+// runningOf is how many of the guests run: 3/4.
+func runningOf(guests []Guest) string {
+	running := 0
+	for _, g := range guests {
+		if g.State == "running" {
+			running++
+		}
+	}
+	return fmt.Sprintf("%d/%d", running, len(guests))
+}
+
+// WriteTable writes the cluster, its guests and their NICs. The specification
+// is left to the other formats.
+func (c Cluster) WriteTable(w io.Writer) error {
+	var f render.Fields
+	f.Add("name", c.Name)
+	f.Add("state", c.State)
+	f.Add("reason", c.Reason)
+	f.Add("epoch", c.Epoch)
+	f.Add("created", render.Time(c.Created.Time))
+	if err := f.Write(w); err != nil {
+		return err
+	}
+	if len(c.Guests) == 0 {
+		return nil
+	}
+	if err := writeGuests(w, c.Guests); err != nil {
+		return err
+	}
+	return writeNICs(w, c.Guests)
+}
+
+func writeGuests(w io.Writer, guests []Guest) error {
+	rows := render.NewRows("GUEST", "NODE", "STATE", "MEMORY", "VCPUS", "PID")
+	for _, g := range guests {
+		pid := ""
+		if g.PID != 0 {
+			pid = fmt.Sprint(g.PID)
+		}
+		rows.Add(g.Name, g.Node, g.State, render.Bytes(g.MemoryBytes), g.VCPUs, pid)
+	}
+	return section(w, rows)
+}
+
+func writeNICs(w io.Writer, guests []Guest) error {
+	rows, any := render.NewRows("GUEST", "NIC", "NETWORK", "MAC", "RECEIVED", "SENT", "DROPPED", "HELD"), false
+	for _, g := range guests {
+		for _, n := range g.NICs {
+			rows.Add(g.Name, n.Name, n.Network, n.MAC, n.FramesReceived, n.FramesSent, n.FramesDropped, n.FramesHeld)
+			any = true
+		}
+	}
+	if !any {
+		return nil
+	}
+	return section(w, rows)
+}
+
+// section sets a table apart from what stands above it.
+func section(w io.Writer, rows *render.Rows) error {
+	if _, err := io.WriteString(w, "\n"); err != nil {
+		return err
+	}
+	return rows.Write(w)
+}
+
+// Deleted is the document of "cluster delete" and "checkpoints delete".
+type Deleted struct {
+	Deleted    string  `json:"deleted"`
+	FreedBytes *uint64 `json:"freed_bytes,omitempty"` // checkpoints only
+}
+
+// WriteTable writes one line.
+func (d Deleted) WriteTable(w io.Writer) error {
+	line := []string{"deleted " + d.Deleted}
+	if d.FreedBytes != nil {
+		line = append(line, render.Bytes(*d.FreedBytes)+" freed")
+	}
+	_, err := fmt.Fprintln(w, strings.Join(line, ", "))
+	return err
+}
