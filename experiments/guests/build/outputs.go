@@ -1,0 +1,106 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/klauspost/compress/zstd"
+)
+
+// outputs are the files whose absence makes a build incomplete.
+var outputs = []string{"vmlinuz", "initrd.img", "jacobi", "canary", "native-jacobi", "openmpi"}
+
+// nativeScript runs the guests' MPI program on the host as one rank, with the
+// guests' Open MPI and the host's C library.
+const nativeScript = `#!/bin/sh
+# Usage: native-jacobi N ITERATIONS EVERY
+dir=$(cd "$(dirname "$0")" && pwd)
+lib=$dir/openmpi/` + libDir + `
+export LD_LIBRARY_PATH=$lib
+export OPAL_PREFIX=$dir/openmpi/usr PMIX_PREFIX=$dir/openmpi/usr
+# One process needs neither a daemon nor a transport.
+export OMPI_MCA_ess_singleton_isolated=1 OMPI_MCA_btl=self OMPI_MCA_pml=ob1
+exec "$dir/jacobi" "$@"
+`
+
+func writeOutputs(dir, root, programs string, im *image) error {
+	if err := copyFile(im.kernel, filepath.Join(dir, "vmlinuz"), 0o644); err != nil {
+		return err
+	}
+	for _, name := range []string{"jacobi", "canary"} {
+		if err := copyFile(filepath.Join(programs, name), filepath.Join(dir, name), 0o755); err != nil {
+			return err
+		}
+	}
+	if err := writeTree(filepath.Join(dir, "openmpi"), im.mpi); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, "native-jacobi"), []byte(nativeScript), 0o755); err != nil {
+		return err
+	}
+	n, err := writeInitrd(filepath.Join(dir, "initrd.img"), im.root)
+	if err != nil {
+		return fmt.Errorf("write initrd: %w", err)
+	}
+	im.initrdBytes = n
+	return nil
+}
+
+// writeInitrd compresses the archive; zstd is the fastest of what the kernel
+// has built in to unpack under emulation.
+func writeInitrd(path string, t tree) (int64, error) {
+	f, err := os.Create(path)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	z, err := zstd.NewWriter(f, zstd.WithEncoderLevel(zstd.SpeedBetterCompression), zstd.WithEncoderConcurrency(1))
+	if err != nil {
+		return 0, err
+	}
+	if err := t.writeTo(z); err != nil {
+		return 0, err
+	}
+	if err := z.Close(); err != nil {
+		return 0, err
+	}
+	n, err := f.Seek(0, io.SeekCurrent)
+	if err != nil {
+		return 0, err
+	}
+	return n, f.Close()
+}
+
+// writeTree writes t as plain files below dir, anew.
+func writeTree(dir string, t tree) error {
+	if err := os.RemoveAll(dir); err != nil {
+		return err
+	}
+	for _, name := range t.names() {
+		n := t[name]
+		path := filepath.Join(dir, name)
+		var err error
+		if n.mode.IsDir() {
+			err = os.MkdirAll(path, 0o755)
+		} else {
+			err = os.WriteFile(path, n.data, n.mode.Perm())
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func copyFile(from, to string, perm os.FileMode) error {
+	data, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(to); err != nil && !os.IsNotExist(err) {
+		return err
+	}
+	return os.WriteFile(to, data, perm)
+}
