@@ -1,0 +1,98 @@
+package round
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Why a Member refuses a request, or a Lead an input. ErrFenced and
+// ErrStaleEpoch are of class stale, ErrBusy is of class busy, the others mean
+// that one side is not the one it should be (class invalid).
+var (
+	ErrFenced        = errors.New("coordinator has been replaced")
+	ErrStaleEpoch    = errors.New("epoch is over")
+	ErrBusy          = errors.New("member is leaving an older round")
+	ErrOutOfOrder    = errors.New("call does not fit the round's state")
+	ErrContradiction = errors.New("outcome contradicts the one known")
+	ErrNotMember     = errors.New("not a member of the round")
+	ErrInvalid       = errors.New("invalid")
+)
+
+// Call is what the coordinator asks of a member.
+type Call uint8
+
+const (
+	CallNone    Call = iota
+	CallPrepare      // answered when the guests are ready to be cut
+	CallCut          // answered when the guests run again
+	CallPersist      // answered when the image is durable
+	CallFinish       // answered when the outcome is known durably, and the guests run
+)
+
+// String returns the call's name.
+func (c Call) String() string {
+	return enumText("call", uint8(c), "None", "Prepare", "Cut", "Persist", "Finish")
+}
+
+// Options are the operator's wishes for a round. The Lead only hands them on.
+type Options struct {
+	// PauseBudget bounds how long a guest may be gated and stopped. A member
+	// whose guests have not closed their channels by then lets them run.
+	PauseBudget time.Duration
+	// DiscardChannels leaves channel state out of the image.
+	DiscardChannels bool
+}
+
+// Request is one call of the coordinator to one member.
+type Request struct {
+	Call    Call
+	Round   ID
+	Token   Token
+	To      NodeID
+	Members []NodeID // Prepare only: all members, To among them
+	Options Options  // Prepare only
+	Outcome Outcome  // Finish only
+}
+
+// String returns the request as it stands in scripts and logs.
+func (r Request) String() string {
+	if r.Call == CallFinish {
+		return fmt.Sprintf("%s(%s, %s) token %d to %s", r.Call, r.Round, r.Outcome, r.Token, r.To)
+	}
+	return fmt.Sprintf("%s(%s) token %d to %s", r.Call, r.Round, r.Token, r.To)
+}
+
+// Result says how a call ended.
+type Result uint8
+
+const (
+	ResultNone       Result = iota
+	ResultDone              // it was done
+	ResultFailed            // the member said no, and why; asking again is pointless
+	ResultUnanswered        // no answer, or a busy member: done or not; ask again
+)
+
+// String returns the result's name.
+func (r Result) String() string {
+	return enumText("result", uint8(r), "none", "done", "failed", "unanswered")
+}
+
+// Reply is how one call ended.
+type Reply struct {
+	Call    Call
+	Round   ID
+	From    NodeID
+	Result  Result
+	Reason  string // of a failure
+	Payload []byte // of a success; opaque here, at most what the driver allows
+}
+
+// String returns the reply as it stands in scripts and logs.
+func (r Reply) String() string {
+	s := fmt.Sprintf("%s(%s) %s from %s", r.Call, r.Round, r.Result, r.From)
+	if r.Reason != "" {
+		s += ": " + r.Reason
+	}
+	return s
+}
