@@ -26,6 +26,17 @@ var modules = []string{
 	"drivers/block/virtio_blk", "drivers/char/hw_random/virtio-rng", "drivers/char/virtio_console",
 }
 
+// launchers are mpirun and the daemon that it starts on the other guests.
+var launchers = []string{"usr/bin/orterun", "usr/bin/orted"}
+
+// wantedPlugins are the parts of Open MPI without which a job does not start;
+// plugins of hardware that guests do not have may be missing.
+var wantedPlugins = []string{
+	"mca_pmix_ext3x.so", "mca_ess_hnp.so", "mca_ess_env.so", "mca_plm_rsh.so", "mca_odls_default.so",
+	"mca_oob_tcp.so", "mca_rml_oob.so", "mca_pml_ob1.so", "mca_btl_tcp.so", "mca_btl_self.so",
+	"mca_coll_basic.so", "mca_coll_tuned.so", "mca_coll_libnbc.so",
+}
+
 // image is a guest's root filesystem and the part of it that is Open MPI.
 type image struct {
 	root        tree
@@ -117,32 +128,22 @@ func (im *image) addModules(root, _ string) error {
 // and the closure of libraries.
 func (im *image) addMPI(root, programs string) error {
 	l := newLinker(root)
-	for _, file := range []string{filepath.Join(root, "usr/bin/orterun"), filepath.Join(root, "usr/bin/orted"), filepath.Join(programs, "jacobi")} {
-		if err := l.add(file); err != nil {
+	for _, name := range launchers {
+		if err := l.add(filepath.Join(root, name)); err != nil {
 			return err
 		}
 	}
+	if err := l.add(filepath.Join(programs, "jacobi")); err != nil {
+		return err
+	}
 	for _, pattern := range []string{"openmpi/lib/openmpi3/mca_*.so", "pmix2/lib/pmix/*.so"} {
-		plugins, err := filepath.Glob(filepath.Join(root, libDir, pattern))
-		if err != nil {
+		if err := im.addPlugins(l, filepath.Join(libDir, pattern)); err != nil {
 			return err
 		}
-		if len(plugins) == 0 {
-			return fmt.Errorf("no plugins %s", pattern)
-		}
-		for _, plugin := range plugins {
-			if err := l.add(plugin); errors.Is(err, errNoLibrary) {
-				continue // a transport of hardware that guests do not have
-			} else if err != nil {
-				return err
-			}
-			below, err := filepath.Rel(root, plugin)
-			if err != nil {
-				return err
-			}
-			if err := im.addMPIFile(root, below, below); err != nil {
-				return err
-			}
+	}
+	for _, name := range wantedPlugins {
+		if _, ok := im.root[path.Join(libDir, "openmpi/lib/openmpi3", name)]; !ok {
+			return fmt.Errorf("plugin %s: %w", name, errNoLibrary)
 		}
 	}
 	for _, name := range l.libraries() {
@@ -153,14 +154,38 @@ func (im *image) addMPI(root, programs string) error {
 	if err := im.addFile(root, coreLibDir+"/"+loaderName, "lib64/"+loaderName); err != nil {
 		return err
 	}
-	for from, to := range map[string]string{"usr/bin/orterun": "usr/bin/orterun", "usr/bin/orted": "usr/bin/orted"} {
-		if err := im.addMPIFile(root, from, to); err != nil {
+	for _, name := range launchers {
+		if err := im.addMPIFile(root, name, name); err != nil {
 			return err
 		}
 	}
 	im.root.link("bin/mpirun", "/usr/bin/orterun")
 	im.root.link("bin/orted", "/usr/bin/orted")
 	return im.addHelpTexts(root)
+}
+
+// addPlugins takes the plugins below l.root whose libraries are there.
+func (im *image) addPlugins(l *linker, pattern string) error {
+	plugins, err := filepath.Glob(filepath.Join(l.root, pattern))
+	if err != nil {
+		return err
+	}
+	for _, plugin := range plugins {
+		switch err := l.add(plugin); {
+		case errors.Is(err, errNoLibrary):
+			continue
+		case err != nil:
+			return err
+		}
+		below, err := filepath.Rel(l.root, plugin)
+		if err != nil {
+			return err
+		}
+		if err := im.addMPIFile(l.root, below, below); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // addLibrary takes the library name found at from. It lies in libDir, where both

@@ -26,7 +26,7 @@ const kernelMeta = "linux-image-cloud-amd64"
 var mpiPackages = []string{
 	"openmpi-bin", "openmpi-common", "libopenmpi3", "libopenmpi-dev",
 	"libhwloc15", "libpmix2", "libevent-core-2.1-7", "libevent-pthreads-2.1-7",
-	"libudev1", "zlib1g", "libc6",
+	"libmunge2", "libudev1", "zlib1g", "libc6",
 }
 
 // deb is one package archive as apt knows it.
