@@ -1,0 +1,35 @@
+package vmm
+
+import "errors"
+
+// Errors that drivers report, always wrapped; test with errors.Is.
+var (
+	// ErrGone: the machine's process has ended, or is not the one that was
+	// recorded.
+	ErrGone = errors.New("machine is gone")
+	// ErrDetached: the handle was given up with Detach.
+	ErrDetached = errors.New("handle is detached")
+	// ErrNotStopped: the call needs a stopped guest.
+	ErrNotStopped = errors.New("guest is not stopped")
+	// ErrIncoming: the machine still waits for its device state.
+	ErrIncoming = errors.New("machine waits for its device state")
+	// ErrNotIncoming: the machine was not launched to take a device state, or
+	// has taken one already.
+	ErrNotIncoming = errors.New("machine does not wait for a device state")
+	// ErrNoSpace: guest RAM does not fit where its file would lie.
+	ErrNoSpace = errors.New("no space for guest memory")
+	// ErrUnfitMemory: guest RAM would lie on a file system that cannot be
+	// write-protected page by page (neither tmpfs nor hugetlbfs).
+	ErrUnfitMemory = errors.New("unfit for guest memory")
+	// ErrStateSize: a device state of a size that cannot be right; RAM went
+	// into it.
+	ErrStateSize = errors.New("device state of impossible size")
+	// ErrCorrupt: bytes that no SaveDevices returned. Never worth a retry.
+	ErrCorrupt = errors.New("device state is corrupt")
+	// ErrIncompatible: a checkpoint's machine and this one differ.
+	ErrIncompatible = errors.New("machines are incompatible")
+	// ErrUnsupported: the monitor lacks what was asked for.
+	ErrUnsupported = errors.New("not supported by the monitor")
+	// ErrUnknownNIC: the machine has no card of that name.
+	ErrUnknownNIC = errors.New("no such network card")
+)

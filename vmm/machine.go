@@ -1,0 +1,137 @@
+// Package vmm says what the rest of Fermata may ask of a virtual machine
+// monitor. It owns the Machine interface, the small optional abilities beside
+// it and the errors that every driver reports; it starts nothing itself.
+//
+// A Machine is one guest of a cluster. Its RAM lies in a named shared file
+// that the caller maps as well, so a checkpoint reads guest memory without a
+// copy through the monitor; a driver hands out only the device state.
+//
+// Drivers: vmm/qemu. Every driver, and the fake in vmm/vmmtest, passes the
+// contract suite of vmm/vmmtest.
+package vmm
+
+import (
+	"context"
+	"os"
+)
+
+// Machine is one guest and the process that runs it.
+//
+// Concurrency: all methods may be called from any goroutine. Calls that talk
+// to the monitor are served one after the other where order matters; Status,
+// Exited, Memory and Kill never wait for a save or a load.
+//
+// A call whose context ends before the monitor answered reports an error that
+// wraps the context's cause: whether the monitor still did the work is unknown.
+// Stop, Continue and Kill are idempotent, so asking again settles it.
+type Machine interface {
+	// Name is the guest's name; it never changes.
+	Name() string
+
+	// Status asks the monitor for the guest's run state. A machine whose
+	// process has ended is StatusDead, without an error.
+	Status(ctx context.Context) (Status, error)
+
+	// Stop returns when all vCPUs stand still and the guest's block I/O has
+	// reached the host, both confirmed by the monitor. It is idempotent.
+	Stop(ctx context.Context) error
+
+	// Continue lets a stopped guest run and returns when the monitor says it
+	// does. It is idempotent. A machine that still waits for its device state
+	// reports ErrIncoming: it would otherwise start by itself in the middle of
+	// LoadDevices.
+	Continue(ctx context.Context) error
+
+	// Memory lists the RAM blocks. The result is the caller's.
+	Memory() []Memory
+
+	// SaveDevices returns the state of everything but the RAM of Memory.
+	//
+	// Preconditions: the guest is stopped, else ErrNotStopped.
+	// Postconditions: the guest is still stopped, and RAM will not change until
+	// Continue. It may have changed during the call: copy RAM afterwards.
+	SaveDevices(ctx context.Context) ([]byte, error)
+
+	// LoadDevices gives the machine a state that SaveDevices returned and leaves
+	// the guest stopped.
+	//
+	// Preconditions: the machine was launched to wait for a state, else
+	// ErrNotIncoming. RAM already holds what was copied after SaveDevices (or
+	// its faults are being served): devices read their rings from it here.
+	// On error: the machine is of no use any more; Kill it. Only a state refused
+	// with ErrCorrupt or ErrStateSize has not been shown to the monitor, so the
+	// machine still waits.
+	LoadDevices(ctx context.Context, state []byte) error
+
+	// Exited is closed once the process has ended, for whatever reason.
+	Exited() <-chan struct{}
+
+	// Kill ends the process without mercy, waits until it is gone and removes
+	// what it held on the host: RAM files and sockets. It is idempotent and
+	// also cleans up after a process that ended by itself.
+	Kill(ctx context.Context) error
+
+	// Detach lets go of this handle and leaves the guest as it is. Afterwards
+	// the handle's other methods report ErrDetached. It is idempotent.
+	Detach() error
+}
+
+// Memory is one RAM block of a guest.
+type Memory struct {
+	Name string // the monitor's name of the block, the same after a restart
+	Path string // the shared file that holds it, from offset 0
+	Size uint64 // bytes
+}
+
+// NICHolder is implemented by machines that keep both ends of their network
+// cards' sockets open in their own process. A caller that lost its own copies
+// (the node agent after a restart) gets them back from there; without this
+// ability frames that wait in the sockets would be lost with the caller.
+type NICHolder interface {
+	// NICFiles returns new descriptors for the two ends of a card's socket
+	// pair: keep is the switch's end, guest the monitor's. The caller closes
+	// both. They share file status flags with every other copy.
+	NICFiles(nic string) (keep, guest *os.File, err error)
+}
+
+// Process is implemented by machines that are an operating system process
+// whose memory can be protected from outside.
+type Process interface {
+	PID() int
+}
+
+// Status is the run state of a guest. The zero value is not a status.
+type Status int
+
+const (
+	// StatusRunning: vCPUs run.
+	StatusRunning Status = iota + 1
+	// StatusPaused: vCPUs stand still and Continue makes them run. A fresh
+	// machine begins here.
+	StatusPaused
+	// StatusIncoming: the machine waits for LoadDevices.
+	StatusIncoming
+	// StatusFailed: the guest stands still because something broke (a disk, the
+	// guest itself, the monitor); Continue may not help.
+	StatusFailed
+	// StatusDead: the process has ended.
+	StatusDead
+)
+
+// String returns the lower-case word used in logs.
+func (s Status) String() string {
+	switch s {
+	case StatusRunning:
+		return "running"
+	case StatusPaused:
+		return "paused"
+	case StatusIncoming:
+		return "incoming"
+	case StatusFailed:
+		return "failed"
+	case StatusDead:
+		return "dead"
+	default:
+		return "invalid"
+	}
+}

@@ -1,0 +1,159 @@
+package qemu
+
+import (
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// ramID is the name of the one RAM block.
+const ramID = "ram0"
+
+// Descriptor numbers in QEMU of the monitors' listeners; see firstNICFile.
+const (
+	qmpFD   = 3
+	guardFD = 4
+)
+
+// arguments returns QEMU's arguments for c, whose accel is resolved.
+//
+//   - -S: no guest runs before its Continue, a fresh one included, so that a
+//     cluster is released together.
+//   - rtc clock=vm: the real-time clock stands still with the guest and goes on
+//     from the same second after a restart. With the default it would follow the
+//     host, and a pause would be a step in the guest's time.
+//   - send-configuration=off: xen-save-devices-state writes no configuration
+//     section, so the receiver must not expect one; always off, because every
+//     restarted guest is saved again and both methods share one receiver.
+//   - no S3 and S4: a suspended guest has no vCPU to stop but its timers run.
+//   - the monitors listen on sockets that were bound before: they can be dialled
+//     at once, and there is no moment at which only QEMU knows its name.
+func (c Config) arguments() []string {
+	args := []string{
+		"-name", c.Name + ",debug-threads=on",
+		"-no-user-config", "-nodefaults", "-display", "none", "-vga", "none",
+		"-msg", "timestamp=on",
+		"-S",
+		"-accel", c.accelArgument(),
+		"-machine", c.Machine + ",memory-backend=" + ramID + ",vmport=off,dump-guest-core=off",
+		"-cpu", c.CPU,
+		"-smp", fmt.Sprintf("%d,sockets=1,cores=%d,threads=1", c.VCPUs, c.VCPUs),
+		"-m", fmt.Sprintf("size=%dM", c.MemoryBytes/mib),
+		"-object", c.memoryObject(),
+		"-rtc", "base=utc,clock=vm",
+		"-global", "migration.send-configuration=off",
+		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d,server=on,wait=off", qmpFD),
+		"-mon", "chardev=qmp,mode=control",
+		"-chardev", fmt.Sprintf("socket,id=guard,fd=%d,server=on,wait=off", guardFD),
+		"-mon", "chardev=guard,mode=control",
+		"-chardev", "file,id=console,append=on,path=" + escapeCommas(c.consolePath()),
+	}
+	for _, g := range c.sleepGlobals() {
+		args = append(args, "-global", g)
+	}
+	if c.Kernel != "" {
+		args = append(args, "-kernel", c.Kernel)
+		if c.Initrd != "" {
+			args = append(args, "-initrd", c.Initrd)
+		}
+		if c.Cmdline != "" {
+			args = append(args, "-append", c.Cmdline)
+		}
+	}
+	for i, d := range c.Disks {
+		args = append(args, "-blockdev", d.blockdev(i))
+	}
+	for i, n := range c.NICs {
+		args = append(args, "-netdev", fmt.Sprintf("dgram,id=%s,local.type=fd,local.str=%d", netdevID(n.Name), guestFD(i)))
+	}
+	for _, d := range c.devices() {
+		args = append(args, "-device", d)
+	}
+	if c.Incoming {
+		args = append(args, "-incoming", "defer")
+	}
+	return args
+}
+
+// devices returns the device arguments in order. They hold no path and no
+// descriptor: equal lists mean equal device state, on any host.
+func (c Config) devices() []string {
+	bus := "pcie.0"
+	if !c.isQ35() {
+		bus = "pci.0"
+	}
+	out := []string{"isa-serial,id=serial0,chardev=console"}
+	for i, d := range c.Disks {
+		out = append(out, fmt.Sprintf("virtio-blk-pci,id=disk-%s,drive=%s,bus=%s,addr=0x%x,bootindex=%d",
+			d.Name, blockNode(i), bus, firstDiskSlot+i, i+1))
+	}
+	for i, n := range c.NICs {
+		// Without romfile QEMU would load a network boot program into the card.
+		out = append(out, fmt.Sprintf("virtio-net-pci,id=nic-%s,netdev=%s,mac=%s,bus=%s,addr=0x%x,romfile=",
+			n.Name, netdevID(n.Name), strings.ToLower(n.MAC), bus, firstNICSlot+i))
+	}
+	return out
+}
+
+func (c Config) isQ35() bool { return strings.HasPrefix(c.Machine, "pc-q35-") }
+
+func (c Config) accelArgument() string {
+	if c.Accel == TCG {
+		return "tcg,thread=multi"
+	}
+	return string(c.Accel)
+}
+
+func (c Config) sleepGlobals() []string {
+	device := "PIIX4_PM"
+	if c.isQ35() {
+		device = "ICH9-LPC"
+	}
+	return []string{device + ".disable_s3=1", device + ".disable_s4=1"}
+}
+
+// memoryObject is JSON, where a path may hold any character.
+func (c Config) memoryObject() string {
+	return jsonArgument(map[string]any{
+		"qom-type": "memory-backend-file",
+		"id":       ramID,
+		"size":     c.MemoryBytes,
+		"mem-path": c.memoryPath(),
+		"share":    true,
+	})
+}
+
+func (d Disk) blockdev(i int) string {
+	return jsonArgument(map[string]any{
+		"driver":    string(d.Format),
+		"node-name": blockNode(i),
+		"read-only": d.ReadOnly,
+		"discard":   "unmap",
+		"file": map[string]any{
+			"driver":    "file",
+			"filename":  d.Path,
+			"read-only": d.ReadOnly,
+			"discard":   "unmap",
+		},
+	})
+}
+
+// blockNode names the block node of disk i. By number: QEMU allows 31
+// characters.
+func blockNode(i int) string { return "disk" + strconv.Itoa(i) }
+
+func netdevID(nic string) string { return "net-" + nic }
+
+// escapeCommas makes a value safe in QEMU's key=value,... syntax.
+func escapeCommas(s string) string { return strings.ReplaceAll(s, ",", ",,") }
+
+// jsonArgument renders maps of strings, numbers and booleans, which always
+// marshal.
+func jsonArgument(v map[string]any) string {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(err)
+	}
+	return string(b)
+}

@@ -1,0 +1,185 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"fermata/vmm"
+)
+
+// Names that a descriptor has in the monitor while a stream passes through it.
+const (
+	sendName    = "fermata-send"
+	receiveName = "fermata-receive"
+)
+
+// Loading takes 20 to 30 ms, most of it QEMU's own; asking each half
+// millisecond at first costs it nothing.
+const (
+	loadPollFirst = 500 * time.Microsecond
+	loadPollMost  = 10 * time.Millisecond
+)
+
+// cleanupTime bounds what is tidied in QEMU after a call that failed.
+const cleanupTime = 2 * time.Second
+
+// SaveDevices implements vmm.Machine. With SaveMigrate the block devices stay
+// inactive until Continue.
+func (m *Machine) SaveDevices(ctx context.Context) ([]byte, error) {
+	done, err := m.takeTurn(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("save devices of guest %s: %w", m.Name(), err)
+	}
+	defer done()
+	record, err := m.saveDevices(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("save devices of guest %s: %w", m.Name(), err)
+	}
+	return record, nil
+}
+
+func (m *Machine) saveDevices(ctx context.Context) ([]byte, error) {
+	s, err := m.runState(ctx)
+	if err != nil {
+		return nil, err
+	}
+	// QEMU itself would stop a running guest, save it and let it run on: a cut
+	// that nobody else took part in.
+	if statusOf(s) != vmm.StatusPaused {
+		return nil, fmt.Errorf("%w: it is %s", vmm.ErrNotStopped, s.Status)
+	}
+	if m.state.Config.Save == SaveMigrate {
+		return m.saveByMigration(ctx, s.Status == "postmigrate")
+	}
+	return m.saveByXen(ctx)
+}
+
+// saveByXen has QEMU write the stream to a file. live:false keeps the block
+// devices active.
+func (m *Machine) saveByXen(ctx context.Context) ([]byte, error) {
+	path := m.state.Config.streamPath()
+	err := m.execute(ctx, "xen-save-devices-state", map[string]any{"filename": path, "live": false}, nil)
+	if err != nil {
+		return nil, errors.Join(err, removeFiles(path))
+	}
+	stream, err := m.readStream(path)
+	if err := errors.Join(err, removeFiles(path)); err != nil {
+		return nil, err
+	}
+	return encodeRecord(methodXen, stream), nil
+}
+
+func (m *Machine) readStream(path string) ([]byte, error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.checkSize(st.Size()); err != nil {
+		return nil, err
+	}
+	return os.ReadFile(path)
+}
+
+// checkSize refuses a stream that cannot be device state alone.
+func (m *Machine) checkSize(n int64) error {
+	memory := m.state.Config.MemoryBytes
+	if limit := maxStateBytes(memory); n <= 0 || uint64(n) > limit {
+		return fmt.Errorf("%w: %d bytes for %d of memory, at most %d: memory went into the stream",
+			vmm.ErrStateSize, n, memory, limit)
+	}
+	return nil
+}
+
+// LoadDevices implements vmm.Machine.
+func (m *Machine) LoadDevices(ctx context.Context, state []byte) error {
+	done, err := m.takeTurn(ctx)
+	if err != nil {
+		return fmt.Errorf("load devices of guest %s: %w", m.Name(), err)
+	}
+	defer done()
+	if err := m.loadDevices(ctx, state); err != nil {
+		return fmt.Errorf("load devices of guest %s: %w", m.Name(), err)
+	}
+	return nil
+}
+
+func (m *Machine) loadDevices(ctx context.Context, state []byte) error {
+	method, stream, err := decodeRecord(state)
+	if err != nil {
+		return err
+	}
+	if err := m.checkSize(int64(len(stream))); err != nil {
+		return err
+	}
+	s, err := m.runState(ctx)
+	if err != nil {
+		return err
+	}
+	if statusOf(s) != vmm.StatusIncoming {
+		return fmt.Errorf("%w: it is %s", vmm.ErrNotIncoming, s.Status)
+	}
+	// Both ends of a migration without RAM must say so; the other stream has no
+	// RAM section at all.
+	if err := m.ignoreShared(ctx, method == methodMigrate); err != nil {
+		return err
+	}
+	if err := m.receive(ctx, stream); err != nil {
+		return err
+	}
+	return m.awaitLoaded(ctx)
+}
+
+// receive feeds the stream to the monitor through a pipe.
+func (m *Machine) receive(ctx context.Context, stream []byte) error {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	mon, err := m.connect(ctx)
+	if err == nil {
+		err = m.explain(ctx, mon.GetFD(ctx, receiveName, r))
+	}
+	if err == nil {
+		err = m.execute(ctx, "migrate-incoming", map[string]string{"uri": "fd:" + receiveName}, nil)
+	}
+	if err != nil {
+		return errors.Join(err, w.Close())
+	}
+	// QEMU has its copy; with ours gone a QEMU that dies ends the write below.
+	r.Close()
+	stop := context.AfterFunc(ctx, func() { w.SetWriteDeadline(time.Unix(1, 0)) })
+	defer stop()
+	if _, err := w.Write(stream); err != nil {
+		w.Close()
+		return m.explain(ctx, fmt.Errorf("write device stream: %w", err))
+	}
+	return w.Close()
+}
+
+// awaitLoaded returns when the stream is loaded and the guest stands still. A
+// QEMU that cannot load it says why in its log and exits, or (10 and later)
+// reports a failed migration.
+func (m *Machine) awaitLoaded(ctx context.Context) error {
+	return poll(ctx, loadPollFirst, loadPollMost, func() (bool, error) {
+		s, err := m.runState(ctx)
+		if err != nil {
+			return false, err
+		}
+		switch statusOf(s) {
+		case vmm.StatusPaused:
+			return true, nil
+		case vmm.StatusIncoming:
+			progress, err := m.queryMigrate(ctx)
+			if err == nil && progress.Status == "failed" {
+				err = fmt.Errorf("the monitor refuses the state: %s: %s", progress.ErrorDesc, logTail(m.state.LogPath))
+			}
+			return false, err
+		default:
+			return false, fmt.Errorf("the guest is %s after its state was loaded", s.Status)
+		}
+	})
+}

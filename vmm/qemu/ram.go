@@ -1,0 +1,57 @@
+package qemu
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"fermata/vmm"
+)
+
+// createRAM makes the RAM file, sparse and empty. It refuses a place where
+// guest memory cannot be protected page by page, or where it does not fit: on a
+// full tmpfs the guest would die of SIGBUS at some later write.
+//
+// Room is checked, not reserved: guests may share a tmpfs that holds what they
+// use together and not what they were given.
+func createRAM(c Config) error {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(c.MemoryDir, &fs); err != nil {
+		return fmt.Errorf("memory dir %s: %w", c.MemoryDir, err)
+	}
+	if err := fitForRAM(c, fs); err != nil {
+		return fmt.Errorf("memory dir %s: %w", c.MemoryDir, err)
+	}
+	path := c.memoryPath()
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return fmt.Errorf("create guest memory: %w", err)
+	}
+	err = errors.Join(f.Truncate(int64(c.MemoryBytes)), f.Close())
+	if err != nil {
+		return errors.Join(fmt.Errorf("create guest memory: %w", err), os.Remove(path))
+	}
+	return nil
+}
+
+func fitForRAM(c Config, fs unix.Statfs_t) error {
+	switch fs.Type {
+	case unix.TMPFS_MAGIC:
+	case unix.HUGETLBFS_MAGIC:
+		if page := uint64(fs.Bsize); c.MemoryBytes%page != 0 {
+			return fmt.Errorf("%w: %d bytes are not whole pages of %d", vmm.ErrUnfitMemory, c.MemoryBytes, page)
+		}
+	default:
+		return fmt.Errorf("%w: neither tmpfs nor hugetlbfs (type %#x)", vmm.ErrUnfitMemory, fs.Type)
+	}
+	// A tmpfs without a limit says it has no blocks at all (tmpfs(5)).
+	if fs.Blocks == 0 && fs.Type == unix.TMPFS_MAGIC {
+		return nil
+	}
+	if free := fs.Bavail * uint64(fs.Bsize); free < c.MemoryBytes {
+		return fmt.Errorf("%w: %d bytes wanted, %d free", vmm.ErrNoSpace, c.MemoryBytes, free)
+	}
+	return nil
+}
