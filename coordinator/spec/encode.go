@@ -1,0 +1,107 @@
+package spec
+
+import (
+	"bytes"
+	"fmt"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// The file form, in the order in which it is written.
+type (
+	fileSpec struct {
+		Name      string        `yaml:"name"`
+		Networks  []fileNetwork `yaml:"networks,omitempty"`
+		Guests    []fileGuest   `yaml:"guests"`
+		Placement filePlacement `yaml:"placement"`
+		Policies  filePolicies  `yaml:"policies"`
+	}
+	fileNetwork struct {
+		Name string `yaml:"name"`
+		MTU  uint32 `yaml:"mtu"`
+	}
+	filePlacement struct {
+		Policy string `yaml:"policy"`
+	}
+	filePolicies struct {
+		PauseBudget string `yaml:"pause_budget"`
+		Outside     string `yaml:"outside"`
+	}
+	fileGuest struct {
+		Name    string     `yaml:"name"`
+		Memory  string     `yaml:"memory"`
+		VCPUs   uint32     `yaml:"vcpus"`
+		Accel   string     `yaml:"accel"`
+		Machine string     `yaml:"machine"`
+		CPU     string     `yaml:"cpu"`
+		Kernel  string     `yaml:"kernel,omitempty"`
+		Initrd  string     `yaml:"initrd,omitempty"`
+		Cmdline string     `yaml:"cmdline,omitempty"`
+		Disks   []fileDisk `yaml:"disks,omitempty"`
+		NICs    []fileNIC  `yaml:"nics,omitempty"`
+		Node    string     `yaml:"node,omitempty"`
+	}
+	fileDisk struct {
+		Name     string `yaml:"name"`
+		Path     string `yaml:"path"`
+		Format   string `yaml:"format"`
+		ReadOnly bool   `yaml:"read_only,omitempty"`
+	}
+	fileNIC struct {
+		Network string `yaml:"network"`
+		Name    string `yaml:"name"`
+		MAC     string `yaml:"mac"`
+	}
+)
+
+// Encode writes the canonical form: equal specifications give equal bytes, and
+// Decode gives back an equal Spec. It returns an error when the form is larger
+// than Decode reads.
+func (s *Spec) Encode() ([]byte, error) {
+	f := fileSpec{
+		Name:      s.Name,
+		Placement: filePlacement{Policy: string(s.Policy)},
+		Policies:  filePolicies{PauseBudget: s.Policies.PauseBudget.String(), Outside: string(s.Policies.Outside)},
+	}
+	for _, n := range s.Networks {
+		f.Networks = append(f.Networks, fileNetwork(n))
+	}
+	for i := range s.Guests {
+		f.Guests = append(f.Guests, fileGuestOf(&s.Guests[i]))
+	}
+	var b bytes.Buffer
+	enc := yaml.NewEncoder(&b)
+	enc.SetIndent(2)
+	if err := enc.Encode(f); err != nil {
+		return nil, fmt.Errorf("encode cluster %s: %w", s.Name, err)
+	}
+	if err := enc.Close(); err != nil {
+		return nil, fmt.Errorf("encode cluster %s: %w", s.Name, err)
+	}
+	if b.Len() > MaxBytes {
+		return nil, fmt.Errorf("cluster %s with its %d guests written out has %d bytes, at most %d are allowed", s.Name, len(s.Guests), b.Len(), MaxBytes)
+	}
+	return b.Bytes(), nil
+}
+
+func fileGuestOf(g *Guest) fileGuest {
+	f := fileGuest{
+		Name:    g.Name,
+		Memory:  formatSize(g.MemoryBytes),
+		VCPUs:   g.VCPUs,
+		Accel:   g.Accel,
+		Machine: g.Machine,
+		CPU:     g.CPU,
+		Kernel:  escape(g.Kernel),
+		Initrd:  escape(g.Initrd),
+		Cmdline: escape(g.Cmdline),
+		Node:    g.Node,
+	}
+	for _, d := range g.Disks {
+		f.Disks = append(f.Disks, fileDisk{Name: d.Name, Path: escape(d.Path), Format: d.Format, ReadOnly: d.ReadOnly})
+	}
+	for _, n := range g.NICs {
+		f.NICs = append(f.NICs, fileNIC{Network: n.Network, Name: n.Name, MAC: n.MAC})
+	}
+	return f
+}
