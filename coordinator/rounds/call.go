@@ -1,0 +1,144 @@
+package rounds
+
+import (
+	"context"
+	"errors"
+	"io"
+	"time"
+
+	"fermata/protocol/api"
+	"fermata/protocol/fault"
+	"fermata/protocol/round"
+)
+
+// call makes one call on a goroutine of its own. It ends in exactly one answer.
+func (r *run) call(ctx context.Context, req round.Request, post func(func())) {
+	if req.Call != round.CallFinish {
+		ctx = r.forward
+	}
+	node := r.nodes[req.To]
+	r.calls.Go(func() {
+		client, err := r.d.cfg.Nodes.Client(node.Name, node.Address)
+		if err != nil {
+			post(func() { r.answer(req, err) })
+			return
+		}
+		switch req.Call {
+		case round.CallPrepare:
+			err = r.prepare(ctx, client, req)
+		case round.CallCut:
+			err = r.cut(ctx, client)
+		case round.CallPersist:
+			image, err := r.persist(ctx, client, req, post)
+			post(func() {
+				if err == nil {
+					r.images[req.To] = image
+				}
+				r.answer(req, err)
+			})
+			return
+		case round.CallFinish:
+			err = r.finish(ctx, client, req)
+		default:
+			err = fault.New(fault.Internal, "call %s is none of a round", req.Call)
+		}
+		post(func() { r.answer(req, err) })
+	})
+}
+
+func (r *run) wire() *api.Round {
+	return &api.Round{Fence: r.job.Fence, Cluster: r.job.Round.Cluster, Epoch: uint64(r.job.Round.Epoch)}
+}
+
+// once bounds one attempt of a call; a Lead decides by itself whether to ask again.
+func once(ctx context.Context, timeout time.Duration, call func(ctx context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	return call(ctx)
+}
+
+func (r *run) prepare(ctx context.Context, client api.NodeClient, req round.Request) error {
+	msg := &api.PrepareRoundRequest{
+		Round: r.wire(), DiscardChannels: req.Options.DiscardChannels,
+		PauseBudgetMs: uint64(req.Options.PauseBudget.Milliseconds()),
+	}
+	for _, m := range req.Members {
+		msg.Nodes = append(msg.Nodes, string(m))
+	}
+	return once(ctx, r.d.cfg.Prepare, func(ctx context.Context) error {
+		_, err := client.PrepareRound(ctx, msg)
+		return err
+	})
+}
+
+func (r *run) cut(ctx context.Context, client api.NodeClient) error {
+	return once(ctx, r.d.cfg.Cut+r.job.Options.PauseBudget, func(ctx context.Context) error {
+		_, err := client.CutRound(ctx, &api.CutRoundRequest{Round: r.wire()})
+		return err
+	})
+}
+
+// persist follows one node until its image is durable. Its silence is watched
+// by the owner, who knows of earlier attempts.
+func (r *run) persist(ctx context.Context, client api.NodeClient, req round.Request, post func(func())) (*api.NodeImage, error) {
+	stream, err := client.PersistRound(ctx, &api.PersistRoundRequest{Round: r.wire()})
+	if err != nil {
+		return nil, err
+	}
+	var image *api.NodeImage
+	for {
+		u, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+		if u.GetImage() != nil {
+			image = u.GetImage()
+		}
+		post(func() { r.persisting(req, u) })
+	}
+	if image == nil {
+		return nil, fault.New(fault.Internal, "the node ended the call without an image")
+	}
+	if image.GetNode() != string(req.To) {
+		return nil, fault.New(fault.Internal, "the image says it is of node %q", image.GetNode())
+	}
+	if err := r.job.CheckImage(image); err != nil {
+		return nil, fault.Wrap(fault.Internal, err, "image")
+	}
+	return image, nil
+}
+
+func (r *run) persisting(req round.Request, u *api.PersistRoundUpdate) {
+	r.heard[req.To] = time.Now()
+	r.job.Progress(&api.Event{
+		Step: string(round.StepPersist), Node: string(req.To),
+		DoneBytes: u.GetDoneBytes(), TotalBytes: u.GetTotalBytes(),
+	})
+}
+
+func (r *run) finish(ctx context.Context, client api.NodeClient, req round.Request) error {
+	return once(ctx, r.d.cfg.Finish, func(ctx context.Context) error {
+		_, err := client.FinishRound(ctx, &api.FinishRoundRequest{Round: r.wire(), Committed: req.Outcome == round.Committed})
+		return err
+	})
+}
+
+// stepOf names the step that a call asks for, in errors and logs. A cut is
+// several steps; which of them failed is in the node's own words.
+func stepOf(c round.Call) string {
+	switch c {
+	case round.CallPrepare:
+		return string(round.StepPrepare)
+	case round.CallCut:
+		return "cut"
+	case round.CallPersist:
+		return string(round.StepPersist)
+	case round.CallFinish:
+		return string(round.StepFinish)
+	default:
+		return c.String()
+	}
+}

@@ -1,0 +1,173 @@
+// Package rounds carries out what the state machine round.Lead asks for: it
+// calls the nodes, keeps the record of the round in the store, has the outcome
+// decided in the repository and counts the time. What happens when is decided
+// in package round alone.
+//
+// One goroutine owns the Lead (Run's). Calls, and the decision, run on
+// goroutines of their own and hand a function to the owner, who runs it.
+package rounds
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"fermata/coordinator/deploy"
+	"fermata/coordinator/nodeconn"
+	"fermata/protocol/api"
+	"fermata/protocol/round"
+)
+
+// tick is the unit of a Lead's budgets. It is also the pause before a call
+// whose answer was lost is repeated.
+const tick = 100 * time.Millisecond
+
+// decideBudget is how long the repository may take for each of commit and
+// abort. A parallel filesystem that fails over takes a minute or two.
+const decideBudget = 3 * time.Minute
+
+// decidePause is how long the repository is left alone after it failed.
+const decidePause = time.Second
+
+// persistBudget bounds what a node may take to make its image durable even if
+// it goes on reporting progress; what ends a stuck node is Config.Persist. No
+// cluster whose image takes a day should be checkpointed this way.
+const persistBudget = 24 * time.Hour
+
+// Ledger keeps the record of the one round of a cluster that is in flight, for
+// a successor to take over. Its errors of class stale mean that another
+// coordinator leads now.
+type Ledger interface {
+	PutRound(ctx context.Context, r round.Record) error
+	DeleteRound(ctx context.Context, id round.ID) error
+}
+
+// Judge has the outcome of one epoch recorded in the repository, exclusively:
+// both methods return the outcome that the repository holds, whoever wrote it.
+type Judge interface {
+	Commit(ctx context.Context, e Evidence) (round.Outcome, error)
+	Abort(ctx context.Context, reason string) (round.Outcome, error)
+}
+
+// Evidence is what a commit rests on.
+type Evidence struct {
+	Images  []*api.NodeImage // of every member, in the order of node names
+	Resumed time.Time        // when the last guest ran again
+}
+
+// Config holds what a Driver needs. All fields are required.
+type Config struct {
+	Nodes  *nodeconn.Pool
+	Ledger Ledger
+
+	Prepare time.Duration // until every node is ready
+	Cut     time.Duration // until every guest runs again, beyond the pause budget
+	Persist time.Duration // longest silence of a node that writes its image
+	Finish  time.Duration // to tell the nodes the outcome
+
+	Logger hclog.Logger
+}
+
+// Driver drives rounds.
+//
+// Concurrency: safe for use by several goroutines, one a round.
+type Driver struct {
+	cfg Config // immutable
+
+	// decisions are the calls of the repository. They may outlive their round:
+	// a filesystem that hangs cannot be told to stop.
+	decisions sync.WaitGroup
+}
+
+// New returns a Driver.
+func New(cfg Config) (*Driver, error) {
+	if cfg.Nodes == nil || cfg.Ledger == nil || cfg.Logger == nil || min(cfg.Prepare, cfg.Cut, cfg.Persist, cfg.Finish) <= 0 {
+		return nil, errors.New("rounds: every field of the configuration is required")
+	}
+	return &Driver{cfg: cfg}, nil
+}
+
+// Wait returns when no call of the repository is under way any more.
+//
+// Preconditions: no round is being driven, and none will be.
+func (d *Driver) Wait() { d.decisions.Wait() }
+
+// Job is one round.
+type Job struct {
+	Round   round.ID
+	Fence   *api.Fence
+	Members []deploy.Node
+	Options round.Options
+
+	// CheckImage tells what is wrong with what a node wants to add to the
+	// checkpoint.
+	CheckImage func(*api.NodeImage) error
+	Judge      Judge
+	Progress   func(*api.Event) // never called by two goroutines at once
+}
+
+func (d *Driver) budgets(o round.Options) round.Budgets {
+	return round.Budgets{
+		Prepare: ticks(d.cfg.Prepare),
+		Cut:     ticks(d.cfg.Cut + o.PauseBudget),
+		Persist: ticks(persistBudget),
+		Decide:  ticks(decideBudget),
+		Finish:  ticks(d.cfg.Finish),
+	}
+}
+
+func ticks(d time.Duration) int { return int(d/tick) + 1 }
+
+// Run drives a new round to its end: committed, or an error that says why not
+// and has the class of what was in the way. The end of asked aborts the round
+// as long as that is possible. The end of ctx (this coordinator does not lead
+// any more) leaves it to the successor; the outcome is then unknown here.
+func (d *Driver) Run(ctx, asked context.Context, job Job) error {
+	lead, err := round.NewLead(round.LeadConfig{
+		Round: job.Round, Token: round.Token(job.Fence.GetToken()), Members: names(job.Members),
+		Options: job.Options, Budgets: d.budgets(job.Options),
+	})
+	if err != nil {
+		return fmt.Errorf("begin round %s: %w", job.Round, err)
+	}
+	lead.Begin()
+	return d.drive(ctx, asked, lead, job)
+}
+
+// Recover drives a round that another coordinator left to its end and returns
+// its outcome. job.Judge is asked for an abort only.
+//
+// On error: the outcome is not known, and the record stays in the store.
+func (d *Driver) Recover(ctx context.Context, rec round.Record, job Job) (round.Outcome, error) {
+	lead, err := round.RecoverLead(rec, round.Token(job.Fence.GetToken()), d.budgets(rec.Options))
+	if err != nil {
+		return round.OutcomeNone, fmt.Errorf("recover round %s: %w", rec.Round, err)
+	}
+	run := d.newRun(lead, job)
+	run.loop(ctx, context.WithoutCancel(ctx))
+	if run.result.Outcome == round.OutcomeNone {
+		return round.OutcomeNone, run.failure()
+	}
+	return run.result.Outcome, nil
+}
+
+func (d *Driver) drive(ctx, asked context.Context, lead *round.Lead, job Job) error {
+	run := d.newRun(lead, job)
+	run.loop(ctx, asked)
+	if run.result.Outcome == round.Committed {
+		return nil
+	}
+	return run.failure()
+}
+
+func names(nodes []deploy.Node) []round.NodeID {
+	ids := make([]round.NodeID, 0, len(nodes))
+	for _, n := range nodes {
+		ids = append(ids, round.NodeID(n.Name))
+	}
+	return ids
+}

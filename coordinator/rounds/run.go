@@ -1,0 +1,352 @@
+package rounds
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"fermata/coordinator/deploy"
+	"fermata/protocol/api"
+	"fermata/protocol/fault"
+	"fermata/protocol/round"
+)
+
+// run is one round being driven. All fields but inbox belong to loop's goroutine.
+type run struct {
+	d    *Driver
+	lead *round.Lead
+	job  Job
+	log  hclog.Logger
+
+	nodes  map[round.NodeID]deploy.Node
+	inbox  chan func()    // results, run by the owner
+	calls  sync.WaitGroup // goroutines of calls and decisions
+	begun  time.Time
+	phased time.Time // when the present phase began
+
+	forward       context.Context // of calls that drive the round on
+	cancelForward context.CancelFunc
+
+	deciding bool                       // a decision is under way
+	toDecide []round.Outcome            // decisions that wait for it
+	heard    map[round.NodeID]time.Time // when each node last reported persisting
+	resumed  time.Time                  // when the last node's guests ran again
+	images   map[round.NodeID]*api.NodeImage
+	last     map[round.NodeID]error // the last error of each node
+	result   round.LeadResult
+	cause    error // what made the round abort; has the class
+}
+
+func (d *Driver) newRun(lead *round.Lead, job Job) *run {
+	r := &run{
+		d: d, lead: lead, job: job,
+		log:    d.cfg.Logger.With("cluster", job.Round.Cluster, "epoch", uint64(job.Round.Epoch)),
+		nodes:  make(map[round.NodeID]deploy.Node, len(job.Members)),
+		inbox:  make(chan func()),
+		begun:  time.Now(),
+		heard:  make(map[round.NodeID]time.Time),
+		images: make(map[round.NodeID]*api.NodeImage),
+		last:   make(map[round.NodeID]error),
+	}
+	for _, n := range job.Members {
+		r.nodes[round.NodeID(n.Name)] = n
+	}
+	return r
+}
+
+// loop drives the Lead until nothing more will come.
+func (r *run) loop(ctx, asked context.Context) {
+	over := make(chan struct{})
+	work, cancelWork := context.WithCancel(ctx)
+	r.forward, r.cancelForward = context.WithCancel(work)
+	defer func() {
+		close(over)
+		cancelWork()
+		r.calls.Wait()
+	}()
+	post := func(f func()) {
+		select {
+		case r.inbox <- f:
+		case <-over:
+		}
+	}
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	ended, cancelled := ctx.Done(), asked.Done()
+	r.phased = r.begun
+	for {
+		r.perform(work, post)
+		if r.lead.Over() && !r.lead.HasReady() {
+			return
+		}
+		select {
+		case f := <-r.inbox:
+			f()
+		case <-ticker.C:
+			r.lead.Tick()
+			r.watchPersist()
+		case <-cancelled:
+			cancelled = nil
+			r.giveUp(fault.Wrap(fault.Aborted, context.Cause(asked), "cancelled"))
+		case <-ended:
+			ended = nil
+			r.lead.Fenced()
+		}
+	}
+}
+
+// perform does what the Lead has ready, in the order that package round demands.
+func (r *run) perform(ctx context.Context, post func(func())) {
+	for r.lead.HasReady() {
+		before := r.lead.Phase()
+		ready := r.lead.Ready()
+		if ready.Persist != nil {
+			if !r.store(ctx, *ready.Persist) {
+				r.lead.Fenced()
+				continue
+			}
+			r.enter(*ready.Persist)
+		}
+		if ready.Decide != round.OutcomeNone {
+			r.toDecide = append(r.toDecide, ready.Decide)
+			r.decideNext(ctx, post)
+		}
+		for _, req := range ready.Send {
+			r.call(ctx, req, post)
+		}
+		for _, e := range ready.Events {
+			r.report(e)
+		}
+		if ready.Done != nil {
+			r.result = *ready.Done
+			r.log.Info("round decided", "outcome", ready.Done.Outcome, "reason", ready.Done.Reason,
+				"phase", before, "elapsed", time.Since(r.begun))
+		}
+	}
+}
+
+// store makes rec durable, trying again as long as this coordinator leads. It
+// returns false when it does not any more: ctx ends with its lease, so the
+// wait is bounded by that.
+func (r *run) store(ctx context.Context, rec round.Record) bool {
+	for {
+		var err error
+		if rec.Phase == round.PhaseOver {
+			err = r.d.cfg.Ledger.DeleteRound(ctx, rec.Round)
+		} else {
+			err = r.d.cfg.Ledger.PutRound(ctx, rec)
+		}
+		switch {
+		case err == nil:
+			return true
+		case ctx.Err() != nil || fault.ClassOf(err) == fault.Stale:
+			return false
+		}
+		r.log.Warn("record of the round not stored, trying again", "phase", rec.Phase, "error", err)
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(tick):
+		}
+	}
+}
+
+// enter notes that a phase has begun.
+func (r *run) enter(rec round.Record) {
+	now := time.Now()
+	switch rec.Phase {
+	case round.PhasePersist:
+		for id := range r.nodes {
+			r.heard[id] = now
+		}
+	case round.PhaseAbort:
+		if r.cause == nil {
+			r.cause = r.timeUp(rec.Reason)
+		}
+	}
+	if rec.Phase >= round.PhaseCommit {
+		// Whoever still works on an earlier phase need not any more.
+		r.cancelForward()
+	}
+	r.log.Debug("phase begun", "phase", rec.Phase, "since-last", now.Sub(r.phased))
+	r.phased = now
+}
+
+// timeUp is the cause of an abort for which no answer is to blame: the Lead's
+// patience ended, or its predecessor's life. What was last heard of the nodes
+// tells why they did not answer.
+func (r *run) timeUp(reason string) error {
+	var errs []error
+	for _, n := range r.job.Members {
+		if err := r.last[round.NodeID(n.Name)]; err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if len(errs) == 0 {
+		return fault.New(fault.Deadline, "%s", reason)
+	}
+	return fault.New(fault.Deadline, "%s: %w", reason, errors.Join(errs...))
+}
+
+// giveUp cancels the round because of err.
+func (r *run) giveUp(err error) {
+	r.noteCause(func() { r.lead.Cancel(err.Error()) }, err)
+}
+
+// noteCause runs an input of the Lead, and keeps err if that made it abort.
+func (r *run) noteCause(input func(), err error) {
+	before := r.lead.Phase()
+	input()
+	if before < round.PhaseAbort && r.lead.Phase() == round.PhaseAbort || before == round.PhaseIdle && r.lead.Over() {
+		r.cause = err
+	}
+}
+
+// watchPersist gives up on a node that has not moved for too long.
+func (r *run) watchPersist() {
+	if r.lead.Phase() != round.PhasePersist {
+		return
+	}
+	for id, last := range r.heard {
+		if silence := time.Since(last); silence > r.d.cfg.Persist && r.images[id] == nil {
+			r.giveUp(fault.New(fault.Deadline, "%s: %s: no progress for %s", id, round.StepPersist, silence.Round(time.Millisecond)))
+			return
+		}
+	}
+}
+
+// report turns an event of the Lead into a line of progress and of the log.
+func (r *run) report(e round.Event) {
+	text := e.Text
+	if e.Ended {
+		r.log.Info("step done", "step", e.Step, "node", e.Node, "elapsed", time.Since(r.phased))
+		text = "done"
+	}
+	r.job.Progress(&api.Event{Step: string(e.Step), Node: string(e.Node), Text: text})
+}
+
+// decideNext begins the next decision unless one is under way.
+func (r *run) decideNext(ctx context.Context, post func(func())) {
+	if r.deciding || len(r.toDecide) == 0 {
+		return
+	}
+	want := r.toDecide[0]
+	r.toDecide = r.toDecide[1:]
+	r.deciding = true
+	evidence := Evidence{Images: r.imagesInOrder(), Resumed: r.resumed}
+	reason := "unknown"
+	if r.cause != nil {
+		reason = r.cause.Error()
+	}
+	r.d.decisions.Go(func() {
+		d := r.decide(ctx, want, evidence, reason)
+		post(func() {
+			r.decided(d)
+			r.decideNext(ctx, post)
+		})
+	})
+}
+
+// decision is how a decision ended.
+type decision struct {
+	got   round.Outcome // none: not known
+	cause error         // why it is not a commit, or not known
+}
+
+// decide asks the repository. A commit that fails is followed by the request to
+// abort: it tells what became of the commit, and ends a round whose commit
+// cannot succeed, say because the filesystem is full.
+func (r *run) decide(ctx context.Context, want round.Outcome, e Evidence, reason string) decision {
+	var commitErr error
+	if want == round.Committed {
+		got, err := r.job.Judge.Commit(ctx, e)
+		if err == nil {
+			return decision{got: got}
+		}
+		commitErr = fmt.Errorf("%s: %w", round.StepCommit, err)
+		reason = commitErr.Error()
+	}
+	got, err := r.job.Judge.Abort(ctx, reason)
+	if err == nil {
+		return decision{got: got, cause: commitErr}
+	}
+	select { // the Lead asks again at its next tick; the repository gets longer
+	case <-ctx.Done():
+	case <-time.After(decidePause):
+	}
+	return decision{cause: errors.Join(commitErr, fmt.Errorf("%s: %w", round.StepAbort, err))}
+}
+
+func (r *run) decided(d decision) {
+	r.deciding = false
+	if r.cause == nil {
+		r.cause = d.cause
+	}
+	if d.got == round.OutcomeNone {
+		r.log.Warn("outcome not recorded", "error", d.cause)
+		r.lead.DecideFailed(d.cause.Error())
+		return
+	}
+	if err := r.lead.Decided(d.got); err != nil {
+		r.log.Error("repository contradicts the round", "error", err)
+		r.cause = fault.Wrap(fault.Internal, err, "")
+	}
+}
+
+func (r *run) imagesInOrder() []*api.NodeImage {
+	var images []*api.NodeImage
+	for _, n := range r.job.Members {
+		if image := r.images[round.NodeID(n.Name)]; image != nil {
+			images = append(images, image)
+		}
+	}
+	return images
+}
+
+// failure is the error of a round that did not commit.
+func (r *run) failure() error {
+	switch {
+	case r.result.Outcome == round.OutcomeNone:
+		if r.cause != nil {
+			return fault.Wrap(fault.Unknown, r.cause, "round %s: outcome not known: %s", r.job.Round, r.result.Reason)
+		}
+		return fault.New(fault.Unknown, "round %s: outcome not known: %s", r.job.Round, r.result.Reason)
+	case r.cause != nil:
+		return fmt.Errorf("round %s aborted: %w", r.job.Round, r.cause)
+	}
+	return fault.New(fault.Aborted, "round %s aborted: %s", r.job.Round, r.result.Reason)
+}
+
+// answer hands the end of a call to the Lead.
+func (r *run) answer(req round.Request, err error) {
+	reply := round.Reply{Call: req.Call, Round: req.Round, From: req.To, Result: round.ResultDone}
+	if err != nil {
+		reply.Result, reply.Reason = resultOf(err), fmt.Sprintf("%s: %s", stepOf(req.Call), err)
+		r.log.Debug("call ended", "node", req.To, "step", stepOf(req.Call), "result", reply.Result, "error", err)
+		err = fmt.Errorf("node %s: %s: %w", req.To, stepOf(req.Call), err)
+		r.last[req.To] = err
+	}
+	before := r.lead.Phase()
+	r.noteCause(func() {
+		if stepErr := r.lead.Step(reply); stepErr != nil {
+			r.log.Error("answer of another round", "error", stepErr)
+		}
+	}, err)
+	if before == round.PhaseCut && r.lead.Phase() == round.PhasePersist {
+		r.resumed = time.Now()
+	}
+}
+
+// resultOf says what the class of an error means for the round.
+func resultOf(err error) round.Result {
+	switch fault.ClassOf(err) {
+	case fault.Unknown, fault.Unavailable, fault.Busy:
+		return round.ResultUnanswered
+	default:
+		return round.ResultFailed
+	}
+}
