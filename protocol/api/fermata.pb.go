@@ -1602,8 +1602,11 @@ type Checkpoint struct {
 	ChannelsRecorded bool                   `protobuf:"varint,14,opt,name=channels_recorded,json=channelsRecorded,proto3" json:"channels_recorded,omitempty"`
 	Guests           []*GuestReport         `protobuf:"bytes,15,rep,name=guests,proto3" json:"guests,omitempty"`
 	QemuVersion      string                 `protobuf:"bytes,16,opt,name=qemu_version,json=qemuVersion,proto3" json:"qemu_version,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// damage says what is wrong with a checkpoint that cannot be restarted; its
+	// other fields may then be empty. A list only looks at what is cheap to see.
+	Damage        string `protobuf:"bytes,17,opt,name=damage,proto3" json:"damage,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Checkpoint) Reset() {
@@ -1744,6 +1747,13 @@ func (x *Checkpoint) GetGuests() []*GuestReport {
 func (x *Checkpoint) GetQemuVersion() string {
 	if x != nil {
 		return x.QemuVersion
+	}
+	return ""
+}
+
+func (x *Checkpoint) GetDamage() string {
+	if x != nil {
+		return x.Damage
 	}
 	return ""
 }
@@ -3946,7 +3956,7 @@ const file_fermata_proto_rawDesc = "" +
 	"framesSent\x12%\n" +
 	"\x0eframes_dropped\x18\x06 \x01(\x04R\rframesDropped\x12\x1f\n" +
 	"\vframes_held\x18\a \x01(\x04R\n" +
-	"framesHeld\"\x94\x04\n" +
+	"framesHeld\"\xac\x04\n" +
 	"\n" +
 	"Checkpoint\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
@@ -3967,7 +3977,8 @@ const file_fermata_proto_rawDesc = "" +
 	"\x0fframes_recorded\x18\r \x01(\x04R\x0eframesRecorded\x12+\n" +
 	"\x11channels_recorded\x18\x0e \x01(\bR\x10channelsRecorded\x12/\n" +
 	"\x06guests\x18\x0f \x03(\v2\x17.fermata.v1.GuestReportR\x06guests\x12!\n" +
-	"\fqemu_version\x18\x10 \x01(\tR\vqemuVersion\"\xb7\x03\n" +
+	"\fqemu_version\x18\x10 \x01(\tR\vqemuVersion\x12\x16\n" +
+	"\x06damage\x18\x11 \x01(\tR\x06damage\"\xb7\x03\n" +
 	"\vGuestReport\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x19\n" +
