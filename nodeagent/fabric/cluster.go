@@ -1,0 +1,280 @@
+package fabric
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+)
+
+// Peer is another node that holds guests of the same cluster.
+type Peer struct {
+	Node    string
+	Address string // of its fabric listener
+}
+
+// cluster is one life of one cluster on this node: from its creation or restart
+// to its removal.
+type cluster struct {
+	name   string  // immutable
+	floor  uint64  // immutable; epoch this life began in
+	fabric *Fabric // immutable
+
+	done     chan struct{}  // closed when removal begins
+	handlers sync.WaitGroup // connections that deliver into the cluster; Add only under mu while not closed
+
+	// epoch is stamped on frames between local ports. It changes under mu, and
+	// only while no local frame is being switched.
+	epoch    atomic.Uint64
+	cutting  atomic.Bool // a cut has begun: links take more
+	draining atomic.Bool // a cut drains egress: nothing is full
+
+	stale, noDomain, lost atomic.Uint64
+
+	mu       sync.Mutex
+	closed   bool                // guarded by mu
+	networks map[string]*network // guarded by mu
+	ports    map[PortKey]*Port   // guarded by mu
+	links    map[string]*link    // guarded by mu; replaced, never changed in place
+	inbound  map[string]*inbound // guarded by mu; by node
+	cut      *cut                // guarded by mu; nil: none
+	changed  signal              // guarded by mu; raised by markers, the end of a cut and of the cluster
+}
+
+// CreateCluster begins a life of a cluster on this node. Frames of earlier
+// epochs are refused in it, so epoch must be newer than any epoch of the
+// cluster's earlier lives, and the same on all its nodes. Repeating the call
+// with the same epoch does nothing.
+//
+// On error ErrExists: the cluster lives here with another epoch.
+func (f *Fabric) CreateCluster(name string, epoch uint64) error {
+	if err := checkName("cluster", name); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return fmt.Errorf("create cluster %s: %w", name, ErrClosed)
+	}
+	if c := f.clusters[name]; c != nil {
+		if c.floor != epoch {
+			return fmt.Errorf("create cluster %s in epoch %d: lives here since epoch %d: %w", name, epoch, c.floor, ErrExists)
+		}
+		return nil
+	}
+	c := &cluster{
+		name:     name,
+		floor:    epoch,
+		fabric:   f,
+		done:     make(chan struct{}),
+		networks: make(map[string]*network),
+		ports:    make(map[PortKey]*Port),
+		links:    make(map[string]*link),
+		inbound:  make(map[string]*inbound),
+	}
+	c.epoch.Store(epoch)
+	f.clusters[name] = c
+	return nil
+}
+
+// RemoveCluster ends a cluster's life on this node: its ports are detached and
+// its links closed, with all frames in them. It returns when no goroutine of
+// the cluster is left. An unknown cluster is no error.
+func (f *Fabric) RemoveCluster(name string) error {
+	f.mu.Lock()
+	c := f.clusters[name]
+	delete(f.clusters, name)
+	f.mu.Unlock()
+	if c == nil {
+		return nil
+	}
+	if err := c.close(); err != nil {
+		return fmt.Errorf("remove cluster %s: %w", name, err)
+	}
+	return nil
+}
+
+// SetPeers tells which other nodes hold guests of the cluster, and where. Links
+// to nodes not in the list are closed with what is in them. This node itself is
+// skipped, so that all nodes may be given the same list.
+func (f *Fabric) SetPeers(cluster string, peers []Peer) error {
+	c, err := f.clusterNamed(cluster)
+	if err == nil {
+		err = c.setPeers(peers)
+	}
+	if err != nil {
+		return fmt.Errorf("set peers of cluster %s: %w", cluster, err)
+	}
+	return nil
+}
+
+// ClusterStats returns the counters of a cluster.
+func (f *Fabric) ClusterStats(cluster string) (ClusterStats, error) {
+	c, err := f.clusterNamed(cluster)
+	if err != nil {
+		return ClusterStats{}, fmt.Errorf("stats of cluster %s: %w", cluster, err)
+	}
+	s := ClusterStats{
+		Epoch:    c.epoch.Load(),
+		Stale:    c.stale.Load(),
+		NoDomain: c.noDomain.Load(),
+		Closed:   c.lost.Load(),
+	}
+	c.mu.Lock()
+	links := c.links
+	c.mu.Unlock()
+	for _, node := range slices.Sorted(maps.Keys(links)) {
+		s.Links = append(s.Links, links[node].stats())
+	}
+	return s, nil
+}
+
+func (c *cluster) setPeers(peers []Peer) error {
+	want := make(map[string]Peer, len(peers))
+	var errs []error
+	for _, p := range peers {
+		if err := errors.Join(checkName("peer", p.Node), checkName("address of peer "+p.Node, p.Address)); err != nil {
+			errs = append(errs, err)
+		}
+		if _, twice := want[p.Node]; twice {
+			errs = append(errs, fmt.Errorf("peer %s: given twice", p.Node))
+		}
+		want[p.Node] = p
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	delete(want, c.fabric.cfg.Node)
+	gone, err := c.replaceLinks(want)
+	for _, l := range gone {
+		l.close()
+	}
+	return err
+}
+
+// replaceLinks keeps, moves and makes links so that there is one for each
+// wanted peer, and returns the others for closing.
+func (c *cluster) replaceLinks(want map[string]Peer) (gone []*link, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return nil, ErrClosed
+	}
+	links := make(map[string]*link, len(want))
+	for node, p := range want {
+		if l := c.links[node]; l != nil {
+			l.setAddress(p.Address)
+			links[node] = l
+			continue
+		}
+		l, run := newLink(c, p)
+		links[node] = l
+		go run() // ended by link.close, which waits for it
+	}
+	for node, l := range c.links {
+		if links[node] == nil {
+			gone = append(gone, l)
+			if in := c.inbound[node]; in != nil && in.conn != nil {
+				hangUp(in.conn)
+			}
+		}
+	}
+	c.links = links
+	for _, n := range c.networks {
+		n.setLinks(links)
+	}
+	return gone, nil
+}
+
+// addPort registers p and joins it to its network.
+func (c *cluster) addPort(p *Port, name string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return ErrClosed
+	}
+	if c.ports[p.key] != nil {
+		return fmt.Errorf("nic: %w", ErrExists)
+	}
+	n := c.networks[name]
+	if n == nil {
+		n = newNetwork(c, name)
+		for _, other := range c.networks {
+			if other.id == n.id {
+				return fmt.Errorf("networks %s and %s have the same id: rename one", name, other.name)
+			}
+		}
+		n.setLinks(c.links)
+		c.networks[name] = n
+	}
+	p.network = n
+	if !n.addPort(p) {
+		return fmt.Errorf("mac %s in network %s: %w", net.HardwareAddr(p.mac[:]), name, ErrExists)
+	}
+	c.ports[p.key] = p
+	return nil
+}
+
+func (c *cluster) dropPort(p *Port) {
+	p.network.dropPort(p)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.ports, p.key)
+}
+
+func (c *cluster) networkByID(id uint64) *network {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, n := range c.networks {
+		if n.id == id {
+			return n
+		}
+	}
+	return nil
+}
+
+// allPorts returns the ports in the order of their keys.
+func (c *cluster) allPorts() []*Port {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.portsLocked()
+}
+
+// portsLocked is allPorts for callers that hold mu.
+func (c *cluster) portsLocked() []*Port {
+	return slices.SortedFunc(maps.Values(c.ports), func(a, b *Port) int {
+		if a.key.Guest != b.key.Guest {
+			return strings.Compare(a.key.Guest, b.key.Guest)
+		}
+		return strings.Compare(a.key.NIC, b.key.NIC)
+	})
+}
+
+// close ends the cluster's life and waits for its goroutines.
+func (c *cluster) close() error {
+	c.mu.Lock()
+	c.closed = true
+	links := c.links
+	for _, in := range c.inbound {
+		if in.conn != nil {
+			hangUp(in.conn)
+		}
+	}
+	c.changed.raise()
+	c.mu.Unlock()
+
+	close(c.done)
+	var errs []error
+	for _, p := range c.allPorts() {
+		errs = append(errs, p.Detach())
+	}
+	for _, l := range links {
+		l.close()
+	}
+	c.handlers.Wait()
+	return errors.Join(errs...)
+}

@@ -1,0 +1,113 @@
+// Package fabric is the learning Ethernet switch of a node. It owns every frame
+// between the guests of a cluster: from the moment a guest's QEMU has sent it to
+// the moment the receiver's QEMU has read it, it is in memory of this package or
+// in a socket this package can read. That makes it possible to cut a cluster at
+// one consistent instant and lose, double or reorder no frame, whatever its
+// protocol. The fabric does not stop guests, does not store what it records and
+// does not know of rounds; it refuses frames between clusters.
+//
+// # Parts
+//
+//	            node A                                  node B
+//	guest ══ Port ─┐                              ┌─ Port ══ guest
+//	               ├─ network ─ link ──TCP──▶ ────┤
+//	guest ══ Port ─┘          ◀──TCP── link ──────┘
+//
+// A Port is a guest NIC: a reader goroutine switches what the guest sends, a
+// writer goroutine feeds what waits in the port's queue to the guest. A network
+// is one Ethernet domain of one cluster; it learns addresses and floods what it
+// does not know. A link carries one cluster's frames from this node to one peer.
+// The wire format is drawn in record.go and hello.go, recorded frames in
+// framelist.go.
+//
+// # Invariants
+//
+//	F1  Frames from one NIC to another arrive in the order they were sent: one
+//	    reader, one queue or one link and its one receiver, one writer.
+//	F2  Each frame arrives at most once, and exactly once unless a counter in
+//	    Drops or ClusterStats says why not. A reset connection is no reason:
+//	    link records are numbered, kept until acknowledged, and sent again.
+//	F3  Nothing enters a gated port's socket.
+//	F4  No frame of the epoch that a cut opens is delivered to a guest before the
+//	    guest's own point on that cut; otherwise SendMarkers refuses (ErrOrphan).
+//	F5  All queues are bounded. A full one holds up its sources. Only a guest that
+//	    takes no frames for StallTime while its port is open has frames dropped.
+//	F6  Frames of an earlier life of a cluster are refused: each life has a floor,
+//	    both ends of a link must agree on it, and no frame is below it.
+//
+// What F2 cannot cover: a node that is lost takes its queues with it. Its peers
+// keep what they have for it, and hold up their guests when that is full, until
+// the cluster is restarted or the node is no peer any more.
+//
+// # Taking a cut
+//
+// Each node, for the epoch E of the round:
+//
+//	BeginCut(E, members)
+//	port.Gate, port.Drain     each NIC, the guests run
+//	(stop the guests)
+//	port.Reclaim              each NIC whose Drain failed
+//	DrainEgress
+//	SendMarkers(E)            the node's point on the cut
+//	WaitMarkers(E)
+//	ChannelState(E)
+//	(resume the guests)
+//	port.Ungate               each NIC
+//	EndCut(E)
+//
+// To give up at any step: resume the guests, Ungate, EndCut.
+//
+// Every frame carries the epoch of its sender's node at the time it was sent,
+// and SendMarkers is where a node goes over to E. Links are FIFO, so a member's
+// marker comes after all its frames of older epochs. When all markers are in,
+// what the node's queues hold of older epochs is exactly what was sent before
+// the cut and not received before it: the channel state. A member that has all
+// markers already may resume; its frames carry E, wait in the same queues in
+// their order, and are not part of the state. Since no node resumes before all
+// have stopped, no guest can receive before its point what was sent after the
+// sender's. This is a barrier cut without a coordinator's message in the pause.
+//
+// Only frames matter for order between two NICs, so a port's queue may hold
+// frames of both kinds mixed; taking the older ones out keeps F1.
+//
+// # Draining
+//
+// A frame in the guest's socket is in no image, so before the stop the socket
+// must be empty. That is not enough: QEMU reads one datagram at a time, keeps it
+// inside when the guest's receive ring has no room, reads no more until it is
+// placed, and throws it away when the guest is stopped. So Drain sends one frame
+// more, a sentinel, and waits until that has been read. QEMU reads it only when
+// it holds nothing else; everything before it is then in the guest's memory. The
+// sentinel itself may be thrown away or reach the guest: its destination is an
+// address no NIC has, so the device model filters it out, and its EtherType is
+// one that nothing listens for.
+//
+// A guest without a driver, or one too slow, never takes the frames. Drain then
+// returns ErrUndrained at its deadline. The guest can be stopped all the same:
+// Reclaim receives what is unread through the fabric's own descriptor of the
+// guest's end and puts it back in front of the queue. Of such a NIC the frame
+// that QEMU held at the stop is lost, and one more that QEMU reads when stopped
+// is kept by it and delivered when it resumes, but is not in the image.
+//
+// In the other direction nothing may wait inside QEMU either, since a stop would
+// purge it. The fabric therefore always reads, has a large socket buffer in that
+// direction, and from BeginCut on lets links take as much as a hold queue.
+//
+// # Restart
+//
+// CreateCluster with an epoch above all earlier ones, Attach with Gated, Inject
+// the recorded frames, and Ungate when the guest runs.
+//
+// # Concurrency
+//
+// Lock order (outermost first):
+//
+//	Fabric.mu
+//	  cluster.mu
+//	    network.mu
+//	    link.mu
+//	    Port.mu
+//
+// No lock is held across anything that can wait, except Port.mu by Gate, which
+// waits on the condition of that mutex for the writer to let go.
+package fabric

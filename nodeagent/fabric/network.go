@@ -1,0 +1,180 @@
+package fabric
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+)
+
+const (
+	// maxStations bounds the addresses a network remembers, so that a guest that
+	// makes up addresses cannot take memory. Beyond it frames are flooded.
+	maxStations = 8192
+	// stationAge is how long an address is remembered after its last frame, the
+	// default of IEEE 802.1D.
+	stationAge = 300 * time.Second
+)
+
+// network is one Ethernet broadcast domain of a cluster.
+type network struct {
+	cluster *cluster // immutable
+	name    string   // immutable
+	id      uint64   // immutable
+
+	mu sync.Mutex
+	// ports and links are replaced, never changed in place, so that a frame is
+	// flooded without mu. Both guarded by mu.
+	ports    []*Port
+	links    map[string]*link // by node
+	stations map[macAddress]station
+}
+
+// station is where frames for an address go: a local port or another node.
+type station struct {
+	port *Port     // nil: another node
+	node string    // when port is nil
+	own  bool      // a NIC's configured address: never learnt away, never forgotten
+	seen time.Time // last frame from it
+}
+
+func newNetwork(c *cluster, name string) *network {
+	return &network{
+		cluster:  c,
+		name:     name,
+		id:       networkID(c.name, name),
+		stations: make(map[macAddress]station),
+	}
+}
+
+// networkID is what link records carry for a network: the same on all nodes
+// without any agreement. Two networks of one cluster with one id are refused
+// when the second is made.
+func networkID(cluster, network string) uint64 {
+	sum := sha256.Sum256([]byte(cluster + "\x00" + network))
+	return binary.LittleEndian.Uint64(sum[:8])
+}
+
+// switchFromPort sends a frame of a local guest on its way. It waits while a
+// destination is full.
+func (n *network) switchFromPort(src *Port, data []byte) {
+	fr := frame{data: data, epoch: n.cluster.epoch.Load()}
+	to, known, ports, links := n.route(station{port: src}, data)
+	if known {
+		switch {
+		case to.port == src:
+		case to.port != nil:
+			to.port.enqueue(fr, src.done)
+		default:
+			n.sendOver(links[to.node], src, data)
+		}
+		return
+	}
+	for _, p := range ports {
+		if p != src {
+			p.enqueue(fr, src.done)
+		}
+	}
+	for _, l := range links {
+		n.sendOver(l, src, data)
+	}
+}
+
+func (n *network) sendOver(l *link, src *Port, data []byte) {
+	if !l.sendFrame(n.id, data, src.done) {
+		src.counters.closed.Add(1)
+	}
+}
+
+// switchFromLink delivers a frame of another node to the local guests it
+// concerns. It never goes out on a link again: nodes are fully meshed.
+func (n *network) switchFromLink(node string, fr frame, stop <-chan struct{}) {
+	to, known, ports, _ := n.route(station{node: node}, fr.data)
+	if known {
+		if to.port != nil {
+			to.port.enqueue(fr, stop)
+		}
+		return
+	}
+	for _, p := range ports {
+		p.enqueue(fr, stop)
+	}
+}
+
+// route learns where the frame's sender is and tells where it goes: to one
+// station when known, else to all ports and links.
+func (n *network) route(from station, data []byte) (to station, known bool, ports []*Port, links map[string]*link) {
+	src, dst := source(data), destination(data)
+	now := time.Now()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.learn(src, from, now)
+	if !dst.isGroup() {
+		to, known = n.stations[dst]
+		known = known && (to.own || now.Sub(to.seen) < stationAge) && (to.port != nil || n.links[to.node] != nil)
+	}
+	return to, known, n.ports, n.links
+}
+
+// learn remembers where addr was seen.
+//
+// Preconditions: mu is held.
+func (n *network) learn(addr macAddress, from station, now time.Time) {
+	if addr.isGroup() {
+		return
+	}
+	old, known := n.stations[addr]
+	if old.own {
+		return
+	}
+	if !known && len(n.stations) >= maxStations && !n.forgetOld(now) {
+		return
+	}
+	from.seen = now
+	n.stations[addr] = from
+}
+
+// forgetOld makes room by dropping aged addresses and tells whether it did. A
+// full table of young ones is left alone: flooding is right, only slower.
+//
+// Preconditions: mu is held.
+func (n *network) forgetOld(now time.Time) bool {
+	before := len(n.stations)
+	maps.DeleteFunc(n.stations, func(_ macAddress, s station) bool {
+		return !s.own && now.Sub(s.seen) >= stationAge
+	})
+	return len(n.stations) < before
+}
+
+// addPort joins p. False: its address is another port's.
+func (n *network) addPort(p *Port) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.stations[p.mac].own {
+		return false
+	}
+	n.ports = append(slices.Clone(n.ports), p)
+	n.stations[p.mac] = station{port: p, own: true}
+	return true
+}
+
+// dropPort forgets p and every address behind it.
+func (n *network) dropPort(p *Port) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.ports = slices.DeleteFunc(slices.Clone(n.ports), func(q *Port) bool { return q == p })
+	maps.DeleteFunc(n.stations, func(_ macAddress, s station) bool { return s.port == p })
+}
+
+// setLinks replaces the links and forgets the addresses behind those gone.
+// links must not change any more.
+func (n *network) setLinks(links map[string]*link) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.links = links
+	maps.DeleteFunc(n.stations, func(_ macAddress, s station) bool {
+		return s.port == nil && links[s.node] == nil
+	})
+}

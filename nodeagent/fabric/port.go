@@ -1,0 +1,381 @@
+package fabric
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// PortKey names a NIC within its cluster.
+type PortKey struct {
+	Guest string
+	NIC   string
+}
+
+func (k PortKey) String() string { return k.Guest + "/" + k.NIC }
+
+// PortConfig says what Attach joins to the fabric.
+type PortConfig struct {
+	Cluster string // must have been created
+	Network string
+	Guest   string
+	NIC     string
+	// MAC is the NIC's configured address. It is known before the guest sends
+	// and never moves. Guests may use further addresses; those are learnt.
+	MAC net.HardwareAddr
+
+	// FabricEnd and GuestEnd come from NewPair. Attach owns both from the moment
+	// it is called. GuestEnd stays open until Detach and may be given to QEMU
+	// until then.
+	FabricEnd *os.File
+	GuestEnd  *os.File
+
+	// Gated attaches the NIC with its gate closed, for a guest that does not run yet.
+	Gated bool
+}
+
+// Port is one guest NIC on the switch.
+//
+// Concurrency: safe for use by several goroutines; the steps of a cut (Gate,
+// Drain, Reclaim, Ungate) by one at a time.
+type Port struct {
+	key     PortKey    // immutable
+	mac     macAddress // immutable
+	cluster *cluster   // immutable
+	network *network   // immutable
+	fabric  *Fabric    // immutable
+	wire    *wire      // immutable
+
+	done     chan struct{}  // closed when Detach begins
+	workers  sync.WaitGroup // reader and writer
+	detach   sync.Once
+	closeErr error // written inside detach
+
+	busy atomic.Bool // the reader has, or may have, a frame that is not switched yet
+
+	counters portCounters
+
+	mu      sync.Mutex
+	settled sync.Cond   // on mu: queue, gate or writing changed, for the writer and Gate
+	queue   fifo[frame] // guarded by mu; the hold queue while gated
+	bytes   int         // guarded by mu; cost of queue
+	room    signal      // guarded by mu; raised when the queue may take more
+	gated   bool        // guarded by mu
+	closed  bool        // guarded by mu
+	// writing is true while the writer tries to send the queue's front without
+	// holding mu. Only then is the front not to be touched. Guarded by mu.
+	writing bool
+	// stalled is true while the guest takes no frames; stallMark is what it had
+	// left unread when that was found. Guarded by mu.
+	stalled   bool
+	stallMark int
+	newest    uint64 // guarded by mu; highest epoch of a frame sent to the guest
+}
+
+// Attach joins a NIC to its network and begins to switch its frames.
+//
+// On error both files are closed.
+func (f *Fabric) Attach(cfg PortConfig) (*Port, error) {
+	p, err := f.attach(cfg)
+	if err != nil {
+		err = fmt.Errorf("attach nic %s/%s of cluster %s: %w", cfg.Guest, cfg.NIC, cfg.Cluster, err)
+		for _, end := range []*os.File{cfg.FabricEnd, cfg.GuestEnd} {
+			if end != nil {
+				err = errors.Join(err, end.Close())
+			}
+		}
+		return nil, err
+	}
+	return p, nil
+}
+
+func (f *Fabric) attach(cfg PortConfig) (*Port, error) {
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	w, err := newWire(cfg.FabricEnd, cfg.GuestEnd)
+	if err != nil {
+		return nil, err
+	}
+	c, err := f.clusterNamed(cfg.Cluster)
+	if err != nil {
+		return nil, err
+	}
+	p := &Port{
+		key:     PortKey{Guest: cfg.Guest, NIC: cfg.NIC},
+		mac:     macAddress(cfg.MAC),
+		cluster: c,
+		fabric:  f,
+		wire:    w,
+		done:    make(chan struct{}),
+		gated:   cfg.Gated,
+	}
+	p.settled.L = &p.mu
+	if err := c.addPort(p, cfg.Network); err != nil {
+		return nil, err
+	}
+	p.workers.Go(p.read)
+	p.workers.Go(p.write)
+	return p, nil
+}
+
+func (cfg PortConfig) validate() error {
+	errs := []error{
+		checkName("network", cfg.Network), checkName("guest", cfg.Guest), checkName("nic", cfg.NIC),
+	}
+	switch {
+	case len(cfg.MAC) != 6:
+		errs = append(errs, fmt.Errorf("mac %q: not 6 bytes", cfg.MAC))
+	case macAddress(cfg.MAC).isGroup():
+		errs = append(errs, fmt.Errorf("mac %s: group address", cfg.MAC))
+	case [3]byte(cfg.MAC) == sentinelPrefix:
+		errs = append(errs, fmt.Errorf("mac %s: reserved for the fabric", cfg.MAC))
+	}
+	if cfg.FabricEnd == nil || cfg.GuestEnd == nil {
+		errs = append(errs, errors.New("socket pair: an end is missing"))
+	}
+	return errors.Join(errs...)
+}
+
+// Key names the port.
+func (p *Port) Key() PortKey { return p.key }
+
+// Network is the name of the port's network.
+func (p *Port) Network() string { return p.network.name }
+
+// Stats returns the port's counters.
+func (p *Port) Stats() PortStats {
+	s := p.counters.stats()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s.Waiting, s.WaitingBytes = uint64(p.queue.len()), uint64(p.bytes)
+	s.Gated, s.Stalled = p.gated, p.stalled
+	return s
+}
+
+// Detach takes the NIC off the fabric, drops what waits for it and closes both
+// ends of its wire. It returns when the port's goroutines have ended. Later
+// calls return the result of the first.
+func (p *Port) Detach() error {
+	p.detach.Do(func() {
+		close(p.done)
+		p.mu.Lock()
+		p.closed = true
+		p.counters.closed.Add(uint64(p.queue.len()))
+		p.queue, p.bytes = fifo[frame]{}, 0
+		p.room.raise()
+		p.settled.Broadcast()
+		p.mu.Unlock()
+		p.closeErr = p.wire.close()
+		p.workers.Wait()
+		p.cluster.dropPort(p) // last: the reader learns addresses
+	})
+	return p.closeErr
+}
+
+// read switches what the guest sends until the port is detached.
+func (p *Port) read() {
+	buf := make([]byte, MaxFrame+1)
+	working := p.busy.Store
+	for {
+		n, err := p.wire.receive(buf, working)
+		if err != nil {
+			p.busy.Store(false)
+			p.ended("receive from guest", err)
+			return
+		}
+		p.counters.received.Add(1)
+		switch {
+		case n < MinFrame:
+			p.counters.runt.Add(1)
+		case n > MaxFrame:
+			p.counters.giant.Add(1)
+		case isSentinel(buf[:n], p.fabric.sentinel):
+			// A guest that bridges two NICs sends it on; it has done its work.
+		default:
+			p.network.switchFromPort(p, bytes.Clone(buf[:n]))
+		}
+	}
+}
+
+// ended logs the end of a worker unless Detach asked for it.
+func (p *Port) ended(what string, err error) {
+	select {
+	case <-p.done:
+	default:
+		p.fabric.log.Error("nic is dead", "cluster", p.cluster.name, "guest", p.key.Guest, "nic", p.key.NIC, "during", what, "error", err)
+	}
+}
+
+// enqueue puts fr last in line for the guest. It waits while the queue is full,
+// until stop is closed; the frame is then dropped.
+func (p *Port) enqueue(fr frame, stop <-chan struct{}) {
+	p.mu.Lock()
+	for !p.hasRoom(fr) {
+		room := p.room.wait()
+		p.mu.Unlock()
+		select {
+		case <-room:
+		case <-stop:
+			p.counters.closed.Add(1)
+			return
+		}
+		p.mu.Lock()
+	}
+	defer p.mu.Unlock()
+	if p.closed {
+		p.counters.closed.Add(1)
+		return
+	}
+	if p.gated {
+		p.counters.held.Add(1)
+	}
+	p.queue.pushBack(fr)
+	p.bytes += fr.cost()
+	p.settled.Broadcast()
+}
+
+// hasRoom tells whether the queue takes fr now. While a cut drains egress it
+// always does: what is left is bounded by socket buffers, and a reader that
+// waited here would keep the cut from ending.
+//
+// Preconditions: mu is held.
+func (p *Port) hasRoom(fr frame) bool {
+	if p.closed || p.queue.len() == 0 || p.cluster.draining.Load() {
+		return true
+	}
+	limit := p.fabric.cfg.QueueBytes
+	if p.gated {
+		limit = p.fabric.cfg.HoldBytes
+	}
+	return p.bytes+fr.cost() <= limit
+}
+
+// outcome says what became of the frame at the queue's front.
+type outcome int
+
+const (
+	outcomeKept    outcome = iota // the gate closed or the port ended before it was sent
+	outcomeSent                   // it is in the guest's socket
+	outcomeStalled                // dropped: the guest takes no frames
+	outcomeRefused                // dropped: the kernel refuses it
+)
+
+// write sends the queue to the guest until the port is detached.
+func (p *Port) write() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for {
+		for !p.closed && (p.gated || p.queue.len() == 0) {
+			p.settled.Wait()
+		}
+		if p.closed {
+			return
+		}
+		fr := *p.queue.at(0)
+		p.writing = true
+		wasStalled := p.stalled
+		mark := p.stallMark
+		p.mu.Unlock()
+
+		result, unread := p.deliver(fr.data, wasStalled, mark)
+
+		p.mu.Lock()
+		p.writing = false
+		p.settle(fr, result, unread)
+		p.settled.Broadcast() // for Gate
+	}
+}
+
+// settle takes the result of one delivery into account.
+//
+// Preconditions: mu is held.
+func (p *Port) settle(fr frame, result outcome, unread int) {
+	if p.closed || result == outcomeKept {
+		return // a closed port has no queue any more
+	}
+	p.queue.popFront()
+	p.bytes -= fr.cost()
+	p.room.raise()
+	switch result {
+	case outcomeSent:
+		p.counters.sent.Add(1)
+		p.newest = max(p.newest, fr.epoch)
+		p.stalled = false
+	case outcomeStalled:
+		p.counters.stalled.Add(1)
+		if !p.stalled {
+			p.stalled, p.stallMark = true, unread
+		}
+	default:
+		p.counters.socket.Add(1)
+	}
+}
+
+// deliver sends one frame to the guest. When its socket is full it waits for as
+// long as the guest takes at least something in each StallTime. A guest already
+// found stalled must have taken half of what it had left before it is served
+// again, so that a trickle does not hold up everybody for StallTime a frame.
+func (p *Port) deliver(data []byte, stalled bool, mark int) (result outcome, unread int) {
+	if stalled {
+		if unread, err := p.wire.unreadByGuest(); err == nil && unread > mark/2 {
+			return outcomeStalled, unread
+		}
+	}
+	err := p.wire.trySend(data)
+	for isFull(err) {
+		var before, after int
+		if before, err = p.wire.unreadByGuest(); err != nil {
+			break
+		}
+		if !p.armSend() {
+			return outcomeKept, 0
+		}
+		if err = p.wire.send(data); !errors.Is(err, os.ErrDeadlineExceeded) {
+			break
+		}
+		if p.interrupted() {
+			return outcomeKept, 0
+		}
+		if after, err = p.wire.unreadByGuest(); err != nil {
+			break
+		}
+		if after >= before {
+			p.fabric.log.Warn("guest takes no frames: dropping", "cluster", p.cluster.name, "guest", p.key.Guest, "nic", p.key.NIC)
+			return outcomeStalled, after
+		}
+		err = p.wire.trySend(data)
+	}
+	switch {
+	case err == nil:
+		return outcomeSent, 0
+	case p.interrupted():
+		return outcomeKept, 0
+	default:
+		p.fabric.log.Debug("frame refused", "cluster", p.cluster.name, "guest", p.key.Guest, "nic", p.key.NIC, "bytes", len(data), "error", err)
+		return outcomeRefused, 0
+	}
+}
+
+// armSend allows the next send to wait for StallTime. False: the gate has
+// closed, and Gate has set a deadline of its own.
+func (p *Port) armSend() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.gated || p.closed {
+		return false
+	}
+	return p.wire.setSendDeadline(time.Now().Add(p.fabric.cfg.StallTime)) == nil
+}
+
+// interrupted tells whether a send ended because the gate closed or the port ended.
+func (p *Port) interrupted() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.gated || p.closed
+}
