@@ -30,7 +30,7 @@ type Env struct {
 	Args     []string // without the program's name
 	Stdin    io.Reader
 	Stdout   io.Writer // the result, nothing else
-	Stderr   io.Writer // progress, warnings, the error
+	Stderr   io.Writer // progress, warnings, the error; any goroutine may write
 	Terminal bool      // Stderr is a terminal: progress may draw on it
 	Getenv   func(string) string
 
@@ -47,7 +47,7 @@ type Func func(ctx context.Context, env *Env) error
 // its error as one line, and returns the exit status.
 func Main(run Func, args []string, stdout, stderr io.Writer) int {
 	env := &Env{
-		Args: args, Stdin: os.Stdin, Stdout: stdout, Stderr: stderr,
+		Args: args, Stdin: os.Stdin, Stdout: stdout, Stderr: serial(stderr),
 		Terminal: isTerminal(stderr), Getenv: os.Getenv,
 	}
 	// Two, because a second interrupt must not be lost while the first is told.
@@ -127,6 +127,26 @@ func (e *Env) RedirectNotices(w io.Writer) (restore func()) {
 		defer e.mu.Unlock()
 		e.notices = nil
 	}
+}
+
+// serial makes w fit for several goroutines: the command and the signals both
+// write. A file is so already, and stays what it is for terminals.
+func serial(w io.Writer) io.Writer {
+	if _, isFile := w.(*os.File); isFile {
+		return w
+	}
+	return &serialWriter{w: w}
+}
+
+type serialWriter struct {
+	mu sync.Mutex
+	w  io.Writer // guarded by mu
+}
+
+func (s *serialWriter) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.w.Write(p)
 }
 
 func isTerminal(w io.Writer) bool {

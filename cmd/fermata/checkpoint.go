@@ -1,0 +1,172 @@
+package main
+
+import (
+	"context"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+
+	"fermata/cmd/internal/app"
+	"fermata/cmd/internal/remote"
+	"fermata/cmd/internal/view"
+	"fermata/protocol/api"
+	"fermata/protocol/fault"
+)
+
+// maxLabelBytes is the limit of CheckpointRequest.label in the wire's definition.
+const maxLabelBytes = 256
+
+func newCheckpointCommand(o *operator) *cobra.Command {
+	var req api.CheckpointRequest
+	c := &cobra.Command{
+		Use:   "checkpoint CLUSTER",
+		Short: "Take a checkpoint of a running cluster",
+		Long: `Take a checkpoint of a running cluster and wait until it is durable. The guests
+stand still for milliseconds only. An interrupt aborts the round: the guests
+keep running, and nothing is left of the checkpoint.`,
+		Example: `  fermata checkpoint demo
+  fermata checkpoint demo --label before-upgrade -o json`,
+		Args:              names("CLUSTER"),
+		ValidArgsFunction: o.completeClusters,
+		RunE: func(c *cobra.Command, args []string) error {
+			req.Cluster = args[0]
+			if len(req.Label) > maxLabelBytes {
+				return app.Usagef("--label: %d bytes, at most %d", len(req.Label), maxLabelBytes)
+			}
+			if req.DiscardChannels {
+				o.env.Notice("warning: --discard-channels: a restart from this checkpoint loses the frames that were on the wire")
+			}
+			o.env.OnInterrupt("the round is aborted, guests keep running")
+			return o.takeCheckpoint(c.Context(), &req)
+		},
+	}
+	c.Flags().StringVar(&req.Label, "label", "", "free `text` kept with the checkpoint")
+	c.Flags().BoolVar(&req.DiscardChannels, "discard-channels", false, "leave the frames on the wire out: the control of the consistency proof")
+	if err := c.Flags().MarkHidden("discard-channels"); err != nil {
+		panic(err) // the flag is defined above
+	}
+	return o.follows(c)
+}
+
+func (o *operator) takeCheckpoint(ctx context.Context, req *api.CheckpointRequest) error {
+	return o.call(ctx, "checkpoint "+req.GetCluster(), func(conn *remote.Conn) error {
+		event, err := o.follow(ctx, func(ctx context.Context) (grpc.ServerStreamingClient[api.Event], error) {
+			return conn.TakeCheckpoint(ctx, req)
+		})
+		if err != nil {
+			return err
+		}
+		if event.GetCheckpoint() == nil {
+			return wrongResult(event)
+		}
+		return o.print(view.OfCheckpoint(event.GetCheckpoint()))
+	})
+}
+
+func newCheckpointsCommand(o *operator) *cobra.Command {
+	return newGroup("checkpoints", "List, show, verify and delete checkpoints",
+		newCheckpointsListCommand(o),
+		newCheckpointsShowCommand(o),
+		newCheckpointsVerifyCommand(o),
+		newCheckpointsDeleteCommand(o),
+	)
+}
+
+func newCheckpointsListCommand(o *operator) *cobra.Command {
+	return o.reads(&cobra.Command{
+		Use:   "list [CLUSTER]",
+		Short: "List the checkpoints of one cluster or of all, oldest first",
+		Example: `  fermata checkpoints list
+  fermata checkpoints list demo -o json`,
+		Args:              names("[CLUSTER]"),
+		ValidArgsFunction: o.completeClusters,
+		RunE: func(c *cobra.Command, args []string) error {
+			req, do := &api.ListCheckpointsRequest{}, "list checkpoints"
+			if len(args) > 0 {
+				req.Cluster, do = args[0], "list checkpoints of "+args[0]
+			}
+			return o.call(c.Context(), do, func(conn *remote.Conn) error {
+				reply, err := conn.ListCheckpoints(c.Context(), req)
+				if err != nil {
+					return err
+				}
+				return o.print(view.OfCheckpoints(reply))
+			})
+		},
+	})
+}
+
+func newCheckpointsShowCommand(o *operator) *cobra.Command {
+	return o.reads(&cobra.Command{
+		Use:   "show ID",
+		Short: "Show a checkpoint and where each guest's pause went",
+		Example: `  fermata checkpoints show demo@7
+  fermata checkpoints show demo@7 -o json | jq '.guests[].pause_ms'`,
+		Args:              checkpointID,
+		ValidArgsFunction: o.completeCheckpoints,
+		RunE: func(c *cobra.Command, args []string) error {
+			return o.call(c.Context(), "show checkpoint "+args[0], func(conn *remote.Conn) error {
+				checkpoint, err := conn.GetCheckpoint(c.Context(), &api.GetCheckpointRequest{Id: args[0]})
+				if err != nil {
+					return err
+				}
+				return o.print(view.OfCheckpoint(checkpoint))
+			})
+		},
+	})
+}
+
+func newCheckpointsVerifyCommand(o *operator) *cobra.Command {
+	return o.follows(&cobra.Command{
+		Use:   "verify ID",
+		Short: "Read back and verify every byte of a checkpoint",
+		Long: `Read back and verify every byte of a checkpoint. Damage is told with the guests
+it hits, and the exit status is that of class corrupt.`,
+		Example:           "  fermata checkpoints verify demo@7",
+		Args:              checkpointID,
+		ValidArgsFunction: o.completeCheckpoints,
+		RunE: func(c *cobra.Command, args []string) error {
+			ctx := c.Context()
+			o.env.OnInterrupt("the verification is given up, guests keep running")
+			return o.call(ctx, "verify checkpoint "+args[0], func(conn *remote.Conn) error {
+				event, err := o.follow(ctx, func(ctx context.Context) (grpc.ServerStreamingClient[api.Event], error) {
+					return conn.VerifyCheckpoint(ctx, &api.VerifyCheckpointRequest{Id: args[0]})
+				})
+				if err != nil {
+					return err
+				}
+				if event.GetVerify() == nil {
+					return wrongResult(event)
+				}
+				doc := view.OfVerifyReport(event.GetVerify())
+				if err := o.print(doc); err != nil {
+					return err
+				}
+				if !doc.Intact {
+					return fault.New(fault.Corrupt, "damaged objects: %d", len(doc.Damage))
+				}
+				return nil
+			})
+		},
+	})
+}
+
+func newCheckpointsDeleteCommand(o *operator) *cobra.Command {
+	return o.reads(&cobra.Command{
+		Use:               "delete ID",
+		Short:             "Delete a checkpoint",
+		Example:           "  fermata checkpoints delete demo@7",
+		Args:              checkpointID,
+		ValidArgsFunction: o.completeCheckpoints,
+		RunE: func(c *cobra.Command, args []string) error {
+			return o.call(c.Context(), "delete checkpoint "+args[0], func(conn *remote.Conn) error {
+				reply, err := conn.DeleteCheckpoint(c.Context(), &api.DeleteCheckpointRequest{Id: args[0]})
+				if err != nil {
+					return err
+				}
+				freed := reply.GetFreedBytes()
+				return o.print(view.Deleted{Deleted: args[0], FreedBytes: &freed})
+			})
+		},
+	})
+}

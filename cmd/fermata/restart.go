@@ -1,0 +1,89 @@
+package main
+
+import (
+	"context"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+
+	"fermata/cmd/internal/remote"
+	"fermata/cmd/internal/view"
+	"fermata/protocol/api"
+)
+
+func newRestartCommand(o *operator) *cobra.Command {
+	return newPutBackCommand(o, &cobra.Command{
+		Use:   "restart CLUSTER",
+		Short: "Put a cluster that does not run back from a checkpoint",
+		Long: `Put a cluster that does not run back from a checkpoint, on any nodes that fit.
+A damaged checkpoint is skipped for the newest intact one before it, when the
+latest is asked for.
+
+--on takes two kinds of entries: GUEST=NODE puts one guest on one node, a plain
+NODE restricts the whole cluster to the nodes so listed.`,
+		Example: `  fermata restart demo
+  fermata restart demo --from demo@7 --dry-run
+  fermata restart demo --on a=node3,b=node4
+  fermata restart demo --on node3 --on node4`,
+	}, false)
+}
+
+func newRollbackCommand(o *operator) *cobra.Command {
+	return newPutBackCommand(o, &cobra.Command{
+		Use:   "rollback CLUSTER",
+		Short: "Put a running cluster back to a checkpoint; its guests are ended first",
+		Long: `Put a cluster back to a checkpoint while it may still be running: its guests are
+ended first, and what they did since is lost. Otherwise it is a restart.`,
+		Example: `  fermata rollback demo
+  fermata rollback demo --from 7 --dry-run`,
+	}, true)
+}
+
+// newPutBackCommand completes c, which differs between restart and rollback in
+// its words and in one field of the request.
+func newPutBackCommand(o *operator, c *cobra.Command, rollback bool) *cobra.Command {
+	var from string
+	var on []string
+	var dryRun bool
+	c.Args = names("CLUSTER")
+	c.ValidArgsFunction = o.completeClusters
+	c.RunE = func(cmd *cobra.Command, args []string) error {
+		where, err := parseOn(on)
+		if err != nil {
+			return err
+		}
+		if err := checkFrom(args[0], from); err != nil {
+			return err
+		}
+		req := &api.RestartRequest{
+			Cluster: args[0], From: from, On: where.guests, Nodes: where.nodes, DryRun: dryRun, Rollback: rollback,
+		}
+		o.env.OnInterrupt(cmd.Name() + " is given up, guests that run keep running")
+		return o.putBack(cmd.Context(), cmd.Name()+" "+args[0], req)
+	}
+	c.Flags().StringVar(&from, "from", "latest", "checkpoint: CLUSTER@EPOCH, EPOCH or latest")
+	c.Flags().StringArrayVar(&on, "on", nil, "placement: `GUEST=NODE`[,…], or NODE[,…] to use only these nodes")
+	c.Flags().BoolVar(&dryRun, "dry-run", false, "only tell which guest would go where")
+	if err := c.RegisterFlagCompletionFunc("from", o.completeFrom); err != nil {
+		panic(err) // the flag is defined above
+	}
+	if err := c.RegisterFlagCompletionFunc("on", o.completeNodes); err != nil {
+		panic(err) // the flag is defined above
+	}
+	return o.follows(c)
+}
+
+func (o *operator) putBack(ctx context.Context, do string, req *api.RestartRequest) error {
+	return o.call(ctx, do, func(conn *remote.Conn) error {
+		event, err := o.follow(ctx, func(ctx context.Context) (grpc.ServerStreamingClient[api.Event], error) {
+			return conn.Restart(ctx, req)
+		})
+		if err != nil {
+			return err
+		}
+		if event.GetRestart() == nil {
+			return wrongResult(event)
+		}
+		return o.print(view.OfRestartReport(event.GetRestart()))
+	})
+}
