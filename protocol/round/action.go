@@ -25,19 +25,22 @@ const (
 	// StateSaved.
 	SaveState
 	// RecordChannels keeps the held frames that came before the marker of
-	// their sender. It only hands them over; ResumeGuests follows.
+	// their sender. ResumeGuests follows.
 	RecordChannels
-	// ResumeGuests ends whatever of the round is in progress, lets every guest
-	// run and opens its gates. It may come without any guest being stopped,
-	// and more than once. Answered with GuestsResumed.
+	// ResumeGuests lets every guest run and opens its gates. It may come without
+	// any guest being stopped, and more than once. Answered with GuestsResumed.
 	ResumeGuests
 	// StartPersist makes the image durable. Answered with PersistDone.
 	StartPersist
 	// KeepImage tells that the image is part of a checkpoint: what was written
 	// before it may be forgotten. Not answered.
 	KeepImage
-	// DiscardImage ends whatever of the round is in progress and frees what the
-	// node holds for it; the next image builds on an older one. Not answered.
+	// Abandon cancels what is in progress of the round and drops what waits of
+	// it. It is the only action that does not wait for those before it. Not
+	// answered, and neither need be what it cancelled.
+	Abandon
+	// DiscardImage frees what the node holds for the round; the next image
+	// builds on an older one. Not answered.
 	DiscardImage
 	// ForgetImage frees what the node holds for an image whose outcome it will
 	// not learn. It must leave alone what is in the repository, which may be
@@ -48,11 +51,12 @@ const (
 // String returns the kind's name.
 func (k ActionKind) String() string {
 	return enumText("action", uint8(k), "None", "PrepareGuests", "GateAndDrain", "StopGuests", "SendMarkers", "SaveState",
-		"RecordChannels", "ResumeGuests", "StartPersist", "KeepImage", "DiscardImage", "ForgetImage")
+		"RecordChannels", "ResumeGuests", "StartPersist", "KeepImage", "Abandon", "DiscardImage", "ForgetImage")
 }
 
 // Step returns the first step of a round that the action takes, for errors and
-// progress; empty for KeepImage, DiscardImage and ForgetImage.
+// progress; empty for an action that is not answered, but SendMarkers and
+// RecordChannels, which can fail nevertheless.
 func (k ActionKind) Step() Step {
 	switch k {
 	case PrepareGuests:

@@ -43,14 +43,14 @@
 //  1. Make Journal durable. Nothing of this Ready may be done before. If it
 //     cannot be, do nothing of this Ready and call JournalFailed.
 //  2. Hand Actions to a worker that carries them out in order, each after the
-//     one before. The owner must not wait: Tick, which ends pauses, must come
-//     through. ResumeGuests, DiscardImage and ForgetImage do not wait for what
-//     is in progress but cancel it, and drop what is behind it.
+//     one before. Only Abandon goes ahead at once: it cancels what is in
+//     progress of its round and drops what waits of it. The owner must not wait
+//     for the worker: Tick, which ends pauses, must come through.
 //  3. Send Replies.
 //
 // An action ends with the event that its documentation names, or with
-// StepFailed; either is handed back to the owner. When an action fails, the
-// worker drops those behind it, except the three above.
+// StepFailed; either is handed back to the owner. When an action other than
+// ResumeGuests fails, the worker drops those behind it of the same Ready.
 //
 // A failing link, guest or capture is reported with StepFailed as well, at any
 // time. After a restart of the agent the driver hands the last Journal to

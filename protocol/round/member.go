@@ -208,12 +208,12 @@ func (m *Member) step(r Request) error {
 func (m *Member) Tick() {
 	m.journalBroken = false
 	switch m.phase {
-	case MemberCutting, MemberStopped:
+	case MemberCutting, MemberStopped, MemberClosed:
 		m.ticks++
 		if m.ticks >= m.pauseTicks() && m.broken != rulePauseBudget {
 			m.fail(fmt.Sprintf("pause budget of %s ended in phase %s%s", m.options.PauseBudget, m.phase, m.unmarked()))
 		}
-	case MemberClosed, MemberFailing:
+	case MemberFailing:
 		if m.resumeAgain {
 			m.resumeAgain = false
 			m.act(ResumeGuests)
@@ -232,6 +232,7 @@ func (m *Member) pauseTicks() int { return int(m.options.PauseBudget / m.cfg.Tic
 // whoever waits for an answer gets it. The outcome can only be "aborted" now,
 // because this member never answers Done to what it was asked (invariant I10).
 func (m *Member) fail(reason string) {
+	m.act(Abandon)
 	if m.holdsGuests() {
 		m.phase = MemberFailing
 		m.act(ResumeGuests)

@@ -110,8 +110,7 @@ func (m *Member) PersistDone(e Epoch, payload []byte) {
 }
 
 // StepFailed tells that an action could not be done, or that something the
-// round rests on was lost (a link between nodes, a guest, the capture). The
-// actions behind it in the same Ready are not begun.
+// round rests on was lost (a link between nodes, a guest, the capture).
 func (m *Member) StepFailed(e Epoch, step Step, reason string) {
 	if e != m.epoch {
 		return

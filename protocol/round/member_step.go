@@ -48,11 +48,11 @@ func (m *Member) stepCut(r Request) error {
 		return ErrOutOfOrder
 	case MemberPrepared:
 		m.phase, m.ticks = MemberCutting, 0
-		m.act(GateAndDrain)
-		m.act(StopGuests)
 		if m.broken == ruleMarkAfterStop {
 			m.act(SendMarkers)
 		}
+		m.act(GateAndDrain)
+		m.act(StopGuests)
 		m.asked[CallCut] = true
 	case MemberCutting, MemberStopped, MemberClosed:
 		m.asked[CallCut] = true

@@ -1,0 +1,122 @@
+package roundsim
+
+import "fermata/protocol/round"
+
+// work begins the next action, if none is in progress.
+func (n *node) work() {
+	if n.worker.current != nil || len(n.worker.queue) == 0 {
+		return
+	}
+	a := n.worker.queue[0]
+	n.worker.queue = n.worker.queue[1:]
+	n.worker.current = &a
+	if a.Kind == round.GateAndDrain {
+		n.guest.gated = true
+		n.w.check.Gated(a.Round.Epoch, n.w.now)
+	}
+	takes := n.w.some(8)
+	undoes := a.Kind == round.ResumeGuests || a.Kind == round.DiscardImage || a.Kind == round.KeepImage || a.Kind == round.ForgetImage
+	if !undoes && n.w.chance(n.w.cfg.SlowStep) {
+		takes *= 50
+	}
+	fails := !undoes && n.w.chance(n.w.cfg.StepFailure)
+	gen, life := n.worker.gen, n.gen
+	n.w.after(takes, func() {
+		if gen != n.worker.gen || life != n.gen {
+			return
+		}
+		n.worker.current = nil
+		if fails {
+			n.w.logf("%s: %s fails", n.name, a)
+			n.dropRest(a)
+			n.input(func() { n.member.StepFailed(a.Round.Epoch, a.Kind.Step(), "injected") })
+		} else {
+			n.carryOut(a)
+		}
+		n.work()
+	})
+}
+
+// dropRest forgets what waits behind a failed action. Only the actions of a cut
+// are followed by others of their Ready.
+func (n *node) dropRest(a round.Action) {
+	for len(n.worker.queue) > 0 && n.worker.queue[0].Round == a.Round {
+		n.worker.queue = n.worker.queue[1:]
+	}
+}
+
+// carryOut is the moment at which an action takes effect.
+func (n *node) carryOut(a round.Action) {
+	w, e := n.w, a.Round.Epoch
+	w.logf("%s: %s", n.name, a)
+	switch a.Kind {
+	case round.PrepareGuests:
+		n.saving = nil
+		n.input(func() { n.member.GuestsPrepared(e, []byte("guests")) })
+	case round.StopGuests:
+		n.guest.stopped = true
+		w.check.Stopped(n.name, e)
+		n.input(func() { n.member.GuestsStopped(e) })
+	case round.SendMarkers:
+		w.fail(w.check.Marks(n.name, e, n.guest.stopped))
+		for _, to := range a.Members {
+			w.sendMarker(n.name, to, e)
+		}
+	case round.SaveState:
+		n.saving = n.takeImage()
+		w.check.Saved(n.name, e)
+		n.input(func() { n.member.StateSaved(e) })
+	case round.RecordChannels:
+		if n.saving == nil {
+			n.saving = n.takeImage() // only a broken member comes here
+		}
+		n.recordChannels(e)
+	case round.ResumeGuests:
+		n.resume()
+		n.input(func() { n.member.GuestsResumed(e, []byte("report")) })
+	case round.StartPersist:
+		n.durable[e], n.saving = n.saving, nil
+		w.check.Persisted(n.name, e)
+		n.input(func() { n.member.PersistDone(e, []byte("image")) })
+	case round.KeepImage:
+		w.check.Keeps(n.name, e)
+	case round.DiscardImage:
+		n.saving = nil
+		delete(n.durable, e)
+		w.check.Discards(n.name, e)
+	case round.ForgetImage:
+		n.saving = nil
+	}
+}
+
+func (n *node) takeImage() *image {
+	img := &image{sent: make(map[round.NodeID]int), received: make(map[round.NodeID][]int), recorded: make(map[round.NodeID][]int)}
+	for _, other := range n.w.names {
+		if other != n.name {
+			img.sent[other] = n.w.links[linkID{n.name, other}].sent
+			img.received[other] = append([]int(nil), n.guest.received[other]...)
+		}
+	}
+	return img
+}
+
+func (n *node) recordChannels(e round.Epoch) {
+	n.saving.channels = true
+	for _, h := range n.guest.held {
+		if h.behindEpoch < e {
+			n.saving.recorded[h.from] = append(n.saving.recorded[h.from], h.number)
+			n.w.stats.FramesRecorded++
+		}
+	}
+}
+
+func (n *node) resume() {
+	if n.guest.gated && len(n.w.names) > 1 {
+		n.w.stats.BarrierCuts++
+	}
+	n.guest.stopped, n.guest.gated = false, false
+	for _, h := range n.guest.held {
+		n.guest.take(h.from, h.number)
+	}
+	n.guest.held = nil
+}
