@@ -117,23 +117,28 @@ func findLeader(ctx context.Context, addrs []string, creds []grpc.DialOption) (*
 	defer cancel()
 	again := time.NewTicker(probeInterval)
 	defer again.Stop()
+	said := make([]error, len(addrs)) // by each, last
 	for {
-		var errs []error
-		for _, addr := range addrs {
+		for i, addr := range addrs {
 			conn, err := probe(ctx, addr, creds)
 			if err == nil {
 				return conn, nil
 			}
-			err = fmt.Errorf("coordinator %s: %w", addr, Plain(err))
-			if !passing(fault.ClassOf(err)) {
-				return nil, err
+			if ctx.Err() != nil && said[i] != nil {
+				continue // the search is over: what was said before tells more
 			}
-			errs = append(errs, err)
+			said[i] = fmt.Errorf("coordinator %s: %w", addr, Plain(err))
+			if !passing(fault.ClassOf(err)) {
+				return nil, said[i]
+			}
 		}
 		select {
 		case <-again.C:
 		case <-ctx.Done():
-			return nil, fault.Wrap(fault.Unavailable, errors.Join(errs...), "no coordinator leads")
+			if errors.Is(ctx.Err(), context.Canceled) {
+				return nil, ctx.Err()
+			}
+			return nil, fault.Wrap(fault.Unavailable, errors.Join(said...), "no coordinator leads")
 		}
 	}
 }
