@@ -126,10 +126,20 @@ func (m *Machine) loadDevices(ctx context.Context, state []byte) error {
 	if err := m.ignoreShared(ctx, method == methodMigrate); err != nil {
 		return err
 	}
+	if err := m.keepQuiet(ctx); err != nil {
+		return err
+	}
 	if err := m.receive(ctx, stream); err != nil {
 		return err
 	}
 	return m.awaitLoaded(ctx)
+}
+
+// keepQuiet has the cards not announce themselves. By default QEMU sends RARP
+// frames after a load and asks the guest to send ARP: frames that the guest
+// never sent, in a cluster whose network is put back as it was.
+func (m *Machine) keepQuiet(ctx context.Context) error {
+	return m.execute(ctx, "migrate-set-parameters", map[string]any{"announce-rounds": 0}, nil)
 }
 
 // receive feeds the stream to the monitor through a pipe.
