@@ -32,8 +32,11 @@ var ErrLocked = errors.New("journal is in use by another process")
 // Cluster is what a node knows of one cluster.
 type Cluster struct {
 	Name  string `json:"name"`
-	Fence uint64 `json:"fence"` // largest token seen; only grows
-	Epoch uint64 `json:"epoch"` // the cluster's present life started in this epoch
+	Store uint64 `json:"store"` // whose tokens Fence compares with; 0: none yet
+	Fence uint64 `json:"fence"` // largest token of Store seen; only grows
+	// RetiredStores were replaced by Store; their coordinators are refused.
+	RetiredStores []uint64 `json:"retired_stores,omitempty"`
+	Epoch         uint64   `json:"epoch"` // the cluster's present life started in this epoch
 	// Released is true from the moment before its guests first run.
 	Released bool              `json:"released"`
 	Peers    map[string]string `json:"peers"` // node -> fabric address

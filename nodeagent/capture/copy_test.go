@@ -1,0 +1,139 @@
+package capture
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"fermata/imageio/extent"
+)
+
+// sparseFile writes data at the given pages of a file of size bytes.
+func sparseFile(t testing.TB, dir string, size int64, pages map[int64][]byte) *os.File {
+	t.Helper()
+	f, err := os.Create(filepath.Join(dir, "ram"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Truncate(size); err != nil {
+		t.Fatal(err)
+	}
+	for n, b := range pages {
+		if _, err := f.WriteAt(b, n*pageBytes); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return f
+}
+
+func TestCopyFile_EqualsTheFile(t *testing.T) {
+	root := "/dev/shm" // guests' memory lies on tmpfs, whose holes are of its own kind
+	rapid.Check(t, func(rt *rapid.T) {
+		dir, err := os.MkdirTemp(root, "fermata-capture-test-")
+		if err != nil {
+			rt.Fatal(err)
+		}
+		defer os.RemoveAll(dir)
+		size := rapid.Int64Range(1, 64*pageBytes).Draw(rt, "size")
+		pages := map[int64][]byte{}
+		for _, n := range rapid.SliceOfN(rapid.Int64Range(0, (size-1)/pageBytes), 0, 20).Draw(rt, "pages") {
+			b := make([]byte, min(pageBytes, size-n*pageBytes))
+			if rapid.Bool().Draw(rt, "non-zero") {
+				b[rand.IntN(len(b))] = 1
+			}
+			pages[n] = b
+		}
+		f := sparseFile(t, dir, size, pages)
+		defer f.Close()
+		want, err := os.ReadFile(f.Name())
+		if err != nil {
+			rt.Fatal(err)
+		}
+		budget := NewBudget(1 << 20)
+		c, err := budget.CopyFile(f, size)
+		if err != nil {
+			rt.Fatal(err)
+		}
+		// The copy must not see what is written after it was taken.
+		if _, err := f.WriteAt(bytes.Repeat([]byte{0xff}, int(size)), 0); err != nil {
+			rt.Fatal(err)
+		}
+		got, err := io.ReadAll(io.NewSectionReader(c, 0, c.Size()))
+		if err != nil {
+			rt.Fatal(err)
+		}
+		if !bytes.Equal(got, want) {
+			rt.Fatal("copy differs from the file")
+		}
+		for off := int64(0); off < size; off += pageBytes {
+			if !isZeroSlow(want[off:min(off+pageBytes, size)]) && !c.Data().Overlaps(extent.Extent{Off: off, Len: 1}) {
+				rt.Fatalf("page at %d holds data, Data leaves it out", off)
+			}
+		}
+		if err := errors.Join(c.Close(), c.Close()); err != nil {
+			rt.Fatal(err)
+		}
+		if budget.free != 1<<20 {
+			rt.Fatalf("budget has %d bytes left after Close, want all", budget.free)
+		}
+	})
+}
+
+func isZeroSlow(b []byte) bool { return len(bytes.Trim(b, "\x00")) == 0 }
+
+func TestCopyFile_RefusesOverBudget(t *testing.T) {
+	f := sparseFile(t, t.TempDir(), 16*pageBytes, map[int64][]byte{0: bytes.Repeat([]byte{1}, 4*pageBytes)})
+	defer f.Close()
+	budget := NewBudget(3 * pageBytes)
+	if _, err := budget.CopyFile(f, 16*pageBytes); !errors.Is(err, ErrOverBudget) {
+		t.Fatalf("error = %v, want ErrOverBudget", err)
+	}
+	if budget.free != 3*pageBytes {
+		t.Errorf("a refused copy took %d bytes", 3*pageBytes-budget.free)
+	}
+}
+
+func TestIsZero(t *testing.T) {
+	b, err := mapAnonymous(2 * pageBytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !isZero(b) {
+		t.Error("fresh memory is not zero")
+	}
+	for i := range b {
+		b[i] = 1
+		if isZero(b) {
+			t.Fatalf("byte %d went unseen", i)
+		}
+		b[i] = 0
+	}
+}
+
+// BenchmarkCopyFile copies memory as a pause does; compare with memory bandwidth.
+func BenchmarkCopyFile(b *testing.B) {
+	const size = 64 << 20
+	dir, err := os.MkdirTemp("/dev/shm", "fermata-capture-bench-")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	f := sparseFile(b, dir, size, map[int64][]byte{0: bytes.Repeat([]byte{7}, size)})
+	defer f.Close()
+	b.SetBytes(size)
+	for b.Loop() {
+		c, err := NewBudget(size).CopyFile(f, size)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := c.Close(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
