@@ -54,18 +54,17 @@ func (c *coordinator) notice(gen int) {
 	}
 }
 
+// fence tells the Lead; answers and ticks still reach one that goes on.
 func (c *coordinator) fence() {
-	if c.lead != nil {
-		c.w.stats.Fenced++
-		c.w.logf("%s learns that it was replaced", c.name)
-		c.fenced = true
-		c.busy = false
-		c.lead.Fenced()
-		c.pump()
-	}
-	if c.w.err == nil {
+	if c.lead == nil {
 		c.stop()
+		return
 	}
+	c.w.stats.Fenced++
+	c.w.logf("%s learns that it was replaced", c.name)
+	c.fenced, c.busy = true, false
+	c.lead.Fenced()
+	c.pump()
 }
 
 // startLeading takes over what is in flight, and then begins rounds.
@@ -73,7 +72,7 @@ func (c *coordinator) startLeading(token round.Token) {
 	c.stop()
 	c.token, c.fenced = token, false
 	if rec := c.w.etcd.inFlight; rec != nil {
-		l, err := round.RecoverLead(*rec, token, budgets)
+		l, err := c.w.cfg.RecoverLead(*rec, token, budgets)
 		if err != nil {
 			c.w.fail(err)
 			return

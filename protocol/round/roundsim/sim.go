@@ -34,10 +34,15 @@ type Config struct {
 	StoreLoss, JournalBreak int // per write: answer lost; not written
 	SlowStep                int // per action: takes longer than the pause budget
 
-	// NewLead, RecoverMember and NewMember default to those of package round;
-	// tests substitute broken ones.
+	// ForgetChannels leaves held frames out of the image: the control that
+	// shows that the check of consistency can fail.
+	ForgetChannels bool
+
+	// Tests that break the logic on purpose see every Lead and Member here
+	// before it is used, and substitute the two that recover.
 	OnLead        func(*round.Lead)
 	OnMember      func(*round.Member)
+	RecoverLead   func(round.Record, round.Token, round.Budgets) (*round.Lead, error)
 	RecoverMember func(round.MemberConfig, round.Journal) (*round.Member, error)
 }
 
@@ -55,7 +60,7 @@ func Storm(seed uint64) Config {
 		Seed: seed, Nodes: 1 + rng.IntN(4), Coordinators: 1 + rng.IntN(3), Rounds: 2 + rng.IntN(4), Chaos: 3000,
 		CallLoss: some(200), CallDouble: some(200), LinkBreak: some(15),
 		MemberCrash: some(8), LeadCrash: some(6), Election: some(6), Cancellation: some(4),
-		StepFailure: some(30), StoreLoss: some(300), JournalBreak: some(200), SlowStep: some(30),
+		StepFailure: some(30), StoreLoss: some(700), JournalBreak: some(200), SlowStep: some(30),
 	}
 }
 
@@ -143,6 +148,9 @@ type world struct {
 }
 
 func newWorld(cfg Config) *world {
+	if cfg.RecoverLead == nil {
+		cfg.RecoverLead = round.RecoverLead
+	}
 	if cfg.RecoverMember == nil {
 		cfg.RecoverMember = round.RecoverMember
 	}

@@ -3,6 +3,7 @@ package roundsim_test
 import (
 	"flag"
 	"reflect"
+	"strings"
 	"testing"
 
 	"fermata/protocol/round/roundsim"
@@ -60,6 +61,22 @@ func TestCalm(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestForgetChannels is the control of invariant I11: without channel state a
+// frame is missing sooner or later, and the checker says so.
+func TestForgetChannels(t *testing.T) {
+	for s := range uint64(20) {
+		cfg := roundsim.Calm(s, 3)
+		cfg.ForgetChannels = true
+		if _, err := roundsim.Run(cfg); err != nil {
+			if !strings.Contains(err.Error(), "I11") {
+				t.Fatal(err)
+			}
+			return
+		}
+	}
+	t.Error("20 schedules without channel state, and no frame was missed")
 }
 
 // TestRun_Repeats shows that a seed determines a run.

@@ -103,7 +103,7 @@ func (n *node) takeImage() *image {
 func (n *node) recordChannels(e round.Epoch) {
 	n.saving.channels = true
 	for _, h := range n.guest.held {
-		if h.behindEpoch < e {
+		if h.behindEpoch < e && !n.w.cfg.ForgetChannels {
 			n.saving.recorded[h.from] = append(n.saving.recorded[h.from], h.number)
 			n.w.stats.FramesRecorded++
 		}
