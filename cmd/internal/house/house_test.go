@@ -128,12 +128,3 @@ func parse(t *testing.T, path string) *ast.File {
 	}
 	return f
 }
-
-func relative(t *testing.T, path string) string {
-	t.Helper()
-	rel, err := filepath.Rel(root(t), path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return rel
-}

@@ -138,7 +138,7 @@ func readMachineConfig(path string) (machineConfig, error) {
 func checkAddress(addr string, plaintext bool) error {
 	if path, ok := unixPath(addr); ok {
 		if path == "" {
-			return fmt.Errorf("coordinator %q: no path behind unix:", addr)
+			return fmt.Errorf("coordinator %q: unix: without a path", addr)
 		}
 		// The kernel's limit, sun_path of unix(7) with its closing zero.
 		if len(path) > 107 {
