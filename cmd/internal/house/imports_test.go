@@ -46,12 +46,22 @@ var forbidden = []arrow{
 		remedy: "return an error of package imageio and classify it in nodeagent or coordinator"},
 }
 
-// layers are the folders that only wiring may stand above.
-var layers = []string{"fermata/coordinator/...", "fermata/nodeagent/...", "fermata/protocol/...", "fermata/vmm/...", "fermata/imageio/..."}
+// Layers, from the top.
+var (
+	services  = []string{"fermata/coordinator/...", "fermata/nodeagent/..."}
+	libraries = []string{"fermata/protocol/...", "fermata/vmm/...", "fermata/imageio/..."}
+)
 
 func TestImports_OnlyGoDown(t *testing.T) {
 	rules := slices.Clone(forbidden)
-	for _, layer := range layers {
+	for _, library := range libraries {
+		for _, service := range services {
+			rules = append(rules, arrow{from: library, to: service,
+				reason: "a library does not know who uses it",
+				remedy: "move what is needed down to where its noun lives, or take an interface"})
+		}
+	}
+	for _, layer := range slices.Concat(services, libraries) {
 		for _, above := range []string{"fermata/cmd/...", "fermata/experiments/..."} {
 			rules = append(rules, arrow{from: layer, to: above,
 				reason: "cmd and experiments wire the services and the libraries; nothing stands on wiring",
