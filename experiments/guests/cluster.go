@@ -1,0 +1,191 @@
+// Package guests knows the guests of the demo and the tests: what to boot them
+// with, what their consoles say, and what a whole run proved.
+//
+// Each guest is one boot of the same image (experiments/guests/build makes it,
+// README.md describes it). Guests check themselves: an MPI program whose result
+// does not depend on the number of ranks, and a canary that counts every
+// datagram between any two guests. The host reads the verdict from the consoles;
+// it puts nothing into a running guest.
+//
+// The main types are Cluster (command lines before a run) and Summary (verdict
+// after it).
+package guests
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"time"
+)
+
+// Console is the kernel's part of the command line. quiet keeps the kernel out
+// of our lines; with panic=-1 and reboot=t a dead guest resets at once, which
+// ends QEMU when it runs with -no-reboot.
+const Console = "console=ttyS0 quiet panic=-1 reboot=t"
+
+// MinMemoryMiB is the least RAM with which a guest of role mpi+canary works.
+const MinMemoryMiB = 128
+
+// maxGuests is MAX_GUESTS of programs/src/canary.h.
+const maxGuests = 64
+
+// Work is what a guest does: Idle, or RunMPI, RunCanary or both, or-ed.
+type Work uint8
+
+const (
+	// Idle guests only tick.
+	Idle Work = 0
+	// RunMPI makes guest 1 start the MPI program on all guests.
+	RunMPI Work = 1
+	// RunCanary makes every guest send numbered datagrams to every other.
+	RunCanary Work = 2
+)
+
+// String is the word on the command line.
+func (w Work) String() string {
+	var words []string
+	if w&RunMPI != 0 {
+		words = append(words, "mpi")
+	}
+	if w&RunCanary != 0 {
+		words = append(words, "canary")
+	}
+	if len(words) == 0 {
+		return "idle"
+	}
+	return strings.Join(words, "+")
+}
+
+// MPI are the parameters of the MPI program.
+type MPI struct {
+	Side       int // points on a side of the square grid
+	Iterations int
+	Every      int // iterations between two MPI-ITER lines
+}
+
+// DemoMPI keeps four guests on two cores under TCG busy for a good minute:
+// long enough for two checkpoints and a restart.
+func DemoMPI() MPI { return MPI{Side: 1024, Iterations: 1200, Every: 50} }
+
+// QuickMPI ends within seconds.
+func QuickMPI() MPI { return MPI{Side: 256, Iterations: 200, Every: 50} }
+
+// Canary are the parameters of the canary.
+type Canary struct {
+	Rate      int           // datagrams a second from each guest to each other guest
+	SizeBytes int           // of one datagram, 32 to 1472
+	SecondNIC bool          // over eth1 in place of eth0
+	Length    time.Duration // whole seconds; 0 = until the MPI program has ended
+}
+
+// DefaultCanary is a rate at which four guests on two cores under TCG lose
+// nothing by themselves, with room to spare.
+func DefaultCanary() Canary { return Canary{Rate: 100, SizeBytes: 200} }
+
+// Cluster says what all guests of one cluster are told. Zero MPI, Canary, Net
+// and Tick select DemoMPI, DefaultCanary, 10.77.0.0/24 and one second.
+type Cluster struct {
+	Count  int // guests, 1 to 64
+	Work   Work
+	MPI    MPI
+	Canary Canary
+	Net    netip.Prefix  // of eth0, a /24
+	Tick   time.Duration // between two TICK lines, at least 1 ms
+
+	// PowerOff makes a guest end when its work has; otherwise it stays, ticks,
+	// and repeats its results every ten seconds.
+	PowerOff bool
+}
+
+func (c Cluster) applyDefaults() Cluster {
+	if c.MPI == (MPI{}) {
+		c.MPI = DemoMPI()
+	}
+	if c.Canary == (Canary{}) {
+		c.Canary = DefaultCanary()
+	}
+	if !c.Net.IsValid() {
+		c.Net = netip.MustParsePrefix("10.77.0.0/24")
+	}
+	if c.Tick == 0 {
+		c.Tick = time.Second
+	}
+	return c
+}
+
+// Validate reports every problem at once.
+func (c Cluster) Validate() error {
+	c = c.applyDefaults()
+	var errs []error
+	complain := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if c.Count < 1 || c.Count > maxGuests {
+		complain("count: %d, want 1 to %d", c.Count, maxGuests)
+	}
+	if c.Work&RunCanary != 0 && c.Count < 2 {
+		complain("count: a canary needs a second guest")
+	}
+	if c.MPI.Iterations < 1 || c.MPI.Every < 1 || c.MPI.Side < c.Count {
+		complain("mpi: %+v for %d guests", c.MPI, c.Count)
+	}
+	if c.Canary.Rate < 1 || c.Canary.SizeBytes < 32 || c.Canary.SizeBytes > 1472 {
+		complain("canary: rate %d, size %d (want 32 to 1472)", c.Canary.Rate, c.Canary.SizeBytes)
+	}
+	if c.Canary.Length < 0 || c.Canary.Length%time.Second != 0 {
+		complain("canary: length %s is not whole seconds", c.Canary.Length)
+	}
+	if !c.Net.Addr().Is4() || c.Net.Bits() != 24 || c.Net.Masked() != c.Net {
+		complain("net: %s is not an IPv4 /24", c.Net)
+	}
+	if c.Tick < time.Millisecond {
+		complain("tick: %s", c.Tick)
+	}
+	return errors.Join(errs...)
+}
+
+// Cmdline is the kernel command line of guest index, from 1.
+//
+// Preconditions: c is valid and 1 <= index <= c.Count.
+func (c Cluster) Cmdline(index int) string {
+	c = c.applyDefaults()
+	words := []string{
+		Console,
+		fmt.Sprintf("fermata.index=%d", index),
+		fmt.Sprintf("fermata.count=%d", c.Count),
+		fmt.Sprintf("fermata.net=%s", c.Net),
+		fmt.Sprintf("fermata.role=%s", c.Work),
+		fmt.Sprintf("fermata.tick=%d", c.Tick.Milliseconds()),
+	}
+	if c.Work&RunMPI != 0 {
+		words = append(words, fmt.Sprintf("fermata.mpi=%d,%d,%d", c.MPI.Side, c.MPI.Iterations, c.MPI.Every))
+	}
+	if c.Work&RunCanary != 0 {
+		device := "eth0"
+		if c.Canary.SecondNIC {
+			device = "eth1"
+		}
+		words = append(words, fmt.Sprintf("fermata.canary=%d,%d,%s,%d",
+			c.Canary.Rate, c.Canary.SizeBytes, device, int(c.Canary.Length.Seconds())))
+	}
+	if c.PowerOff {
+		words = append(words, "fermata.end=poweroff")
+	}
+	return strings.Join(words, " ")
+}
+
+// Address is guest index's address on eth0.
+func (c Cluster) Address(index int) netip.Addr {
+	a := c.applyDefaults().Net.Addr().As4()
+	a[3] = byte(10 + index)
+	return netip.AddrFrom4(a)
+}
+
+// Name is what guest index calls itself in its lines.
+func Name(index int) string { return fmt.Sprintf("g%d", index) }
+
+// MAC is a hardware address that no other guest of the cluster has, for NIC nic
+// (from 0) of guest index. Guests do not depend on it.
+func MAC(index, nic int) net.HardwareAddr {
+	return net.HardwareAddr{0x52, 0x54, 0x00, 0x4d, byte(nic), byte(index)}
+}

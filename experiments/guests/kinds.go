@@ -1,0 +1,155 @@
+package guests
+
+import "time"
+
+// Seconds is a time or a length in a guest's own clock, which stands still while
+// the guest does.
+type Seconds float64
+
+// Duration converts s.
+func (s Seconds) Duration() time.Duration { return time.Duration(float64(s) * float64(time.Second)) }
+
+// Ready says that the guest has its addresses and begins its work.
+type Ready struct {
+	Guest  string
+	Uptime Seconds
+	Kernel string
+	Role   string
+	Count  int // guests in the cluster
+}
+
+// Tick is the heartbeat.
+type Tick struct {
+	N      uint64  // from 1
+	Uptime Seconds // monotonic: does not jump over a pause or a restart
+	Wall   Seconds // since 1970: lags after a pause or a restart until stepped
+}
+
+// MPIStart, MPIIter and MPIDone come from rank 0 of the MPI program.
+type MPIStart struct {
+	Side, Iterations, Ranks int
+	Uptime                  Seconds
+}
+
+// MPIIter tells how far the program is.
+type MPIIter struct {
+	Iteration int
+	Residual  string // exact, hexadecimal floating point
+	Checksum  string // of the grid after this iteration
+	Uptime    Seconds
+}
+
+// MPIDone is the result of the MPI program.
+type MPIDone struct {
+	Side, Iterations, Ranks int
+	Residual                string
+	Checksum                string // does not depend on Ranks
+	Seconds                 Seconds
+}
+
+// MPIExit is the launcher's exit status; 0 is success.
+type MPIExit struct{ Status int }
+
+// CanaryStart says that the guest knows all its peers and sends from now on.
+type CanaryStart struct {
+	Me     string
+	Peers  int
+	Uptime Seconds
+}
+
+// CanaryStatus is the canary's account so far, over all peers.
+type CanaryStatus struct {
+	Me    string
+	Phase string // greet, send, settle or report
+
+	Sent, Received uint64
+	Missing        uint64 // gaps; what is only late counts, too
+	Doubled        uint64
+	Reordered      uint64
+	Corrupt        uint64
+	Gap            Seconds // longest time between two arrivals from one peer
+}
+
+// CanaryKernel is what the guest's own kernel refused or threw away. Anything
+// but zeros means that a loss need not be the wire's.
+type CanaryKernel struct {
+	Me string
+
+	UDPInErrors      uint64 // all UDP receive errors; the next two are part of it
+	UDPReceiveBuffer uint64 // socket buffer full
+	UDPChecksum      uint64 // damaged before it got here: the wire's doing
+	UDPSendBuffer    uint64 // queue full; repeated, so not lost
+	DeviceRxDropped  uint64
+	DeviceTxDropped  uint64
+	DeviceErrors     uint64
+	Refused          uint64 // sends that had to be repeated
+	Slipped          uint64 // sends given up before they had a number: the guest had no processor
+}
+
+// CanaryFinal is the exact account of one direction between two guests.
+type CanaryFinal struct {
+	Me, From string // receiver and sender
+
+	Sent      uint64 // as told by the sender at the end
+	Received  uint64 // distinct datagrams
+	Lost      int64  // Sent - Received
+	Doubled   uint64
+	Reordered uint64
+	Gap       Seconds // longest time between two arrivals
+}
+
+// CanaryEnd follows a guest's CanaryFinal lines.
+type CanaryEnd struct {
+	Me      string
+	Peers   int
+	Corrupt uint64 // datagrams that are not what any guest sent
+}
+
+// decoders make the body of each known kind.
+var decoders = map[string]func(*values) any{
+	"READY": func(v *values) any {
+		return Ready{Guest: v.text("guest"), Uptime: v.seconds("uptime"), Kernel: v.text("kernel"),
+			Role: v.text("role"), Count: v.integer("count")}
+	},
+	"TICK": func(v *values) any {
+		return Tick{N: v.count("n"), Uptime: v.seconds("uptime"), Wall: v.seconds("wall")}
+	},
+	"MPI-START": func(v *values) any {
+		return MPIStart{Side: v.integer("n"), Iterations: v.integer("iterations"), Ranks: v.integer("ranks"),
+			Uptime: v.seconds("uptime")}
+	},
+	"MPI-ITER": func(v *values) any {
+		return MPIIter{Iteration: v.integer("iteration"), Residual: v.text("residual"),
+			Checksum: v.text("checksum"), Uptime: v.seconds("uptime")}
+	},
+	"MPI-DONE": func(v *values) any {
+		return MPIDone{Side: v.integer("n"), Iterations: v.integer("iterations"), Ranks: v.integer("ranks"),
+			Residual: v.text("residual"), Checksum: v.text("checksum"), Seconds: v.seconds("seconds")}
+	},
+	"MPI-EXIT": func(v *values) any { return MPIExit{Status: v.integer("status")} },
+	"CANARY-START": func(v *values) any {
+		return CanaryStart{Me: v.text("me"), Peers: v.integer("peers"), Uptime: v.seconds("uptime")}
+	},
+	"CANARY": func(v *values) any {
+		return CanaryStatus{Me: v.text("me"), Phase: v.text("phase"),
+			Sent: v.count("sent"), Received: v.count("received"), Missing: v.count("missing"),
+			Doubled: v.count("doubled"), Reordered: v.count("reordered"), Corrupt: v.count("corrupt"),
+			Gap: v.seconds("gap")}
+	},
+	"CANARY-KERNEL": func(v *values) any {
+		return CanaryKernel{Me: v.text("me"),
+			UDPInErrors: v.count("udp-in-errors"), UDPReceiveBuffer: v.count("udp-receive-buffer"),
+			UDPChecksum: v.count("udp-checksum"), UDPSendBuffer: v.count("udp-send-buffer"),
+			DeviceRxDropped: v.count("device-rx-dropped"), DeviceTxDropped: v.count("device-tx-dropped"),
+			DeviceErrors: v.count("device-errors"), Refused: v.count("refused"), Slipped: v.count("slipped")}
+	},
+	"CANARY-FINAL": func(v *values) any {
+		f := CanaryFinal{Me: v.text("me"), From: v.text("from"), Sent: v.count("sent"), Received: v.count("received"),
+			Doubled: v.count("doubled"), Reordered: v.count("reordered"), Gap: v.seconds("gap")}
+		f.Lost = int64(f.Sent) - int64(f.Received)
+		return f
+	},
+	"CANARY-END": func(v *values) any {
+		return CanaryEnd{Me: v.text("me"), Peers: v.integer("peers"), Corrupt: v.count("corrupt")}
+	},
+}
