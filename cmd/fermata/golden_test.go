@@ -59,6 +59,7 @@ func TestOutput_Golden(t *testing.T) {
 		"checkpoints-list-one": {"checkpoints", "list", "other"},
 		"checkpoints-show":     {"checkpoints", "show", "demo@1"},
 		"checkpoints-discard":  {"checkpoints", "show", "demo@10"},
+		"checkpoints-damaged":  {"checkpoints", "show", "other@9"},
 		"checkpoints-verify":   {"checkpoints", "verify", "demo@1"},
 		"checkpoints-delete":   {"checkpoints", "delete", "demo@1"},
 		"restart":              {"restart", "demo"},

@@ -17,10 +17,10 @@ func Clusters() []*api.Cluster {
 			SpecYaml: []byte("name: demo\nguests:\n  - name: a\n"),
 			Guests: []*api.GuestStatus{
 				{
-					Name: "b", Node: "node2", State: api.GuestState_GUEST_STATE_PAUSED, MemoryBytes: 256 << 20, Vcpus: 2, Pid: 4243,
+					Name: "b", Cluster: "demo", Node: "node2", State: api.GuestState_GUEST_STATE_PAUSED, MemoryBytes: 256 << 20, Vcpus: 2, Pid: 4243,
 				},
 				{
-					Name: "a", Node: "node1", State: api.GuestState_GUEST_STATE_RUNNING, MemoryBytes: 512 << 20, Vcpus: 1, Pid: 4242,
+					Name: "a", Cluster: "demo", Node: "node1", State: api.GuestState_GUEST_STATE_RUNNING, MemoryBytes: 512 << 20, Vcpus: 1, Pid: 4242,
 					Nics: []*api.NICStatus{
 						{Name: "net0", Network: "lan", Mac: "52:54:00:00:00:01", FramesReceived: 1200, FramesSent: 1100, FramesHeld: 2},
 					},
@@ -49,7 +49,7 @@ func Checkpoints() []*api.Checkpoint {
 				},
 			},
 		},
-		{Id: "other@9", Cluster: "other", Epoch: 9, CreatedUnixNs: begun, ChannelsRecorded: true},
+		{Id: "other@9", Cluster: "other", Epoch: 9, CreatedUnixNs: begun, Damage: "manifest: digest differs"},
 		{Id: "demo@10", Cluster: "demo", Epoch: 10, CreatedUnixNs: begun + 4_000_000_000},
 		{Id: "demo@2", Cluster: "demo", Epoch: 2, CreatedUnixNs: begun + 3_000_000_000, RawBytes: 768 << 20, ChannelsRecorded: true},
 	}
@@ -66,7 +66,7 @@ func Nodes() []*api.NodeInfo {
 			Name: "node1", Address: "10.0.0.1:7001", FabricAddress: "10.0.0.1:7002", MemoryBytes: 16 << 30, MemoryFreeBytes: 12 << 30, Cpus: 4,
 			QemuVersion: "7.2.22", Kernel: "6.18.0", Version: "v1.0.0", Incarnation: "c3", LastSeenUnixNs: begun + 5_000_000_000, Alive: true,
 			Guests: []*api.GuestStatus{
-				{Name: "a", Node: "node1", State: api.GuestState_GUEST_STATE_RUNNING, MemoryBytes: 512 << 20, Vcpus: 1, Pid: 4242},
+				{Name: "a", Cluster: "demo", Node: "node1", State: api.GuestState_GUEST_STATE_RUNNING, MemoryBytes: 512 << 20, Vcpus: 1, Pid: 4242},
 			},
 		},
 	}

@@ -33,6 +33,7 @@ type Checkpoint struct {
 	StoredBytes      uint64      `json:"stored_bytes"`
 	FramesRecorded   uint64      `json:"frames_recorded"`
 	ChannelsRecorded bool        `json:"channels_recorded"`
+	Damage           string      `json:"damage"` // why it cannot be restarted; other fields may then be empty
 	Guests           []GuestPart `json:"guests"`
 }
 
@@ -72,7 +73,7 @@ func OfCheckpoint(m *api.Checkpoint) Checkpoint {
 		SkewMS:      millis(m.GetSkewUs()), ResumedMS: millis(m.GetResumedUs()), DurableMS: millis(m.GetDurableUs()),
 		RawBytes: m.GetRawBytes(), NonZeroBytes: m.GetNonZeroBytes(),
 		UniqueBytes: m.GetUniqueBytes(), StoredBytes: m.GetStoredBytes(),
-		FramesRecorded: m.GetFramesRecorded(), ChannelsRecorded: m.GetChannelsRecorded(),
+		FramesRecorded: m.GetFramesRecorded(), ChannelsRecorded: m.GetChannelsRecorded(), Damage: m.GetDamage(),
 		Guests: collect(m.GetGuests(), ofGuestReport, func(g GuestPart) string { return g.Name }),
 	}
 	for _, g := range c.Guests {
@@ -94,20 +95,25 @@ func ofGuestReport(m *api.GuestReport) GuestPart {
 
 // WriteTable writes one line a checkpoint.
 func (d Checkpoints) WriteTable(w io.Writer) error {
-	rows := render.NewRows("ID", "CREATED", "GUESTS", "PAUSE ms", "SKEW ms", "DURABLE ms", "DATA", "STORED", "FRAMES", "LABEL")
+	rows := render.NewRows("ID", "CREATED", "GUESTS", "PAUSE ms", "SKEW ms", "DURABLE ms", "DATA", "STORED", "FRAMES", "LABEL", "DAMAGE")
 	for _, c := range d.Checkpoints {
 		rows.Add(c.ID, render.Time(c.Created.Time), len(c.Guests), render.Millis(c.MaxPauseMS), render.Millis(c.SkewMS),
-			render.Millis(c.DurableMS), render.Bytes(c.NonZeroBytes), render.Bytes(c.StoredBytes), c.FramesRecorded, c.Label)
+			render.Millis(c.DurableMS), render.Bytes(c.NonZeroBytes), render.Bytes(c.StoredBytes), c.FramesRecorded, c.Label, c.Damage)
 	}
 	return rows.Write(w)
 }
 
-// WriteTable writes the checkpoint and where each guest's pause went.
+// WriteTable writes the checkpoint and where each guest's pause went; of a
+// damaged one, what is wrong with it.
 func (c Checkpoint) WriteTable(w io.Writer) error {
 	var f render.Fields
 	f.Add("checkpoint", c.ID)
 	f.Add("label", c.Label)
 	f.Add("created", render.Time(c.Created.Time))
+	if c.Damage != "" {
+		f.Add("damage", c.Damage)
+		return f.Write(w)
+	}
 	f.Add("qemu", c.QEMUVersion)
 	f.Add("pause", fmt.Sprintf("%s ms at most, skew %s ms", render.Millis(c.MaxPauseMS), render.Millis(c.SkewMS)))
 	f.Add("resumed", render.Millis(c.ResumedMS)+" ms after the request")

@@ -28,6 +28,7 @@ type Cluster struct {
 // Guest is one guest of a cluster or of a node.
 type Guest struct {
 	Name        string `json:"name"`
+	Cluster     string `json:"cluster"`
 	Node        string `json:"node"`
 	State       string `json:"state"` // absent, running, paused, dead or unknown
 	MemoryBytes uint64 `json:"memory_bytes"`
@@ -66,12 +67,14 @@ func OfCluster(m *api.Cluster) Cluster {
 }
 
 func ofGuests(ms []*api.GuestStatus) []Guest {
-	return collect(ms, ofGuest, func(g Guest) string { return g.Name })
+	// By cluster first, for those of a node; a name holds no zero byte.
+	return collect(ms, ofGuest, func(g Guest) string { return g.Cluster + "\x00" + g.Name })
 }
 
 func ofGuest(m *api.GuestStatus) Guest {
 	return Guest{
 		Name:        m.GetName(),
+		Cluster:     m.GetCluster(),
 		Node:        m.GetNode(),
 		State:       word("GUEST_STATE_", m.GetState().String()),
 		MemoryBytes: m.GetMemoryBytes(),
@@ -141,13 +144,17 @@ func (c Cluster) WriteTable(w io.Writer) error {
 func writeGuests(w io.Writer, guests []Guest) error {
 	rows := render.NewRows("GUEST", "NODE", "STATE", "MEMORY", "VCPUS", "PID")
 	for _, g := range guests {
-		pid := ""
-		if g.PID != 0 {
-			pid = fmt.Sprint(g.PID)
-		}
-		rows.Add(g.Name, g.Node, g.State, render.Bytes(g.MemoryBytes), g.VCPUs, pid)
+		rows.Add(g.Name, g.Node, g.State, render.Bytes(g.MemoryBytes), g.VCPUs, g.pid())
 	}
 	return section(w, rows)
+}
+
+// pid is the process in words: nothing without one.
+func (g Guest) pid() string {
+	if g.PID == 0 {
+		return ""
+	}
+	return fmt.Sprint(g.PID)
 }
 
 func writeNICs(w io.Writer, guests []Guest) error {

@@ -78,7 +78,11 @@ func (n Node) WriteTable(w io.Writer) error {
 	if len(n.Guests) == 0 {
 		return nil
 	}
-	return writeGuests(w, n.Guests)
+	rows := render.NewRows("CLUSTER", "GUEST", "STATE", "MEMORY", "VCPUS", "PID")
+	for _, g := range n.Guests {
+		rows.Add(g.Cluster, g.Name, g.State, render.Bytes(g.MemoryBytes), g.VCPUs, g.pid())
+	}
+	return section(w, rows)
 }
 
 func (n Node) state() string {
