@@ -83,15 +83,16 @@ type stand struct {
 	before string // what the program wrote up to the cut it was restarted from
 }
 
-func (b *bench) launch(name string, incoming bool) *stand {
-	b.t.Helper()
-	spec := b.spec(b.t, name, incoming)
+// launch starts a machine for a step t; it lives until the bench's test ends.
+func (b *bench) launch(t *testing.T, name string, incoming bool) *stand {
+	t.Helper()
+	spec := b.spec(t, name, incoming)
 	start := time.Now()
 	g, err := b.rig.Launch(b.ctx, spec)
 	if err != nil {
-		b.t.Fatal(err)
+		t.Fatal(err)
 	}
-	b.t.Logf("launched %s in %v", name, time.Since(start))
+	t.Logf("launched %s in %v", name, time.Since(start))
 	s := &stand{Guest: g, b: b, wire: wire{spec.Keep}}
 	b.t.Cleanup(func() {
 		// The test's context has ended by now.
@@ -127,7 +128,7 @@ func (b *bench) checkpoint(t *testing.T, g *stand) checkpoint {
 // restart puts a checkpoint into a new machine and leaves it stopped.
 func (b *bench) restart(t *testing.T, name string, cp checkpoint) *stand {
 	t.Helper()
-	g := b.launch(name, true)
+	g := b.launch(t, name, true)
 	g.before = cp.console
 	g.wantStatus(t, vmm.StatusIncoming)
 	if err := g.Continue(b.ctx); !errors.Is(err, vmm.ErrIncoming) {

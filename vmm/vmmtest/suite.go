@@ -37,7 +37,7 @@ func Run(t *testing.T, rig Rig) {
 // on each other: a guest takes seconds to begin where KVM is nested.
 func testLife(t *testing.T, rig Rig) {
 	b := newBench(t, rig)
-	g := b.launch("first", false)
+	g := b.launch(t, "first", false)
 	steps := []struct {
 		name string
 		step func(*testing.T, *bench, *stand)
@@ -237,7 +237,7 @@ func restarts(t *testing.T, b *bench, g *stand) {
 
 func testCrash(t *testing.T, rig Rig) {
 	b := newBench(t, rig)
-	g := b.launch("crash", false)
+	g := b.launch(t, "crash", false)
 	g.cont(t)
 	select {
 	case <-g.Exited():
