@@ -17,8 +17,8 @@
 //     Decide asks the repository to create the one outcome record of the
 //     epoch, exclusively: who is first wins, and every caller learns the
 //     winner. It ends in exactly one Decided, with the outcome that the
-//     repository holds, or one DecideFailed. At most one runs at a time, in the
-//     order given.
+//     repository holds, or one DecideFailed, or one DecideRefused. At most one
+//     runs at a time, in the order given.
 //     A Send ends in exactly one Step, also when no answer came: give every
 //     call a deadline, and translate what came to ResultDone, ResultFailed (an
 //     answer, and it is no) or ResultUnanswered (no answer, or ErrBusy).

@@ -89,6 +89,17 @@ func (l *Lead) DecideFailed(reason string) {
 	l.event(Event{Step: l.decideStep(), Text: reason})
 }
 
+// DecideRefused tells the Lead that the repository cannot take the record, as
+// when it is full. A commit is given up at once: an abort is asked for instead,
+// which is safe even if the caller errs, as the repository holds one outcome.
+func (l *Lead) DecideRefused(reason string) {
+	if l.phase == PhaseCommit {
+		l.abort(reason)
+		return
+	}
+	l.DecideFailed(reason)
+}
+
 func (l *Lead) decideStep() Step {
 	if l.phase == PhaseCommit {
 		return StepCommit

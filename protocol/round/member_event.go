@@ -116,12 +116,8 @@ func (m *Member) StepFailed(e Epoch, step Step, reason string) {
 		return
 	}
 	switch m.phase {
-	case MemberPreparing, MemberPrepared, MemberCutting, MemberStopped, MemberResumed, MemberPersisting:
+	case MemberPreparing, MemberPrepared, MemberCutting, MemberStopped, MemberClosed, MemberResumed, MemberPersisting:
 		m.fail(string(step) + ": " + reason)
-	case MemberClosed:
-		m.fail(string(step) + ": " + reason)
-		// A resume that failed is repeated by the next tick instead.
-		m.resumeAgain = step == StepResume
 	case MemberFailing:
 		m.resumeAgain = m.resumeAgain || step == StepResume
 	}

@@ -17,7 +17,8 @@ func (e *env) pumpLead() {
 		}
 		if r.Decide != round.OutcomeNone {
 			e.logf("lead: ask repository for %s", r.Decide)
-			e.post(func() { e.decide(l, r.Decide, e.storedRound()) })
+			id := e.stored.Round
+			e.post(func() { e.decide(l, r.Decide, id) })
 		}
 		for _, req := range r.Send {
 			e.post(func() { e.request(l, req) })
@@ -52,14 +53,17 @@ func sends(reqs []round.Request) string {
 	return what + " to " + strings.Join(to, " ")
 }
 
-func (e *env) storedRound() round.ID { return e.stored.Round }
-
 func (e *env) decide(l *round.Lead, want round.Outcome, id round.ID) {
-	if e.repository == "silent" || e.repository == "full" && want == round.Committed {
-		if l == e.lead {
-			l.DecideFailed("repository is " + e.repository)
-			e.pumpLead()
-		}
+	switch {
+	case l != e.lead && e.repository != "up":
+		return
+	case e.repository == "silent":
+		l.DecideFailed("no answer")
+		e.pumpLead()
+		return
+	case e.repository == "full" && want == round.Committed:
+		l.DecideRefused("repository is full")
+		e.pumpLead()
 		return
 	}
 	have, ok := e.outcomes[id.Epoch]
@@ -131,7 +135,7 @@ func (e *env) pump(n *scriptNode) {
 				reply.Result, reply.Payload, reply.Reason = round.ResultUnanswered, nil, ""
 			}
 			e.post(func() {
-				if l != nil && l.Phase() != round.PhaseOver && reply.Round == e.storedRound() {
+				if l != nil && l.Phase() != round.PhaseOver && reply.Round == e.stored.Round {
 					e.result(l, reply)
 				}
 			})

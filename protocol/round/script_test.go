@@ -60,6 +60,9 @@ func play(t *testing.T, story string) string {
 			for i++; i+1 < len(lines) && lines[i+1] != ""; i++ {
 			}
 		}
+		if i+1 < len(lines) && lines[i+1] == "" {
+			i++ // written with the output
+		}
 	}
 	return strings.TrimRight(out.String(), "\n") + "\n"
 }

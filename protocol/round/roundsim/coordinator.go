@@ -255,6 +255,10 @@ func (c *coordinator) decideNext() {
 		c.w.after(c.w.some(60), func() { answer(func() { l.DecideFailed("no answer") }) })
 		return
 	}
+	if want == round.Committed && c.w.chance(c.w.cfg.StepFailure) {
+		c.w.after(c.w.some(30), func() { answer(func() { l.DecideRefused("full") }) })
+		return
+	}
 	c.w.after(c.w.some(30), func() {
 		o := c.w.decide(c.name, id, want)
 		c.w.after(c.w.some(10), func() {
