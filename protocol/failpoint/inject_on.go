@@ -1,0 +1,139 @@
+//go:build failpoints
+
+package failpoint
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"runtime"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Enabled tells whether points can be armed in this build.
+const Enabled = true
+
+// armed is the points of this process; see the package comment.
+var armed struct {
+	mu     sync.Mutex
+	points map[Point]*arming // guarded by mu
+}
+
+type arming struct {
+	action  Action
+	reached int           // guarded by armed.mu
+	gone    chan struct{} // closed when disarmed
+}
+
+// Inject does what the point is armed with, if it is. The error is that of an
+// error action, or of a context that ended a delay or hang.
+func Inject(ctx context.Context, p Point) error {
+	armed.mu.Lock()
+	a := armed.points[p]
+	act := false
+	if a != nil {
+		a.reached++
+		act = a.action.on == 0 || a.action.on == a.reached
+	}
+	armed.mu.Unlock()
+	if !act {
+		return nil
+	}
+	return a.do(ctx, p)
+}
+
+func (a *arming) do(ctx context.Context, p Point) error {
+	switch a.action.kind {
+	case kindError:
+		if a.action.text != "" {
+			return fmt.Errorf("failpoint %s: %s", p, a.action.text)
+		}
+		return fmt.Errorf("failpoint %s", p)
+	case kindDelay:
+		timer := time.NewTimer(a.action.delay)
+		defer timer.Stop()
+		return a.wait(ctx, p, timer.C)
+	case kindHang:
+		return a.wait(ctx, p, nil)
+	case kindKill:
+		return signal(p, syscall.SIGKILL)
+	case kindStop:
+		return signal(p, syscall.SIGSTOP)
+	default:
+		return fmt.Errorf("failpoint %s: action %d", p, a.action.kind)
+	}
+}
+
+func (a *arming) wait(ctx context.Context, p Point, end <-chan time.Time) error {
+	select {
+	case <-ctx.Done():
+		return fmt.Errorf("failpoint %s: %w", p, context.Cause(ctx))
+	case <-end:
+		return nil
+	case <-a.gone:
+		return nil
+	}
+}
+
+// signal sends sig to this process. It goes to the calling thread, which takes
+// it before tgkill(2) returns; a signal to the process may be taken by another
+// thread a moment later, and something behind the point be done. A stopped
+// process goes on here when it is continued.
+func signal(p Point, sig syscall.Signal) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := unix.Tgkill(os.Getpid(), unix.Gettid(), sig); err != nil {
+		return fmt.Errorf("failpoint %s: %w", p, err)
+	}
+	return nil
+}
+
+// Arm arms a point with an action, until disarm is called. Callers that hang in
+// it are let go then.
+func Arm(p Point, action string) (disarm func(), err error) {
+	plan, err := ParsePlan(string(p) + "=" + action)
+	if err != nil {
+		return nil, err
+	}
+	if err := arm(plan); err != nil {
+		return nil, err
+	}
+	return sync.OnceFunc(func() { disarmPoint(p) }), nil
+}
+
+// ArmAll arms what FERMATA_FAILPOINTS says, for the life of the process.
+func ArmAll(spec string) error {
+	plan, err := ParsePlan(spec)
+	if err != nil {
+		return err
+	}
+	return arm(plan)
+}
+
+func arm(plan Plan) error {
+	armed.mu.Lock()
+	defer armed.mu.Unlock()
+	for p := range plan {
+		if armed.points[p] != nil {
+			return fmt.Errorf("failpoint %s: armed already", p)
+		}
+	}
+	if armed.points == nil {
+		armed.points = make(map[Point]*arming)
+	}
+	for p, a := range plan {
+		armed.points[p] = &arming{action: a, gone: make(chan struct{})}
+	}
+	return nil
+}
+
+func disarmPoint(p Point) {
+	armed.mu.Lock()
+	defer armed.mu.Unlock()
+	close(armed.points[p].gone)
+	delete(armed.points, p)
+}
