@@ -65,8 +65,8 @@ type MPI struct {
 	Every      int // iterations between two MPI-ITER lines
 }
 
-// DemoMPI keeps four guests on two cores under TCG busy for a good minute:
-// long enough for two checkpoints and a restart.
+// DemoMPI keeps four guests on two cores under TCG busy for 60 to 90 seconds
+// (README.md): long enough for two checkpoints and a restart.
 func DemoMPI() MPI { return MPI{Side: 1024, Iterations: 1200, Every: 50} }
 
 // QuickMPI ends within seconds.

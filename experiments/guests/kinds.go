@@ -70,8 +70,8 @@ type CanaryStatus struct {
 	Gap            Seconds // longest time between two arrivals from one peer
 }
 
-// CanaryKernel is what the guest's own kernel refused or threw away. Anything
-// but zeros means that a loss need not be the wire's.
+// CanaryKernel is what the guest's own kernel refused or threw away: when a
+// datagram is lost, these numbers tell whether the wire did it.
 type CanaryKernel struct {
 	Me string
 
@@ -79,7 +79,7 @@ type CanaryKernel struct {
 	UDPReceiveBuffer uint64 // socket buffer full
 	UDPChecksum      uint64 // damaged before it got here: the wire's doing
 	UDPSendBuffer    uint64 // queue full; repeated, so not lost
-	DeviceRxDropped  uint64
+	DeviceRxDropped  uint64 // of any protocol: after a restart also QEMU's announcements (RARP) of the peers
 	DeviceTxDropped  uint64
 	DeviceErrors     uint64
 	Refused          uint64 // sends that had to be repeated

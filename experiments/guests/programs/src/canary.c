@@ -3,7 +3,8 @@
  * reordered or damaged. Data is never sent again; only the little control
  * traffic around it is.
  *
- *	canary -i INDEX -c COUNT -n A.B.C -d DEVICE -r RATE -s SIZE [-t SECONDS] [-1]
+ *	canary -i INDEX -c COUNT -n A.B.C -d DEVICE -r RATE -s SIZE [-t SECONDS]
+ *		[-g GRACE] [-1]
  *
  * RATE is datagrams a second to each peer, SIZE their bytes. The run has four
  * phases, each guest on its own:
@@ -32,8 +33,8 @@
 /* RETRY spaces repeated control datagrams. */
 #define RETRY 0.2
 
-/* GRACE is how long a datagram may still come after its sender told its count:
- * far longer than any wire holds a frame while guests run. */
+/* GRACE is how long, by default, a datagram may still come after its sender
+ * told its count: far longer than any wire holds a frame while guests run. */
 #define GRACE 5.0
 
 #define REPEAT 10.0
@@ -53,8 +54,9 @@ static struct {
 	double interval;	/* seconds between datagrams to one peer */
 	size_t size;
 	double seconds;		/* guest 1 stops by itself after this; 0 = never */
+	double grace;		/* seconds */
 	bool once;
-} opt;
+} opt = { .grace = GRACE };
 
 static struct peer peers[MAX_GUESTS + 1];
 static struct source sources[MAX_GUESTS + 1];
@@ -229,7 +231,7 @@ static bool settled(double now)
 		if (opt.me == 1 && !peers[i].stop_acked)
 			return false;
 		double quiet_since = s->last_arrival > s->counted_at ? s->last_arrival : s->counted_at;
-		if (s->received < s->sent && now - quiet_since < GRACE)
+		if (s->received < s->sent && now - quiet_since < opt.grace)
 			return false;
 	}
 	return true;
@@ -368,7 +370,7 @@ static void run(void)
 
 static void usage(void)
 {
-	fprintf(stderr, "usage: canary -i INDEX -c COUNT -n A.B.C -d DEVICE -r RATE -s SIZE [-t SECONDS] [-1]\n");
+	fprintf(stderr, "usage: canary -i INDEX -c COUNT -n A.B.C -d DEVICE -r RATE -s SIZE [-t SECONDS] [-g GRACE] [-1]\n");
 	exit(2);
 }
 
@@ -396,7 +398,7 @@ int main(int argc, char **argv)
 	double rate = 0;
 	int c;
 
-	while ((c = getopt(argc, argv, "i:c:n:d:r:s:t:1")) != -1) {
+	while ((c = getopt(argc, argv, "i:c:n:d:r:s:t:g:1")) != -1) {
 		switch (c) {
 		case 'i': opt.me = atoi(optarg); break;
 		case 'c': opt.count = atoi(optarg); break;
@@ -405,6 +407,7 @@ int main(int argc, char **argv)
 		case 'r': rate = atof(optarg); break;
 		case 's': opt.size = (size_t)atoi(optarg); break;
 		case 't': opt.seconds = atof(optarg); break;
+		case 'g': opt.grace = atof(optarg); break;
 		case '1': opt.once = true; break;
 		default: usage();
 		}

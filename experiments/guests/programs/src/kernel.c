@@ -24,11 +24,10 @@ static uint64_t read_number(const char *device, const char *name)
  * /proc/net/snmp, the first with names, the second with numbers. */
 static uint64_t snmp_value(const char *names, const char *numbers, const char *name)
 {
-	char want[32], have[32];
+	char have[32];
 	unsigned long long v;
 	int skip;
 
-	snprintf(want, sizeof want, "%s", name);
 	names += strcspn(names, " ");
 	numbers += strcspn(numbers, " ");
 	while (sscanf(names, " %31s%n", have, &skip) == 1) {
@@ -36,7 +35,7 @@ static uint64_t snmp_value(const char *names, const char *numbers, const char *n
 		if (sscanf(numbers, " %llu%n", &v, &skip) != 1)
 			return 0;
 		numbers += skip;
-		if (strcmp(have, want) == 0)
+		if (strcmp(have, name) == 0)
 			return v;
 	}
 	return 0;
