@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -26,6 +27,11 @@ can do without; such a failure is marked fail!.`,
   fermata doctor -o json | jq '.checks[] | select(.status != "ok")'`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			if cfg.BootKernel != "" {
+				if _, err := os.Stat(cfg.BootKernel); err != nil {
+					return fault.Wrap(fault.NotFound, err, "--boot-kernel")
+				}
+			}
 			report, err := doctor.Run(c.Context(), cfg)
 			if err != nil {
 				return fmt.Errorf("examine this machine: %w", err)

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"fermata/cmd/internal/render"
+	"fermata/protocol/mustrun"
 )
 
 // host makes a machine whose files are those given, in a directory.
@@ -133,6 +134,19 @@ func TestRun_MissingQEMUFails(t *testing.T) {
 	}
 	if r.OK || r.Failed()[0] != "qemu" && r.Failed()[0] != "privileges" {
 		t.Errorf("failed %q, want qemu among them", r.Failed())
+	}
+}
+
+// TestKVM_TrialThatCannotBootFails hands QEMU what is no kernel.
+func TestKVM_TrialThatCannotBootFails(t *testing.T) {
+	mustrun.Need(t, mustrun.QEMU, mustrun.KVM)
+	kernel := filepath.Join(t.TempDir(), "kernel")
+	if err := os.WriteFile(kernel, []byte("no kernel"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got := machine{Config{BootKernel: kernel}}.kvm(t.Context())
+	if got.status != Fail || !strings.Contains(got.text, kernel) || got.remedy == "" {
+		t.Errorf("%+v", got)
 	}
 }
 

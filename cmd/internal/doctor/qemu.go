@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"context"
+	"fmt"
 	"os/exec"
 	"strings"
 
@@ -34,10 +35,31 @@ func qemuImg() finding {
 	return ok("%s", path)
 }
 
-func (m machine) kvm(context.Context) finding {
+const kvmRemedy = "load kvm_intel or kvm_amd, or enable (nested) virtualisation: without it guests run under TCG, many times slower"
+
+// kvm looks for the signs of a KVM that can boot a kernel or, given one, boots it.
+func (m machine) kvm(ctx context.Context) finding {
+	if m.BootKernel != "" {
+		return m.bootUnderKVM(ctx)
+	}
 	accel, reason := qemu.ProbeAccel()
 	if accel == qemu.KVM {
 		return ok("%s", reason)
 	}
-	return warn("load kvm_intel or kvm_amd, or enable (nested) virtualisation: without it guests run under TCG, many times slower", "%s", reason)
+	return warn(kvmRemedy, "%s", reason)
+}
+
+func (m machine) bootUnderKVM(ctx context.Context) finding {
+	trial, err := qemu.BootProbe(ctx, m.QEMU, m.BootKernel, qemu.KVM)
+	if err != nil {
+		return fail(kvmRemedy, "%v", err)
+	}
+	if trial.Booted {
+		return ok("boots %s, first words after %.1f s", m.BootKernel, trial.Elapsed.Seconds())
+	}
+	text := fmt.Sprintf("does not boot %s: silent for %.1f s", m.BootKernel, trial.Elapsed.Seconds())
+	if trial.Said != "" {
+		text += ", QEMU says: " + trial.Said
+	}
+	return fail(kvmRemedy, "%s", text)
 }
