@@ -1,0 +1,152 @@
+package repository
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+
+	"fermata/imageio/damage"
+	"fermata/imageio/frame"
+	"fermata/imageio/pack"
+	"fermata/imageio/vfs"
+)
+
+// claim says that a round in flight relies on packs of earlier rounds. It is
+// the writer's half of R3: first the claim is durable, then the writer looks
+// whether the packs are there. Sweep does the two in the other order, so one of
+// them sees the other. FORMAT.md has the argument in full.
+type claim struct {
+	Cluster string   `json:"cluster"`
+	Epoch   uint64   `json:"epoch"`
+	Node    string   `json:"node"`
+	Packs   []string `json:"packs"`
+}
+
+// maxClaimBody has room for 1.5 million packs, 100 TiB in the default size.
+const maxClaimBody = 64 << 20
+
+func claimKind() frame.Kind {
+	return frame.Kind{Name: "claim", Magic: [8]byte{'F', 'M', 'P', 'C', 'L', 'A', 'I', 'M'}, Version: 1, MaxBody: maxClaimBody}
+}
+
+// claim protects old packs until the writer's epoch has an outcome.
+//
+// On error: ErrPackMissing if one of them is gone; the index has forgotten it,
+// so that the next round does not rely on it.
+func (w *Writer) claim(ctx context.Context, packs []string) error {
+	if len(packs) == 0 {
+		return nil
+	}
+	if err := w.writeClaim(packs); err != nil {
+		return fmt.Errorf("claim packs: %w", err)
+	}
+	for _, s := range packs {
+		err := w.r.requirePacks(ctx, []string{s})
+		if errors.Is(err, ErrPackMissing) {
+			if id, perr := pack.ParseID(s); perr == nil {
+				w.r.index.Remove([]pack.ID{id})
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *Writer) writeClaim(packs []string) error {
+	body, err := json.Marshal(claim{Cluster: w.epoch.cluster, Epoch: w.epoch.epoch, Node: w.node, Packs: packs})
+	if err != nil {
+		return err
+	}
+	data, err := claimKind().Encode(body)
+	if err != nil {
+		return err
+	}
+	token, err := w.r.randomHex(tokenBytes)
+	if err != nil {
+		return err
+	}
+	dir := w.r.claimDir(w.epoch.cluster)
+	if err := w.r.ensureDir(dir); err != nil {
+		return err
+	}
+	name := filepath.Join(dir, fmt.Sprintf("%0*d.%s%s", epochDigits, w.epoch.epoch, token, claimSuffix))
+	if err := vfs.WriteFile(w.r.fs, name+tempSuffix, data); err != nil {
+		return err
+	}
+	if err := w.r.fs.Rename(name+tempSuffix, name); err != nil {
+		return err
+	}
+	return w.r.fs.SyncDir(dir)
+}
+
+func decodeClaim(e epochKey, data []byte) ([]pack.ID, error) {
+	body, err := claimKind().Decode(data)
+	if err != nil {
+		return nil, err
+	}
+	var c claim
+	if err := json.Unmarshal(body, &c); err != nil {
+		return nil, damage.New(claimKind().Name, err)
+	}
+	if (epochKey{c.Cluster, c.Epoch}) != e {
+		return nil, damage.New(claimKind().Name, fmt.Errorf("is of %s@%d", c.Cluster, c.Epoch))
+	}
+	ids := make([]pack.ID, len(c.Packs))
+	for i, s := range c.Packs {
+		if ids[i], err = pack.ParseID(s); err != nil {
+			return nil, damage.New(claimKind().Name, err)
+		}
+	}
+	return ids, nil
+}
+
+// claimFile is one claim as Sweep finds it.
+type claimFile struct {
+	epoch epochKey
+	path  string
+	temp  bool // never counted
+	packs []pack.ID
+	err   error // counts only if the epoch is undecided
+}
+
+// readClaims reads all claims. One that vanishes meanwhile had an outcome.
+func (r *Repository) readClaims(ctx context.Context) ([]claimFile, error) {
+	clusters, err := r.listDir(filepath.Join(r.cfg.Dir, claimsName))
+	if err != nil {
+		return nil, err
+	}
+	var all []claimFile
+	for _, cluster := range clusters {
+		names, err := r.listDir(r.claimDir(cluster))
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range names {
+			if err := ctx.Err(); err != nil {
+				return nil, err
+			}
+			epoch, temp, ok := parseClaimName(name)
+			if !ok {
+				continue
+			}
+			c := claimFile{epoch: epochKey{cluster, epoch}, path: filepath.Join(r.claimDir(cluster), name), temp: temp}
+			if !temp {
+				data, err := vfs.ReadFile(r.fs, c.path, claimKind().MaxLen())
+				if errors.Is(err, fs.ErrNotExist) {
+					continue
+				}
+				if err == nil {
+					c.packs, err = decodeClaim(c.epoch, data)
+				}
+				c.err = err
+			}
+			all = append(all, c)
+		}
+	}
+	return all, nil
+}

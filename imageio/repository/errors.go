@@ -1,0 +1,48 @@
+package repository
+
+import (
+	"errors"
+	"fmt"
+
+	"fermata/imageio/damage"
+	"fermata/imageio/frame"
+)
+
+var (
+	// ErrCorrupt is matched by every *CorruptError.
+	ErrCorrupt = damage.ErrCorrupt
+	// ErrNewerFormat says that something was written by a newer version.
+	ErrNewerFormat = frame.ErrNewerFormat
+	// ErrNotFound says that there is no such checkpoint.
+	ErrNotFound = errors.New("not found")
+	// ErrNotRepository says that the directory is none.
+	ErrNotRepository = errors.New("not a repository")
+	// ErrExists says that the directory is a repository already.
+	ErrExists = errors.New("repository exists")
+	// ErrOutcomeDecided is matched by *DecidedError.
+	ErrOutcomeDecided = errors.New("outcome is decided")
+	// ErrPackMissing says that a pack which a round relies on is not there:
+	// it was swept before the round claimed it. The round must be aborted; the
+	// next one stores the pages again.
+	ErrPackMissing = errors.New("pack is missing")
+	// ErrClosed says that a Writer was finished or given up.
+	ErrClosed = errors.New("writer is closed")
+)
+
+// CorruptError names a damaged object.
+type CorruptError = damage.Error
+
+// DecidedError says that an epoch already has another outcome than the one
+// asked for.
+type DecidedError struct {
+	Cluster string
+	Epoch   uint64
+	Outcome Outcome // the one that stands
+}
+
+func (e *DecidedError) Error() string {
+	return fmt.Sprintf("epoch %s@%d is %s: %s", e.Cluster, e.Epoch, e.Outcome, ErrOutcomeDecided)
+}
+
+// Is makes every DecidedError match ErrOutcomeDecided.
+func (e *DecidedError) Is(target error) bool { return target == ErrOutcomeDecided }

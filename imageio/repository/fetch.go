@@ -1,0 +1,136 @@
+package repository
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"sync/atomic"
+
+	"golang.org/x/sync/errgroup"
+
+	"fermata/imageio/damage"
+	"fermata/imageio/index"
+	"fermata/imageio/object"
+	"fermata/imageio/pack"
+	"fermata/imageio/vfs"
+)
+
+// want asks for one object. tag is the caller's.
+type want struct {
+	id  object.ID
+	loc index.Location
+	tag int64
+}
+
+// locate makes a want.
+//
+// On error: damage, as the packs of a manifest hold all of it.
+func (rd *Reader) locate(id object.ID, kind object.Kind, tag int64) (want, error) {
+	loc, ok := rd.index.Lookup(id)
+	if !ok {
+		return want{}, damage.New(kind.String()+" "+id.String(), errNoPack)
+	}
+	return want{id: id, loc: loc, tag: tag}, nil
+}
+
+// fetch reads wants, run by run, each run once, in parallel. deliver gets a run
+// and the wants in it, ascending by tag, all verified; it is called from
+// several goroutines, and the run is its own until it returns. fetch reorders
+// wants.
+func (rd *Reader) fetch(ctx context.Context, wants []want, deliver func(run []byte, batch []want) error) error {
+	slices.SortFunc(wants, func(a, b want) int {
+		return cmp.Or(cmp.Compare(a.loc.Pack, b.loc.Pack), cmp.Compare(a.loc.Run, b.loc.Run), cmp.Compare(a.tag, b.tag))
+	})
+	var starts []int // of the runs in wants
+	for i := range wants {
+		if i == 0 || wants[i].loc.Pack != wants[i-1].loc.Pack || wants[i].loc.Run != wants[i-1].loc.Run {
+			starts = append(starts, i)
+		}
+	}
+	starts = append(starts, len(wants))
+	var next atomic.Int64
+	g, ctx := errgroup.WithContext(ctx)
+	for range min(rd.r.cfg.Workers, len(starts)-1) {
+		g.Go(func() error {
+			f := fetcher{rd: rd}
+			defer f.close()
+			for {
+				i := int(next.Add(1)) - 1
+				if i >= len(starts)-1 {
+					return nil
+				}
+				if err := ctx.Err(); err != nil {
+					return err
+				}
+				if err := f.run(wants[starts[i]:starts[i+1]], deliver); err != nil {
+					return err
+				}
+			}
+		})
+	}
+	return g.Wait()
+}
+
+// fetcher is what one goroutine of fetch keeps from run to run.
+type fetcher struct {
+	rd      *Reader
+	file    vfs.File // of pack ordinal, nil before the first
+	ordinal uint32
+	stored  []byte
+	raw     []byte
+}
+
+func (f *fetcher) run(batch []want, deliver func(run []byte, batch []want) error) error {
+	loc := batch[0].loc
+	raw, err := f.read(loc.Pack, loc.Run)
+	if err != nil {
+		return err
+	}
+	verified := -1 // offset of the object checked last; equal ones often follow each other
+	for i := range batch {
+		w := &batch[i]
+		if int(w.loc.Offset) == verified {
+			continue
+		}
+		if object.Sum(raw[w.loc.Offset:][:w.loc.Length]) != w.id {
+			return damage.New(fmt.Sprintf("object %s in %s", w.id, pack.Name(f.rd.index.PackID(loc.Pack))), errWrongHash)
+		}
+		verified = int(w.loc.Offset)
+	}
+	return deliver(raw, batch)
+}
+
+// read returns a run, valid until the next call.
+func (f *fetcher) read(ordinal, run uint32) ([]byte, error) {
+	id := f.rd.index.PackID(ordinal)
+	if f.file == nil || f.ordinal != ordinal {
+		f.close()
+		file, err := f.rd.r.openPack(id)
+		if err != nil {
+			return nil, err
+		}
+		f.file, f.ordinal = file, ordinal
+	}
+	entry := f.rd.runs[ordinal][run]
+	stored, err := pack.ReadRun(f.file, entry, f.stored)
+	if err == nil {
+		f.stored = stored
+		var raw []byte
+		raw, err = f.rd.decoder.Decode(f.raw, entry, stored)
+		if err == nil {
+			if entry.Algorithm != pack.Raw { // else raw is stored
+				f.raw = raw
+			}
+			return raw, nil
+		}
+	}
+	return nil, nameRun(id, run, err)
+}
+
+func (f *fetcher) close() {
+	if f.file != nil {
+		_ = f.file.Close() // opened for reading: nothing can be lost
+		f.file = nil
+	}
+}

@@ -1,0 +1,79 @@
+package repository
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"fermata/imageio/damage"
+	"fermata/imageio/index"
+	"fermata/imageio/pack"
+)
+
+// Reader reads images out of a given set of packs. It keeps no file open
+// between calls.
+//
+// Concurrency: all methods may be called from any goroutine.
+type Reader struct {
+	r       *Repository
+	index   *index.Index
+	runs    [][]pack.Run // by ordinal of the index; immutable after NewReader
+	decoder *pack.Decoder
+}
+
+// NewReader reads the trailers of the given packs, normally those of a
+// manifest.
+//
+// On error: ErrCorrupt if a pack is damaged or gone.
+func (r *Repository) NewReader(ctx context.Context, packs []string) (*Reader, error) {
+	ids := make([]pack.ID, len(packs))
+	for i, s := range packs {
+		var err error
+		if ids[i], err = pack.ParseID(s); err != nil {
+			return nil, fmt.Errorf("new reader: %w", err)
+		}
+	}
+	rd, failed, err := r.loadPacks(ctx, ids)
+	if err != nil {
+		return nil, fmt.Errorf("new reader: %w", err)
+	}
+	for _, id := range ids { // in the order asked, so that errors are the same every time
+		if err := failed[id]; err != nil {
+			return nil, fmt.Errorf("new reader: %w", err)
+		}
+	}
+	return rd, nil
+}
+
+// loadPacks builds a reader of those packs that can be read, and says what is
+// wrong with the others. An error is none of the packs'.
+func (r *Repository) loadPacks(ctx context.Context, ids []pack.ID) (*Reader, map[pack.ID]error, error) {
+	trailers := make([]*pack.Trailer, len(ids))
+	errs := make([]error, len(ids))
+	err := r.readTrailers(ctx, ids, func(i int, id pack.ID, t *pack.Trailer, err error) error {
+		if errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ErrCorrupt) {
+			err = damage.New(pack.Name(id), err)
+		}
+		trailers[i], errs[i] = t, err
+		return nil
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	rd := &Reader{r: r, index: index.New(), decoder: new(pack.Decoder)}
+	failed := map[pack.ID]error{}
+	for i, t := range trailers {
+		if errs[i] != nil {
+			failed[ids[i]] = errs[i]
+			continue
+		}
+		if rd.index.Has(ids[i]) {
+			continue
+		}
+		rd.index.Add(ids[i], t.Objects)
+		rd.runs = append(rd.runs, t.Runs)
+		trailers[i] = nil // its objects are in the index now
+	}
+	return rd, failed, nil
+}

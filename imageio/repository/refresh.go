@@ -1,0 +1,95 @@
+package repository
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"golang.org/x/sync/errgroup"
+
+	"fermata/imageio/pack"
+)
+
+// metadataReaders bounds parallel reads of trailers: enough to hide the
+// latency of a metadata server, few enough not to be a burden with hundreds of
+// nodes.
+const metadataReaders = 8
+
+// Refresh learns the packs that other nodes have finalised and forgets those
+// that are gone, so that the next Writer neither stores what is there nor
+// relies on what is not. It reads the trailers of new packs only. Packs that
+// cannot be read, or that Verify has found damaged, are left out: pages are
+// then stored once more.
+func (r *Repository) Refresh(ctx context.Context) error {
+	known := r.index.Packs() // before listing: what is finalised meanwhile stays
+	files, err := r.listPacks(ctx)
+	if err != nil {
+		return fmt.Errorf("refresh: %w", err)
+	}
+	usable := map[pack.ID]bool{}
+	for _, f := range files {
+		if f.state == packFinal {
+			usable[f.id] = true
+		}
+	}
+	for _, f := range files {
+		if f.state == packDamaged {
+			delete(usable, f.id)
+		}
+	}
+	var gone, fresh []pack.ID
+	for _, id := range known {
+		if !usable[id] {
+			gone = append(gone, id)
+		}
+	}
+	for _, f := range files {
+		if f.state == packFinal && usable[f.id] && !r.index.Has(f.id) {
+			fresh = append(fresh, f.id)
+		}
+	}
+	r.index.Remove(gone)
+	err = r.readTrailers(ctx, fresh, func(_ int, id pack.ID, t *pack.Trailer, err error) error {
+		switch {
+		case err == nil:
+			r.index.Add(id, t.Objects)
+			return nil
+		case errors.Is(err, ErrCorrupt), errors.Is(err, ErrNewerFormat), errors.Is(err, fs.ErrNotExist):
+			return nil
+		default:
+			return err
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("refresh: %w", err)
+	}
+	return nil
+}
+
+// readTrailers reads trailers in parallel and hands them on, in no order and
+// from several goroutines. i is the position in ids.
+func (r *Repository) readTrailers(ctx context.Context, ids []pack.ID, each func(i int, id pack.ID, t *pack.Trailer, err error) error) error {
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(metadataReaders)
+	for i, id := range ids {
+		if gctx.Err() != nil {
+			break
+		}
+		g.Go(func() error {
+			if err := gctx.Err(); err != nil {
+				return err
+			}
+			path, err := r.findPack(id)
+			if err != nil {
+				return each(i, id, nil, err)
+			}
+			t, err := pack.ReadTrailer(r.fs, path, id)
+			return each(i, id, t, err)
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	return ctx.Err()
+}

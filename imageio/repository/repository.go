@@ -1,0 +1,249 @@
+// Package repository is the content-addressed store of checkpoints on one
+// directory of a parallel file system. FORMAT.md is its specification and
+// carries the arguments; this package is the one that other parts use.
+//
+// A node writes images through a Writer, which adds packs and nothing else. The
+// coordinator makes them a checkpoint with Commit, or rules with Abort that
+// there will be none; whichever comes first stands for ever. Restart reads
+// through a Reader. Delete and Sweep take space back.
+//
+// No operation takes a lock that another node could see, and none keeps state
+// outside the directory: any number of processes may use one repository.
+//
+// Invariants, argued in FORMAT.md:
+//
+//	R1  An epoch of a cluster has at most one outcome, and it never changes
+//	    but from manifest to tombstone.
+//	R2  A manifest that can be read names only packs that were whole and
+//	    durable when it was committed.
+//	R3  Sweep removes no pack that a manifest or a round in flight needs.
+//	R4  No byte reaches a caller whose hash was not checked.
+//
+// Lock order: Writer.endMu, Writer.mu; pendingShard.mu, then the locks of
+// package index. No lock but Writer.mu is held during file operations.
+package repository
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"runtime"
+	"sync"
+
+	"fermata/imageio/damage"
+	"fermata/imageio/frame"
+	"fermata/imageio/index"
+	"fermata/imageio/object"
+	"fermata/imageio/pack"
+	"fermata/imageio/vfs"
+)
+
+// Config says where a repository is and how this process writes to it. The
+// zero value of an optional field selects the default written beside it. All
+// but FS and Dir may differ between processes and over time.
+type Config struct {
+	FS  vfs.FS // optional: the operating system's
+	Dir string // required
+
+	Compression string // of new runs: s2 (default), zstd or none
+	RunBytes    int    // of new runs before compression; default 256 KiB, at most 1 MiB, whole pages
+	PackBytes   int    // at which a pack is finished; default 64 MiB, at most 1 GiB
+
+	// Workers bounds the goroutines that hash, compress and decompress for one
+	// Writer or one read. Default GOMAXPROCS.
+	Workers int
+
+	// Random is where names come from. Default crypto/rand. Tests that compare
+	// directories byte by byte set it.
+	Random io.Reader
+}
+
+const (
+	// defaultRunBytes is what one page read costs at most; larger runs
+	// compress by a few per cent better and make lazy reads dearer.
+	defaultRunBytes = 256 << 10
+	// defaultPackBytes keeps a pack well above a stripe of a parallel file
+	// system, and the number of files low: 16 for a GiB.
+	defaultPackBytes = 64 << 20
+	maxPackBytes     = 1 << 30
+)
+
+func (c *Config) applyDefaults() {
+	if c.FS == nil {
+		c.FS = vfs.OS{}
+	}
+	if c.Compression == "" {
+		c.Compression = pack.S2.String()
+	}
+	if c.RunBytes == 0 {
+		c.RunBytes = defaultRunBytes
+	}
+	if c.PackBytes == 0 {
+		c.PackBytes = defaultPackBytes
+	}
+	if c.Workers == 0 {
+		c.Workers = runtime.GOMAXPROCS(0)
+	}
+	if c.Random == nil {
+		c.Random = rand.Reader
+	}
+}
+
+// Validate reports every problem at once. Defaults must have been applied, or
+// the zero values of optional fields are accepted as they are.
+func (c Config) Validate() error {
+	var errs []error
+	if c.Dir == "" {
+		errs = append(errs, errors.New("dir: missing"))
+	}
+	if c.Compression != "" {
+		if _, err := pack.ParseAlgorithm(c.Compression); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if c.RunBytes < 0 || c.RunBytes > pack.MaxRunBytes || c.RunBytes%object.PageBytes != 0 {
+		errs = append(errs, fmt.Errorf("run bytes: %d is not whole pages of at most %d bytes", c.RunBytes, pack.MaxRunBytes))
+	}
+	if c.PackBytes < 0 || c.PackBytes > maxPackBytes {
+		errs = append(errs, fmt.Errorf("pack bytes: %d is not 0 to %d", c.PackBytes, maxPackBytes))
+	}
+	if c.Workers < 0 {
+		errs = append(errs, fmt.Errorf("workers: negative (%d)", c.Workers))
+	}
+	return errors.Join(errs...)
+}
+
+// Repository is an open repository.
+//
+// Concurrency: all methods may be called from any goroutine.
+type Repository struct {
+	cfg   Config       // immutable, defaults applied
+	fs    vfs.FS       // immutable
+	id    string       // immutable
+	index *index.Index // what writers need not store again; see Refresh
+
+	randomMu sync.Mutex // guards cfg.Random
+}
+
+// record is the body of the file that makes a directory a repository.
+type record struct {
+	ID        string `json:"id"` // random, 32 hexadecimal digits
+	Hash      string `json:"hash"`
+	PageBytes int    `json:"page_bytes"`
+}
+
+const hashName = "sha-256"
+
+func recordKind() frame.Kind {
+	return frame.Kind{Name: "repository record", Magic: [8]byte{'F', 'M', 'R', 'E', 'P', 'O', 'S', 'I'}, Version: 1, MaxBody: 4096}
+}
+
+// Create makes an empty repository in cfg.Dir, which it creates if its parent
+// exists. It fails with ErrExists where there is one. A crash leaves either a
+// repository or a directory in which Create may be called again.
+func Create(ctx context.Context, cfg Config) (*Repository, error) {
+	cfg.applyDefaults()
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("create repository: %w", err)
+	}
+	r := &Repository{cfg: cfg, fs: cfg.FS, index: index.New()}
+	if err := r.create(ctx); err != nil {
+		return nil, fmt.Errorf("create repository %s: %w", cfg.Dir, err)
+	}
+	return r, nil
+}
+
+func (r *Repository) create(ctx context.Context) error {
+	if _, err := r.fs.Stat(r.recordPath()); err == nil {
+		return ErrExists
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := r.makeDirs(ctx); err != nil {
+		return err
+	}
+	id, err := r.randomHex(16)
+	if err != nil {
+		return err
+	}
+	body, err := json.Marshal(record{ID: id, Hash: hashName, PageBytes: object.PageBytes})
+	if err != nil {
+		return err
+	}
+	data, err := recordKind().Encode(body)
+	if err != nil {
+		return err
+	}
+	r.id = id
+	err = createExclusive(r.fs, r.cfg.Dir, "."+recordName+"."+id+tempSuffix, recordName, data)
+	if errors.Is(err, errTaken) {
+		return ErrExists
+	}
+	return err
+}
+
+// Open opens the repository in cfg.Dir. It reads one small file; see Refresh.
+//
+// On error: ErrNotRepository, ErrNewerFormat, ErrCorrupt, or what the file
+// system said.
+func Open(_ context.Context, cfg Config) (*Repository, error) {
+	cfg.applyDefaults()
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("open repository: %w", err)
+	}
+	r := &Repository{cfg: cfg, fs: cfg.FS, index: index.New()}
+	data, err := vfs.ReadFile(r.fs, r.recordPath(), recordKind().MaxLen())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("open repository %s: %w", cfg.Dir, errors.Join(ErrNotRepository, err))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open repository %s: %w", cfg.Dir, err)
+	}
+	if r.id, err = decodeRecord(data); err != nil {
+		return nil, fmt.Errorf("open repository %s: %w", cfg.Dir, err)
+	}
+	return r, nil
+}
+
+func decodeRecord(data []byte) (id string, err error) {
+	body, err := recordKind().Decode(data)
+	if err != nil {
+		return "", err
+	}
+	var rec record
+	if err := json.Unmarshal(body, &rec); err != nil {
+		return "", damage.New(recordKind().Name, err)
+	}
+	if raw, err := hex.DecodeString(rec.ID); err != nil || len(raw) != 16 {
+		return "", damage.New(recordKind().Name, fmt.Errorf("id %.80q", rec.ID))
+	}
+	if rec.Hash != hashName || rec.PageBytes != object.PageBytes {
+		return "", fmt.Errorf("hash %.40q over pages of %d bytes: %w", rec.Hash, rec.PageBytes, ErrNewerFormat)
+	}
+	return rec.ID, nil
+}
+
+// ID names the repository; it is random and never changes.
+func (r *Repository) ID() string { return r.id }
+
+// randomHex returns a name nobody else will choose.
+func (r *Repository) randomHex(n int) (string, error) {
+	r.randomMu.Lock()
+	defer r.randomMu.Unlock()
+	b := make([]byte, n)
+	if _, err := io.ReadFull(r.cfg.Random, b); err != nil {
+		return "", fmt.Errorf("draw name: %w", err)
+	}
+	return hex.EncodeToString(b), nil
+}
+
+func (r *Repository) newPackID() (pack.ID, error) {
+	r.randomMu.Lock()
+	defer r.randomMu.Unlock()
+	return pack.NewID(r.cfg.Random)
+}
