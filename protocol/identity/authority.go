@@ -200,7 +200,7 @@ func leaf(req Request, now, limit time.Time) (*x509.Certificate, error) {
 		return t, nil
 	}
 	t.ExtKeyUsage = append(t.ExtKeyUsage, x509.ExtKeyUsageServerAuth)
-	t.DNSNames = []string{req.Role.hostName()}
+	t.DNSNames = []string{req.Role.HostName()}
 	for _, h := range req.Hosts {
 		if ip := net.ParseIP(h); ip != nil {
 			t.IPAddresses = append(t.IPAddresses, ip)

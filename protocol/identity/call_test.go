@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 
 	"fermata/protocol/api"
@@ -169,6 +170,25 @@ func TestServer_RefusesOperatorCertificate(t *testing.T) {
 	addr := serve(t, issued(t, ca, RoleOperator, "alice"), "tcp", "127.0.0.1:0")
 	err := describe(t, dial(t, addr, issued(t, ca, RoleCoordinator, "c1").DialOption(RoleOperator, "")))
 	wantError(t, err, "tls: failed to verify certificate")
+}
+
+// TestClient_ServerNameMayBeReplaced stands for gRPC clients with several
+// addresses, such as etcd's, which put the address in place of ServerName.
+func TestClient_ServerNameMayBeReplaced(t *testing.T) {
+	ca := authority(t)
+	addr := serve(t, issued(t, ca, RoleCoordinator, "c1"), "tcp", "127.0.0.1:0")
+	for role, want := range map[Role]bool{RoleCoordinator: true, RoleAgent: false} {
+		cfg := issued(t, ca, RoleOperator, "alice").Client(role, "")
+		cfg.ServerName = "127.0.0.1"
+		err := listClusters(t, dial(t, addr, grpc.WithTransportCredentials(credentials.NewTLS(cfg))))
+		if (err == nil) != want {
+			t.Errorf("as %s: %v, want accepted %v", role, err, want)
+		}
+	}
+	stranger := issued(t, authority(t), RoleOperator, "alice").Client(RoleCoordinator, "")
+	stranger.ServerName = "127.0.0.1"
+	err := listClusters(t, dial(t, addr, grpc.WithTransportCredentials(credentials.NewTLS(stranger))))
+	wantError(t, err, "certificate signed by unknown authority")
 }
 
 func TestHandshake_WrongAuthorityRefused(t *testing.T) {

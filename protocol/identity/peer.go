@@ -41,8 +41,9 @@ func (r Role) isServer() bool { return r == RoleCoordinator || r == RoleAgent }
 // certificate is issued for a host in it.
 const domain = "fermata"
 
-// hostName is the DNS name in every server certificate of the role.
-func (r Role) hostName() string { return string(r) + "." + domain }
+// HostName is the DNS name in every server certificate of the role, for servers
+// and clients that verify nothing but host names (etcd).
+func (r Role) HostName() string { return string(r) + "." + domain }
 
 // scheme of the URI that carries role and name.
 const scheme = "fermata"
@@ -85,8 +86,9 @@ func (p Peer) Validate() error {
 // who its peer is.
 var ErrPlaintext = errors.New("connection carries no certificate")
 
-// PeerOf tells who is at the other end of a connection. It reads nothing but
-// certificates that were verified in the handshake.
+// PeerOf tells a server who is at the other end of a connection. It reads
+// nothing but certificates that the library verified in the handshake. A
+// client knows whom it asked for; its own configuration has verified that.
 func PeerOf(cs tls.ConnectionState) (Peer, error) {
 	if len(cs.PeerCertificates) == 0 || len(cs.VerifiedChains) == 0 {
 		return Peer{}, errors.New("peer showed no certificate that was verified")
