@@ -1,0 +1,226 @@
+// Package nodeagent runs the guests of one node: it makes them, owns the wire
+// between them, takes its part in checkpoint rounds and puts guests back from
+// the repository. It obeys one coordinator at a time and promises what it
+// promised even when the coordinator, or the agent itself, dies.
+//
+// The Agent is the state; the gRPC service in server.go is a thin shell around
+// it. One file holds one phase: create, release, destroy, save, persist,
+// recover. The order of a checkpoint's steps is not decided here but by the
+// state machine of package round, driven in rounds.go.
+//
+// Lock order (outermost first):
+//
+//	cluster.op    one of create, release, destroy at a time, held across slow work
+//	  Agent.mu
+//	  cluster.mu
+//
+// Agent.mu and cluster.mu are never held across a call that can block, except
+// that a journal record is made durable under cluster.mu, so that what the
+// journal says and what others see change in the same order.
+package nodeagent
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
+
+	"fermata/imageio/repository"
+	"fermata/nodeagent/capture"
+	"fermata/nodeagent/fabric"
+	"fermata/nodeagent/guard"
+	"fermata/nodeagent/journal"
+	"fermata/protocol/api"
+	"fermata/protocol/identity"
+	"fermata/vmm/qemu"
+)
+
+// Agent is one node's agent.
+//
+// Concurrency: its methods may be called by several goroutines while Run runs.
+type Agent struct {
+	cfg         Config // immutable
+	log         hclog.Logger
+	incarnation string // immutable; new with every start of the agent
+
+	// Set by Run before anything is served, immutable afterwards.
+	journal *journal.Journal
+	repo    *repository.Repository
+	fabric  *fabric.Fabric
+	guard   *guard.Guard
+	budget  *capture.Budget
+	qemu    qemu.Info
+
+	mu       sync.Mutex
+	clusters map[string]*cluster // guarded by mu
+}
+
+// New checks cfg and returns an agent that has not touched anything yet.
+func New(cfg Config) (*Agent, error) {
+	if err := cfg.applyDefaults(); err != nil {
+		return nil, err
+	}
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	id := make([]byte, 8)
+	if _, err := rand.Read(id); err != nil {
+		return nil, fmt.Errorf("draw incarnation: %w", err)
+	}
+	return &Agent{
+		cfg:         cfg,
+		log:         cfg.Logger,
+		incarnation: hex.EncodeToString(id),
+		clusters:    map[string]*cluster{},
+	}, nil
+}
+
+// Run finds the guests of an earlier agent again, then serves until ctx ends.
+// Guests outlive it unless DestroyOnExit is set.
+func (a *Agent) Run(ctx context.Context) (err error) {
+	for _, dir := range []string{a.cfg.StateDir, a.guestsDir(), a.cfg.MemoryDir} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("create directory: %w", err)
+		}
+	}
+	if a.journal, err = journal.Open(a.cfg.StateDir); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, a.journal.Close()) }()
+	if a.repo, err = repository.Open(ctx, repository.Config{Dir: a.cfg.RepositoryDir}); err != nil {
+		return fmt.Errorf("open repository: %w", err)
+	}
+	if a.qemu, err = qemu.Probe(ctx, a.cfg.QEMU); err != nil {
+		return err
+	}
+	a.budget = capture.NewBudget(a.cfg.CaptureBytes)
+
+	serviceListener, err := net.Listen("tcp", a.cfg.Listen)
+	if err != nil {
+		return fmt.Errorf("listen for the coordinator: %w", err)
+	}
+	defer serviceListener.Close()
+	fabricListener, err := net.Listen("tcp", a.cfg.FabricListen)
+	if err != nil {
+		return fmt.Errorf("listen for links: %w", err)
+	}
+	defer fabricListener.Close()
+	if a.fabric, err = fabric.New(a.fabricConfig(fabricListener)); err != nil {
+		return err
+	}
+	if err := a.startGuard(); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, a.guard.Close()) }()
+
+	g, gctx := errgroup.WithContext(ctx)
+	// The fabric outlives the service, so that guests still have their wire
+	// while the last calls end.
+	fabricCtx, stopFabric := context.WithCancel(context.WithoutCancel(ctx))
+	g.Go(func() error { return a.fabric.Run(fabricCtx) })
+	g.Go(func() error {
+		defer stopFabric()
+		if err := a.recover(gctx); err != nil {
+			return fmt.Errorf("recover: %w", err)
+		}
+		a.log.Info("agent runs", "node", a.cfg.Name, "address", a.cfg.Advertise, "incarnation", a.incarnation)
+		return a.serve(gctx, serviceListener)
+	})
+	err = g.Wait()
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		err = nil
+	}
+	return err
+}
+
+// serve answers calls and keeps the node registered until ctx ends, then lets
+// go of the guests or ends them.
+func (a *Agent) serve(ctx context.Context, l net.Listener) error {
+	opts := []grpc.ServerOption{
+		// A coordinator that vanished without a word must not keep calls alive.
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 20 * time.Second, Timeout: 10 * time.Second}),
+	}
+	opts = append(opts, serverOptions(a.cfg.Identity)...)
+	server := grpc.NewServer(opts...)
+	api.RegisterNodeServer(server, &nodeServer{agent: a})
+
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return server.Serve(l) })
+	g.Go(func() error { return a.register(gctx) })
+	g.Go(func() error {
+		<-gctx.Done()
+		server.Stop() // cancels calls; an unfinished round resumes its guests
+		return nil
+	})
+	err := g.Wait()
+	return errors.Join(err, a.leave(context.WithoutCancel(ctx)))
+}
+
+// leave is the end of a clean exit.
+func (a *Agent) leave(ctx context.Context) error {
+	var errs []error
+	for _, c := range a.allClusters() {
+		errs = append(errs, c.endRound(ctx))
+		if a.cfg.DestroyOnExit {
+			errs = append(errs, a.destroy(ctx, c))
+		} else {
+			errs = append(errs, a.detach(c))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (a *Agent) fabricConfig(l net.Listener) fabric.Config {
+	cfg := fabric.Config{
+		Node:        a.cfg.Name,
+		Incarnation: a.incarnation,
+		Listener:    l,
+		Plaintext:   a.cfg.Plaintext,
+		Logger:      a.log.Named("fabric"),
+	}
+	if id := a.cfg.Identity; id != nil {
+		cfg.ServerTLS = id.Server(identity.RoleAgent)
+		cfg.ClientTLS = id.Client(identity.RoleAgent, "")
+		cfg.PeerName = func(cs tls.ConnectionState) (string, error) {
+			peer, err := identity.PeerOf(cs)
+			return peer.Name, err
+		}
+	}
+	return cfg
+}
+
+// startGuard starts the process that resumes stopped guests if we die.
+func (a *Agent) startGuard() (err error) {
+	command := a.cfg.Guard
+	if len(command) == 0 {
+		if command, err = guard.Command(); err != nil {
+			return err
+		}
+	}
+	a.guard, err = guard.Start(command, os.Stderr)
+	return err
+}
+
+func (a *Agent) guestsDir() string { return filepath.Join(a.cfg.StateDir, "guests") }
+
+func (a *Agent) allClusters() []*cluster {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	out := make([]*cluster, 0, len(a.clusters))
+	for _, c := range a.clusters {
+		out = append(out, c)
+	}
+	return out
+}

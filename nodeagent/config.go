@@ -1,0 +1,146 @@
+package nodeagent
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"golang.org/x/sys/unix"
+
+	"fermata/protocol/identity"
+)
+
+// Config holds what an agent needs. The zero value of an optional field
+// selects the default written beside it.
+type Config struct {
+	Name string // required: the node's name, as in its certificate
+
+	StateDir      string // required: journal, sockets and consoles; survives a restart of the agent
+	MemoryDir     string // required: where guests' memory files lie, on tmpfs or hugetlbfs
+	RepositoryDir string // required: the repository on the parallel filesystem
+
+	Listen          string // required: host:port of the Node service
+	Advertise       string // how others reach it. Default: Listen
+	FabricListen    string // required: host:port for links of other agents
+	FabricAdvertise string // default: FabricListen
+
+	Coordinators []string // addresses to register with; none: the agent waits to be called
+
+	Identity  *identity.Identity // required unless Plaintext
+	Plaintext bool               // no TLS; loopback only
+
+	MemoryBytes  int64 // for guests, in all. Default: 80 % of what is available at start
+	CaptureBytes int64 // for copies of stopped guests. Default: 50 % of what remains beside MemoryBytes
+
+	QEMU  string   // binary. Default: qemu-system-x86_64
+	Guard []string // command that runs guard.Serve. Default: this binary with "guard"
+
+	// DrainBudget bounds the wait for a guest to take its frames before it is
+	// stopped. It runs again all that time. Default 2s.
+	DrainBudget time.Duration
+
+	// DestroyOnExit ends the node's guests when Run returns: for labs. By
+	// default guests outlive their agent, which finds them again.
+	DestroyOnExit bool
+
+	Version string       // of the program, for node show
+	Logger  hclog.Logger // default: discards
+}
+
+func (c *Config) applyDefaults() error {
+	if c.Advertise == "" {
+		c.Advertise = c.Listen
+	}
+	if c.FabricAdvertise == "" {
+		c.FabricAdvertise = c.FabricListen
+	}
+	if c.QEMU == "" {
+		c.QEMU = "qemu-system-x86_64"
+	}
+	if c.DrainBudget == 0 {
+		c.DrainBudget = 2 * time.Second
+	}
+	if c.Logger == nil {
+		c.Logger = hclog.NewNullLogger()
+	}
+	if c.MemoryBytes == 0 || c.CaptureBytes == 0 {
+		available, err := memoryAvailable()
+		if err != nil {
+			return err
+		}
+		if c.MemoryBytes == 0 {
+			c.MemoryBytes = available / 10 * 8
+		}
+		if c.CaptureBytes == 0 {
+			c.CaptureBytes = max(available-c.MemoryBytes, 0) / 2
+		}
+	}
+	return nil
+}
+
+// Validate reports every problem at once.
+func (c *Config) Validate() error {
+	var errs []error
+	missing := func(name, value string) {
+		if value == "" {
+			errs = append(errs, fmt.Errorf("%s: missing", name))
+		}
+	}
+	missing("name", c.Name)
+	missing("state_dir", c.StateDir)
+	missing("memory_dir", c.MemoryDir)
+	missing("repository", c.RepositoryDir)
+	for _, a := range []struct{ name, value string }{
+		{"listen", c.Listen}, {"fabric_listen", c.FabricListen},
+	} {
+		if _, _, err := net.SplitHostPort(a.value); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %q is not host:port", a.name, a.value))
+			continue
+		}
+		if c.Plaintext {
+			if err := identity.PlaintextAllowed(a.value); err != nil {
+				errs = append(errs, fmt.Errorf("%s: %w", a.name, err))
+			}
+		}
+	}
+	switch {
+	case c.Identity == nil && !c.Plaintext:
+		errs = append(errs, errors.New("certificate: missing (or ask for plain text on loopback)"))
+	case c.Identity != nil && c.Identity.Peer().Name != c.Name:
+		errs = append(errs, fmt.Errorf("name: %q, but the certificate is for %s", c.Name, c.Identity.Peer()))
+	}
+	if c.MemoryBytes < 0 || c.CaptureBytes < 0 {
+		errs = append(errs, errors.New("memory: negative"))
+	}
+	if c.DrainBudget < 0 {
+		errs = append(errs, fmt.Errorf("drain_budget: negative (%s)", c.DrainBudget))
+	}
+	return errors.Join(errs...)
+}
+
+// memoryAvailable returns MemAvailable of /proc/meminfo (proc_meminfo(5)), bytes.
+func memoryAvailable() (int64, error) {
+	b, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return 0, fmt.Errorf("read memory size: %w", err)
+	}
+	for line := range lines(b) {
+		var kib int64
+		if n, _ := fmt.Sscanf(line, "MemAvailable: %d kB", &kib); n == 1 {
+			return kib << 10, nil
+		}
+	}
+	return 0, errors.New("read memory size: no MemAvailable in /proc/meminfo")
+}
+
+// kernelRelease returns what uname -r prints.
+func kernelRelease() string {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return "unknown"
+	}
+	return unix.ByteSliceToString(u.Release[:])
+}

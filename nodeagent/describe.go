@@ -1,0 +1,141 @@
+package nodeagent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"time"
+
+	"fermata/protocol/api"
+	"fermata/protocol/fault"
+	"fermata/vmm"
+	"fermata/vmm/qemu"
+)
+
+// statusBudget bounds the question for one guest's run state. A monitor that
+// does not answer must not hide the other guests.
+const statusBudget = 2 * time.Second
+
+// Describe returns what the node is and what runs on it.
+func (a *Agent) Describe(ctx context.Context) (*api.NodeInfo, error) {
+	info := &api.NodeInfo{
+		Name: a.cfg.Name, Address: a.cfg.Advertise, FabricAddress: a.cfg.FabricAdvertise,
+		MemoryBytes: uint64(a.cfg.MemoryBytes), MemoryFreeBytes: uint64(max(a.memoryFree(), 0)),
+		Cpus: uint32(runtime.NumCPU()), QemuVersion: a.qemu.Version.String(), Kernel: kernelRelease(),
+		Kvm: canKVM(), Version: a.cfg.Version, Incarnation: a.incarnation,
+	}
+	for _, c := range a.allClusters() {
+		for _, g := range c.list() {
+			info.Guests = append(info.Guests, a.guestStatus(ctx, g))
+		}
+	}
+	return info, nil
+}
+
+func (a *Agent) guestStatus(ctx context.Context, g *guest) *api.GuestStatus {
+	ctx, cancel := context.WithTimeout(ctx, statusBudget)
+	defer cancel()
+	s := &api.GuestStatus{
+		Cluster: g.cluster, Name: g.spec.Name, Node: a.cfg.Name, State: api.GuestState_GUEST_STATE_UNKNOWN,
+		MemoryBytes: g.spec.MemoryBytes, Vcpus: g.spec.Vcpus, Pid: int32(g.machine.PID()),
+	}
+	if status, err := g.machine.Status(ctx); err == nil {
+		switch status {
+		case vmm.StatusRunning:
+			s.State = api.GuestState_GUEST_STATE_RUNNING
+		case vmm.StatusPaused, vmm.StatusIncoming, vmm.StatusFailed:
+			s.State = api.GuestState_GUEST_STATE_PAUSED
+		case vmm.StatusDead:
+			s.State = api.GuestState_GUEST_STATE_DEAD
+		}
+	}
+	for _, n := range g.nics {
+		st := n.port.Stats()
+		s.Nics = append(s.Nics, &api.NICStatus{
+			Name: n.spec.Name, Network: n.spec.Network, Mac: n.spec.Mac,
+			FramesReceived: st.Received, FramesSent: st.Sent, FramesDropped: st.Dropped.Total(), FramesHeld: st.Waiting,
+		})
+	}
+	return s
+}
+
+func canKVM() bool {
+	accel, _ := qemu.ProbeAccel()
+	return accel == qemu.KVM
+}
+
+// memoryFree returns what the node may still give to guests, in bytes.
+func (a *Agent) memoryFree() int64 {
+	free := a.cfg.MemoryBytes
+	for _, c := range a.allClusters() {
+		for _, g := range c.list() {
+			free -= int64(g.spec.MemoryBytes)
+		}
+	}
+	return free
+}
+
+// maxChunk bounds one piece of console output on the wire.
+const maxChunk = 64 << 10
+
+// consolePoll spaces looks at a console that is followed.
+const consolePoll = 100 * time.Millisecond
+
+// ReadConsole sends what a guest printed from offset on; with follow it goes on
+// until ctx ends or the guest is gone.
+func (a *Agent) ReadConsole(ctx context.Context, req *api.ConsoleRequest, send func([]byte) error) error {
+	g, err := a.findGuest(req.GetCluster(), req.GetGuest())
+	if err != nil {
+		return err
+	}
+	f, err := os.Open(g.machine.ConsolePath())
+	if err != nil {
+		return fmt.Errorf("open console of guest %s: %w", req.Guest, err)
+	}
+	defer f.Close()
+	if req.Offset > 1<<62 {
+		return fault.New(fault.Invalid, "console offset %d: too large", req.Offset)
+	}
+	offset := int64(req.Offset)
+	buf := make([]byte, maxChunk)
+	for {
+		n, err := f.ReadAt(buf, offset)
+		if n > 0 {
+			offset += int64(n)
+			if err := send(buf[:n]); err != nil {
+				return err
+			}
+			continue
+		}
+		if err != nil && !errors.Is(err, io.EOF) {
+			return fmt.Errorf("read console of guest %s: %w", req.Guest, err)
+		}
+		if !req.Follow {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-g.machine.Exited():
+			return nil
+		case <-time.After(consolePoll):
+		}
+	}
+}
+
+func (a *Agent) findGuest(cluster, name string) (*guest, error) {
+	a.mu.Lock()
+	c, ok := a.clusters[cluster]
+	a.mu.Unlock()
+	if ok {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if g, ok := c.guests[name]; ok {
+			return g, nil
+		}
+	}
+	return nil, fault.New(fault.NotFound, "guest %s of cluster %s is not on node %s", name, cluster, a.cfg.Name)
+}

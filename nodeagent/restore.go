@@ -1,0 +1,165 @@
+package nodeagent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"fermata/imageio/repository"
+	"fermata/nodeagent/fabric"
+	"fermata/protocol/api"
+	"fermata/protocol/fault"
+	"fermata/vmm"
+	"fermata/vmm/qemu"
+)
+
+// Bounds on what a manifest may make an agent allocate, in bytes.
+const (
+	maxDeviceState  = 64 << 20
+	maxChannelState = 512 << 20
+)
+
+// restore fills a machine that waits for its state: memory first, because
+// loading devices reads rings in guest memory, then devices, then the frames
+// that were on their way to the guest. It returns how many frames those were.
+func (m *maker) restore(ctx context.Context, g *guest) (frames int, err error) {
+	if err := m.checkMachine(ctx, g); err != nil {
+		return 0, err
+	}
+	for _, mem := range g.machine.Memory() {
+		obj := findObject(m.image, kindMemory, mem.Name)
+		if obj == nil || obj.SizeBytes != mem.Size {
+			return 0, fault.New(fault.Mismatch, "image of guest %s has no memory block %s of %d bytes", g.spec.Name, mem.Name, mem.Size)
+		}
+		if err := m.restoreMemory(ctx, obj, mem); err != nil {
+			return 0, fmt.Errorf("restore memory %s: %w", mem.Name, err)
+		}
+	}
+	devices := findObject(m.image, kindDevices, kindDevices)
+	if devices == nil {
+		return 0, fault.New(fault.Corrupt, "image of guest %s lacks its device state", g.spec.Name)
+	}
+	state, err := m.readBytes(ctx, devices, maxDeviceState)
+	if err != nil {
+		return 0, fmt.Errorf("read device state: %w", err)
+	}
+	if err := g.machine.LoadDevices(ctx, state); err != nil {
+		return 0, fmt.Errorf("load device state: %w", err)
+	}
+	for _, n := range g.nics {
+		obj := findObject(m.image, kindChannel, n.spec.Name)
+		if obj == nil {
+			continue // recorded nothing, or not recorded
+		}
+		b, err := m.readBytes(ctx, obj, maxChannelState)
+		if err != nil {
+			return 0, fmt.Errorf("read channel state of %s: %w", n.spec.Name, err)
+		}
+		recorded, err := fabric.DecodeFrames(b)
+		if err != nil {
+			return 0, fault.Wrap(fault.Corrupt, err, "channel state of %s", n.spec.Name)
+		}
+		if err := n.port.Inject(recorded); err != nil {
+			return 0, fmt.Errorf("inject channel state of %s: %w", n.spec.Name, err)
+		}
+		frames += len(recorded)
+	}
+	return frames, nil
+}
+
+// checkMachine refuses to pour a state into a machine it was not taken from.
+func (m *maker) checkMachine(ctx context.Context, g *guest) error {
+	var was qemu.Description
+	if err := json.Unmarshal(m.image.Machine, &was); err != nil {
+		return fault.Wrap(fault.Corrupt, err, "machine description of guest %s", g.spec.Name)
+	}
+	is, err := g.machine.Describe(ctx)
+	if err != nil {
+		return fmt.Errorf("describe machine: %w", err)
+	}
+	if err := is.Compatible(was); err != nil {
+		return fault.Wrap(fault.Mismatch, err, "guest %s cannot be restored on node %s", g.spec.Name, m.agent.cfg.Name)
+	}
+	return nil
+}
+
+// restoreMemory writes one memory block through the file QEMU has mapped.
+// Whatever QEMU put there while it started is dropped first, so that pages the
+// image does not mention are zero.
+func (m *maker) restoreMemory(ctx context.Context, obj *api.ImageObject, mem vmm.Memory) error {
+	f, err := os.OpenFile(mem.Path, os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Errorf("open memory file: %w", err)
+	}
+	defer f.Close()
+	if err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, int64(mem.Size)); err != nil {
+		return fmt.Errorf("clear memory file: %w", err)
+	}
+	return m.readObject(ctx, obj, f)
+}
+
+// readObject restores an object into dst, which holds zeros, and reports progress.
+func (m *maker) readObject(ctx context.Context, obj *api.ImageObject, dst io.WriterAt) error {
+	ref, err := refOf(obj)
+	if err != nil {
+		return err
+	}
+	err = m.reader.ReadImage(ctx, ref, dst, repository.ReadOptions{Progress: func(done int64) {
+		m.updates.send(&api.CreateGuestsUpdate{Guest: m.spec.Name, DoneBytes: uint64(done), TotalBytes: obj.SizeBytes})
+	}})
+	return repositoryFault(err)
+}
+
+func (m *maker) readBytes(ctx context.Context, obj *api.ImageObject, limit int64) ([]byte, error) {
+	ref, err := refOf(obj)
+	if err != nil {
+		return nil, err
+	}
+	b, err := m.reader.ReadBytes(ctx, ref, limit)
+	return b, repositoryFault(err)
+}
+
+func refOf(obj *api.ImageObject) (repository.Ref, error) {
+	var ref repository.Ref
+	if len(obj.Id) != len(ref.ID) {
+		return ref, fault.New(fault.Corrupt, "object %s %s: address of %d bytes", obj.Kind, obj.Name, len(obj.Id))
+	}
+	copy(ref.ID[:], obj.Id)
+	ref.Size = int64(obj.SizeBytes)
+	return ref, nil
+}
+
+// repositoryFault gives an error of the repository its class.
+func repositoryFault(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, repository.ErrCorrupt):
+		return fault.Wrap(fault.Corrupt, err, "repository")
+	case errors.Is(err, repository.ErrNotFound):
+		return fault.Wrap(fault.Corrupt, err, "repository lacks an object")
+	case errors.Is(err, repository.ErrNewerFormat):
+		return fault.Wrap(fault.Mismatch, err, "repository")
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		return fault.Wrap(fault.NoSpace, err, "repository")
+	default:
+		return err
+	}
+}
+
+// launchFault gives an error of the driver its class.
+func launchFault(err error) error {
+	switch {
+	case errors.Is(err, vmm.ErrNoSpace):
+		return fault.Wrap(fault.NoSpace, err, "launch")
+	case errors.Is(err, vmm.ErrUnsupported), errors.Is(err, vmm.ErrUnfitMemory):
+		return fault.Wrap(fault.Invalid, err, "launch")
+	default:
+		return fmt.Errorf("launch: %w", err)
+	}
+}

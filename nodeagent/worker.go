@@ -1,0 +1,277 @@
+package nodeagent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"fermata/imageio/repository"
+	"fermata/protocol/api"
+	"fermata/protocol/fault"
+	"fermata/protocol/round"
+	"fermata/vmm"
+)
+
+// resumeBudget bounds one attempt to let guests run: fresh, whatever was used
+// up before. The state machine repeats the attempt.
+const resumeBudget = 5 * time.Second
+
+// worker carries out the actions of a cluster's member, one after the other.
+//
+// Concurrency: hand and idle may be called beside run.
+type worker struct {
+	run_   *roundRun
+	saving *saving // owned by run's goroutine; nil when no round holds anything
+
+	mu      sync.Mutex
+	queue   []job              // guarded by mu
+	batch   int                // guarded by mu; number of the last hand
+	busy    bool               // guarded by mu
+	abandon context.CancelFunc // guarded by mu; cancels the job in progress
+	wake    chan struct{}      // buffered 1; raised when queue grows
+}
+
+// job is one action; a job that fails takes those of its batch along.
+type job struct {
+	round.Action
+	batch int
+}
+
+func newWorker(r *roundRun) *worker {
+	return &worker{run_: r, wake: make(chan struct{}, 1)}
+}
+
+// hand queues actions. Abandon acts at once. It never blocks.
+func (w *worker) hand(actions []round.Action) {
+	if len(actions) == 0 {
+		return
+	}
+	w.mu.Lock()
+	w.batch++
+	for _, a := range actions {
+		if a.Kind == round.Abandon {
+			w.queue = nil
+			if w.abandon != nil {
+				w.abandon()
+			}
+			continue
+		}
+		w.queue = append(w.queue, job{Action: a, batch: w.batch})
+	}
+	w.mu.Unlock()
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+// idle reports that nothing is queued or in progress.
+func (w *worker) idle() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return !w.busy && len(w.queue) == 0
+}
+
+// run works until ctx ends, and then frees what is held.
+func (w *worker) run(ctx context.Context) {
+	for {
+		j, jobCtx, ok := w.next(ctx)
+		if !ok {
+			select {
+			case <-w.wake:
+				continue
+			case <-ctx.Done():
+				w.free()
+				return
+			}
+		}
+		err := w.do(jobCtx, j.Action)
+		w.finish(j, err)
+	}
+}
+
+func (w *worker) next(ctx context.Context) (job, context.Context, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.queue) == 0 || ctx.Err() != nil {
+		return job{}, nil, false
+	}
+	j := w.queue[0]
+	w.queue = w.queue[1:]
+	w.busy = true
+	ctx, w.abandon = context.WithCancel(ctx)
+	return j, ctx, true
+}
+
+func (w *worker) finish(j job, err error) {
+	w.mu.Lock()
+	w.busy = false
+	w.abandon()
+	w.abandon = nil
+	if err != nil {
+		kept := w.queue[:0]
+		for _, q := range w.queue {
+			if q.batch != j.batch {
+				kept = append(kept, q)
+			}
+		}
+		w.queue = kept
+	}
+	w.mu.Unlock()
+	switch {
+	case err == nil:
+	case j.Kind.Step() == "": // not answered
+		w.run_.agent.log.Warn("action failed", "cluster", w.run_.cluster.name, "action", j.Action.String(), "error", err)
+	default:
+		w.run_.failed(j.Round.Epoch, j.Kind.Step(), err)
+	}
+}
+
+// do carries out one action and hands its event back.
+func (w *worker) do(ctx context.Context, a round.Action) error {
+	r, s, epoch := w.run_, w.saving, a.Round.Epoch
+	begun := time.Now()
+	defer func() {
+		r.agent.log.Debug("action done", "cluster", r.cluster.name, "epoch", epoch, "action", a.Kind.String(), "elapsed", time.Since(begun))
+	}()
+	switch a.Kind {
+	case round.PrepareGuests:
+		return w.prepare(ctx, a)
+	case round.ResumeGuests:
+		return w.resume(ctx, epoch)
+	case round.KeepImage, round.DiscardImage, round.ForgetImage:
+		return w.free()
+	}
+	if s == nil || s.epoch != uint64(epoch) {
+		return fault.New(fault.Internal, "nothing prepared for epoch %d", epoch)
+	}
+	switch a.Kind {
+	case round.GateAndDrain:
+		return s.gateAndDrain(ctx)
+	case round.StopGuests:
+		if err := s.stop(ctx); err != nil {
+			return err
+		}
+		r.post(func(m *round.Member) { m.GuestsStopped(epoch) })
+		return nil
+	case round.SendMarkers:
+		return s.sendMarkers()
+	case round.SaveState:
+		if err := s.saveState(ctx); err != nil {
+			return err
+		}
+		r.post(func(m *round.Member) { m.StateSaved(epoch) })
+		return nil
+	case round.RecordChannels:
+		return s.recordChannels(a.Options.DiscardChannels)
+	case round.StartPersist:
+		return w.persist(ctx, s, epoch)
+	default:
+		return fault.New(fault.Internal, "unknown action %s", a)
+	}
+}
+
+// prepare checks that every guest can be cut and reserves what the round needs.
+func (w *worker) prepare(ctx context.Context, a round.Action) error {
+	r := w.run_
+	if err := w.free(); err != nil {
+		return err
+	}
+	if err := r.agent.repo.Refresh(ctx); err != nil {
+		return fmt.Errorf("look for new packs: %w", repositoryFault(err))
+	}
+	writer, err := r.agent.repo.NewWriter(repository.WriterConfig{
+		Cluster: r.cluster.name, Epoch: uint64(a.Round.Epoch), Node: r.agent.cfg.Name,
+	})
+	if err != nil {
+		return fmt.Errorf("open writer: %w", repositoryFault(err))
+	}
+	s := &saving{
+		agent: r.agent, cluster: r.cluster, epoch: uint64(a.Round.Epoch),
+		budget: a.Options.PauseBudget, writer: writer,
+	}
+	w.saving = s
+	reply := &api.PrepareRoundReply{}
+	for _, g := range r.cluster.list() {
+		switch status, err := g.machine.Status(ctx); {
+		case err != nil:
+			return fmt.Errorf("guest %s: %w", g.spec.Name, err)
+		case status != vmm.StatusRunning:
+			return fault.New(fault.Invalid, "guest %s is %s, must run", g.spec.Name, status)
+		}
+		s.guests = append(s.guests, &savedGuest{guest: g, report: &api.GuestReport{Name: g.spec.Name, Node: r.agent.cfg.Name}})
+		reply.Guests = append(reply.Guests, g.spec.Name)
+	}
+	var others []string
+	for _, m := range a.Members {
+		if m != round.NodeID(r.agent.cfg.Name) {
+			others = append(others, string(m))
+		}
+	}
+	if err := s.beginCut(others, func(node string) {
+		r.post(func(m *round.Member) { m.MarkerFrom(a.Round.Epoch, round.NodeID(node)) })
+	}); err != nil {
+		return err
+	}
+	payload, err := proto.Marshal(reply)
+	if err != nil {
+		return fmt.Errorf("encode answer: %w", err)
+	}
+	r.post(func(m *round.Member) { m.GuestsPrepared(a.Round.Epoch, payload) })
+	return nil
+}
+
+func (w *worker) resume(ctx context.Context, epoch round.Epoch) error {
+	reply := &api.CutRoundReply{}
+	if s := w.saving; s != nil {
+		ctx, cancel := context.WithTimeout(ctx, resumeBudget)
+		defer cancel()
+		if err := s.resume(ctx); err != nil {
+			return err
+		}
+		for _, sg := range s.guests {
+			reply.Guests = append(reply.Guests, sg.report)
+		}
+	}
+	payload, err := proto.Marshal(reply)
+	if err != nil {
+		return fmt.Errorf("encode answer: %w", err)
+	}
+	w.run_.post(func(m *round.Member) { m.GuestsResumed(epoch, payload) })
+	return nil
+}
+
+func (w *worker) persist(ctx context.Context, s *saving, epoch round.Epoch) error {
+	r := w.run_
+	r.done.Store(0)
+	r.total.Store(s.rawBytes())
+	image, err := s.persist(ctx, func(done, total uint64) {
+		r.done.Store(done)
+		r.total.Store(total)
+	})
+	if err != nil {
+		return err
+	}
+	payload, err := proto.Marshal(image)
+	if err != nil {
+		return fmt.Errorf("encode answer: %w", err)
+	}
+	r.post(func(m *round.Member) { m.PersistDone(epoch, payload) })
+	return nil
+}
+
+// free drops what the last round holds; guests it left stopped run.
+func (w *worker) free() error {
+	s := w.saving
+	if s == nil {
+		return nil
+	}
+	w.saving = nil
+	ctx, cancel := context.WithTimeout(context.Background(), resumeBudget)
+	defer cancel()
+	return errors.Join(s.resume(ctx), s.discard())
+}
