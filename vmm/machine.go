@@ -63,7 +63,8 @@ type Machine interface {
 	// machine still waits.
 	LoadDevices(ctx context.Context, state []byte) error
 
-	// Exited is closed once the process has ended, for whatever reason.
+	// Exited is closed once the process has ended, for whatever reason; after
+	// Detach it may never be.
 	Exited() <-chan struct{}
 
 	// Kill ends the process without mercy, waits until it is gone and removes

@@ -89,7 +89,7 @@ type Config struct {
 	NICs  []NIC  `json:"nics,omitempty"`
 
 	// Dir holds the sockets, logs and temporary files of this machine; it is
-	// made when missing. It should not lie on a file system that can hang: the
+	// made when missing, its parent is not. It should not lie on a file system that can hang: the
 	// device state passes through it while the guest stands still.
 	Dir string `json:"dir"`
 	// MemoryDir is where the RAM file is made: tmpfs or hugetlbfs.

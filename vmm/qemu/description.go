@@ -16,10 +16,16 @@ import (
 // and nothing about where it lives. It goes into a checkpoint as JSON and is
 // compared before a restart.
 type Description struct {
-	QEMU         string   `json:"qemu"` // major.minor.micro
-	Machine      string   `json:"machine"`
-	CPU          string   `json:"cpu"`
-	Accel        Accel    `json:"accel"`
+	QEMU    string `json:"qemu"` // major.minor.micro
+	Machine string `json:"machine"`
+	CPU     string `json:"cpu"`
+	Accel   Accel  `json:"accel"`
+
+	// CPUMissing lists the features of the CPU model that accelerator and host
+	// could not provide, so that the guest runs without them; or says "none". It
+	// is known of running machines only, and empty otherwise.
+	CPUMissing string `json:"cpu_missing,omitempty"`
+
 	VCPUs        int      `json:"vcpus"`
 	MemoryBytes  uint64   `json:"memory_bytes"`
 	Devices      []string `json:"devices"` // device arguments in order, with bus addresses, without paths
@@ -58,7 +64,8 @@ func (c Config) Describe(info Info) (Description, error) {
 // Compatible reports whether a guest saved on d may be restarted on host. The
 // error wraps vmm.ErrIncompatible and names every difference.
 //
-// Everything must be equal but the version of QEMU: a newer one takes the state
+// Everything must be equal (missing CPU features only where both sides know
+// them) but the version of QEMU: a newer one takes the state
 // of an older one as long as the versioned machine type is the same, which is
 // what those types promise; the other direction is promised by nobody.
 func (d Description) Compatible(host Description) error {
@@ -67,6 +74,9 @@ func (d Description) Compatible(host Description) error {
 	same(&p, "machine type", d.Machine, host.Machine)
 	same(&p, "cpu model", d.CPU, host.CPU)
 	same(&p, "accel", d.Accel, host.Accel)
+	if d.CPUMissing != "" && host.CPUMissing != "" {
+		same(&p, "missing cpu features", d.CPUMissing, host.CPUMissing)
+	}
 	same(&p, "vcpus", d.VCPUs, host.VCPUs)
 	same(&p, "memory", d.MemoryBytes, host.MemoryBytes)
 	same(&p, "kernel", d.KernelSHA256, host.KernelSHA256)

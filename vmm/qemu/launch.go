@@ -255,5 +255,5 @@ func logTail(path string) string {
 	if err != nil {
 		return ""
 	}
-	return lastLine(b)
+	return lastWords(b)
 }

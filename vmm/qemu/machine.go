@@ -84,7 +84,7 @@ func (m *Machine) Memory() []vmm.Memory {
 }
 
 // Describe returns what a restart of this guest must find, with the version of
-// the QEMU that runs it now.
+// the QEMU that runs it and what its processor lacks.
 func (m *Machine) Describe(ctx context.Context) (Description, error) {
 	mon, err := m.connect(ctx)
 	if err != nil {
@@ -92,6 +92,9 @@ func (m *Machine) Describe(ctx context.Context) (Description, error) {
 	}
 	d := m.state.Description
 	d.QEMU = mon.Greeting().Version.String()
+	if d.CPUMissing, err = m.missingFeatures(ctx); err != nil {
+		return Description{}, fmt.Errorf("describe guest %s: %w", m.Name(), err)
+	}
 	return d, nil
 }
 

@@ -77,6 +77,9 @@ func (m *Machine) explain(ctx context.Context, err error) error {
 	if err == nil || ctx.Err() != nil || errors.As(err, &refusal) {
 		return err
 	}
+	if m.isDetached() {
+		return fmt.Errorf("%w: %w", vmm.ErrDetached, err)
+	}
 	grace, cancel := context.WithTimeout(ctx, exitGrace)
 	defer cancel()
 	select {

@@ -90,7 +90,7 @@ func startProbe(ctx context.Context, path string) (mon *qmp.Client, end func(), 
 	if err != nil {
 		cmd.Process.Kill()
 		cmd.Wait()
-		return nil, nil, fmt.Errorf("%w: %s", err, lastLine(said.Bytes()))
+		return nil, nil, fmt.Errorf("%w: %s", err, lastWords(said.Bytes()))
 	}
 	return mon, func() {
 		mon.Close()
@@ -205,11 +205,16 @@ func findBinary(name string) (string, error) {
 	return path, nil
 }
 
-// lastLine returns the last line of a log that is not blank.
-func lastLine(log []byte) string {
-	log = bytes.TrimSpace(log)
-	if i := bytes.LastIndexByte(log, '\n'); i >= 0 {
-		log = log[i+1:]
+// lastWords returns the last lines of QEMU's log in one: it names the cause
+// first and its consequence last. Warnings, of which a healthy start may have
+// many, are left out.
+func lastWords(log []byte) string {
+	const most = 3
+	var lines []string
+	for line := range strings.Lines(string(log)) {
+		if line = strings.TrimSpace(line); line != "" && !strings.Contains(line, ": warning: ") {
+			lines = append(lines, line)
+		}
 	}
-	return string(log)
+	return strings.Join(lines[max(0, len(lines)-most):], "; ")
 }

@@ -268,6 +268,9 @@ func (c *Client) send(ctx context.Context, line, rights []byte) error {
 		}
 	}
 	if err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx) // says more than the deadline that it became
+		}
 		c.end(fmt.Errorf("%w: write: %w", ErrClosed, err))
 		return fmt.Errorf("%w: write: %w", ErrUnanswered, err)
 	}

@@ -201,8 +201,8 @@ func TestClient_GivesUpWriting(t *testing.T) {
 		t.Fatal(err)
 	}
 	cancel()
-	if err := wait(t, result); !errors.Is(err, ErrUnanswered) {
-		t.Fatalf("error %v, want ErrUnanswered", err)
+	if err := wait(t, result); !errors.Is(err, ErrUnanswered) || !errors.Is(err, context.Canceled) {
+		t.Fatalf("error %v, want ErrUnanswered and why", err)
 	}
 	wait(t, c.Done())
 	if err := c.Execute(t.Context(), "after", nil, nil); !errors.Is(err, ErrClosed) {
