@@ -50,9 +50,9 @@ func TestMistakes_AreOneLine(t *testing.T) {
 		status int
 		says   string
 	}{
-		{"", 2, "which one"},
+		{"", 2, `"fermata" needs a command: `},
 		{"clustr", 2, `did you mean "cluster"`},
-		{"cluster", 2, "which one: console, create"},
+		{"cluster", 2, `"fermata cluster" needs a command: console, create`},
 		{"cluster lst", 2, `did you mean "list"`},
 		{"cluster bogus", 2, `unknown command "bogus" for "fermata cluster"`},
 		{"completion tcsh", 2, `unknown command "tcsh"`},

@@ -83,6 +83,11 @@ func newRootCommand(env *app.Env) *cobra.Command {
 		newCertsCommand(env),
 		newVersionCommand(env),
 	)
+	inGroup(root, groupDaemon,
+		newAgentCommand(env),
+		newLabCommand(env),
+		newGuardCommand(env),
+	)
 	root.InitDefaultCompletionCmd()
 	if completion, _, err := root.Find([]string{"completion"}); err == nil {
 		needsSubcommand(completion)
@@ -112,7 +117,7 @@ func needsSubcommand(group *cobra.Command) {
 	group.RunE = func(c *cobra.Command, args []string) error {
 		see := fmt.Sprintf("(see %q)", c.CommandPath()+" --help")
 		if len(args) == 0 {
-			return app.Usagef("%s: which one: %s? %s", c.CommandPath(), strings.Join(subcommands(c), ", "), see)
+			return app.Usagef("%q needs a command: %s %s", c.CommandPath(), strings.Join(subcommands(c), ", "), see)
 		}
 		if near := c.SuggestionsFor(args[0]); len(near) > 0 {
 			return app.Usagef("unknown command %q for %q, did you mean %q? %s", args[0], c.CommandPath(), near[0], see)
