@@ -48,14 +48,42 @@ func TestDial_FindsTheLeader(t *testing.T) {
 func TestDial_WaitsForALeaderAndNamesEveryone(t *testing.T) {
 	follower := operatortest.New(t)
 	follower.Fail = fault.New(fault.Unavailable, "not the leader")
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-	defer cancel()
-	err := listNodes(ctx, remote.Target{Addresses: []string{"127.0.0.1:1", follower.Address}, Plaintext: true})
+	ctx := &expiring{Context: t.Context(), done: make(chan struct{})}
+	failed := make(chan error, 1)
+	go func() {
+		failed <- listNodes(ctx, remote.Target{Addresses: []string{"127.0.0.1:1", follower.Address}, Plaintext: true})
+	}()
+	// The third round begins when the second has been heard in full.
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for len(follower.Requests()) < 3 {
+		select {
+		case <-tick.C:
+		case err := <-failed:
+			t.Fatalf("gave up after %d rounds: %v", len(follower.Requests()), err)
+		}
+	}
+	close(ctx.done)
+	err := <-failed
 	if fault.ClassOf(err) != fault.Unavailable || !strings.Contains(err.Error(), "127.0.0.1:1") || !strings.Contains(err.Error(), "not the leader") {
 		t.Errorf("%v", err)
 	}
-	if len(follower.Requests()) < 2 {
-		t.Errorf("the follower was asked %d times, want again and again", len(follower.Requests()))
+}
+
+// expiring is a context whose deadline passes when the test says so.
+type expiring struct {
+	context.Context
+	done chan struct{}
+}
+
+func (e *expiring) Done() <-chan struct{} { return e.done }
+
+func (e *expiring) Err() error {
+	select {
+	case <-e.done:
+		return context.DeadlineExceeded
+	default:
+		return nil
 	}
 }
 
