@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"path/filepath"
+	"slices"
 
 	"fermata/imageio/damage"
 	"fermata/imageio/pack"
@@ -273,7 +275,7 @@ func (s *sweep) noteInFlight(e epochKey) {
 
 func (s *sweep) syncTouched() error {
 	var errs []error
-	for dir := range s.touched {
+	for _, dir := range slices.Sorted(maps.Keys(s.touched)) {
 		errs = append(errs, s.r.fs.SyncDir(dir))
 	}
 	clear(s.touched)

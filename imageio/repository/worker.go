@@ -25,7 +25,7 @@ func newWorker(runBytes int) *worker {
 	return &worker{
 		pages:      runBuilder{target: runBytes},
 		nodes:      runBuilder{target: runBytes},
-		compressed: make([]byte, pack.MaxStoredLen(pack.MaxRunBytes)),
+		compressed: make([]byte, pack.MaxStoredLen(runBytes)),
 		used:       map[uint32]struct{}{},
 		lastUsed:   ^uint32(0),
 	}

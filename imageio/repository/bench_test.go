@@ -1,0 +1,130 @@
+package repository
+
+import (
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"fermata/imageio/object"
+)
+
+const benchBytes = 128 << 20
+
+// benchImage is memory as guests have it: pages that compress to a half or so.
+func benchImage(zero bool) []byte {
+	b := make([]byte, benchBytes)
+	if zero {
+		return b
+	}
+	rng := rand.New(rand.NewPCG(1, 1))
+	for off := 0; off < len(b); off += 16 {
+		v := rng.Uint64()
+		for i := range 8 {
+			b[off+i] = byte(v >> (8 * i))
+		}
+		b[off+8] = byte(off >> 12)
+	}
+	return b
+}
+
+type readOnly struct{ lentBytes }
+
+func (readOnly) Lend() {} // hides the ability
+
+func BenchmarkPutImage(b *testing.B) {
+	for _, c := range []struct {
+		name        string
+		compression string
+		zero, again bool
+		workers     int
+	}{
+		{"s2", "s2", false, false, 0},
+		{"s2-1worker", "s2", false, false, 1},
+		{"zstd", "zstd", false, false, 0},
+		{"none", "none", false, false, 0},
+		{"known-pages", "s2", false, true, 0},
+		{"known-pages-1worker", "s2", false, true, 1},
+		{"zeros", "s2", true, false, 0},
+		{"zeros-1worker", "s2", true, false, 1},
+	} {
+		img := benchImage(c.zero)
+		for source, src := range map[string]io.ReaderAt{"lent": lentBytes(img), "read": readOnly{lentBytes(img)}} {
+			b.Run(fmt.Sprintf("%s/%s", c.name, source), func(b *testing.B) {
+				b.SetBytes(benchBytes)
+				cfg := Config{Dir: filepath.Join(b.TempDir(), "repo"), Compression: c.compression, Workers: c.workers}
+				r := mustCreate(b, cfg)
+				if c.again {
+					benchPut(b, r, src)
+				}
+				for b.Loop() {
+					if !c.again {
+						b.StopTimer()
+						cfg.Dir = filepath.Join(b.TempDir(), fmt.Sprint(rand.Uint64()))
+						r = mustCreate(b, cfg)
+						b.StartTimer()
+					}
+					benchPut(b, r, src)
+					if !c.again {
+						b.StopTimer()
+						if err := os.RemoveAll(cfg.Dir); err != nil {
+							b.Fatal(err)
+						}
+						b.StartTimer()
+					}
+				}
+			})
+		}
+	}
+}
+
+func benchPut(b *testing.B, r *Repository, src io.ReaderAt) (Ref, Result) {
+	b.Helper()
+	w, err := r.NewWriter(WriterConfig{Cluster: "web", Epoch: 1, Node: "n1"})
+	if err != nil {
+		b.Fatal(err)
+	}
+	ref, _, err := w.PutImage(b.Context(), src, benchBytes, PutOptions{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	res, err := w.Finish(b.Context())
+	if err != nil {
+		b.Fatal(err)
+	}
+	return ref, res
+}
+
+func BenchmarkReadImage(b *testing.B) {
+	for _, compression := range []string{"s2", "zstd", "none"} {
+		b.Run(compression, func(b *testing.B) {
+			b.SetBytes(benchBytes)
+			r := mustCreate(b, Config{Dir: filepath.Join(b.TempDir(), "repo"), Compression: compression})
+			ref, res := benchPut(b, r, lentBytes(benchImage(false)))
+			dst := make(bytesAt, benchBytes)
+			for b.Loop() {
+				rd, err := r.NewReader(b.Context(), res.Packs)
+				if err != nil {
+					b.Fatal(err)
+				}
+				if err := rd.ReadImage(b.Context(), ref, dst, ReadOptions{}); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+func BenchmarkIsZero(b *testing.B) {
+	img := benchImage(true)
+	b.SetBytes(benchBytes)
+	for b.Loop() {
+		for off := 0; off < len(img); off += object.PageBytes {
+			if !isZero(img[off : off+object.PageBytes]) {
+				b.Fatal("not zero")
+			}
+		}
+	}
+}
