@@ -176,8 +176,8 @@ func fencing(t *testing.T, e Environment) {
 		t.Fatalf("fence %+v after %+v: the token must grow in one store", present, old)
 	}
 	touch := func(c *store.Cluster) error { c.Reason = "touched"; return nil }
-	forged, elsewhere := old, present
-	forged.Token = present.Token
+	forged, elsewhere := present, present
+	forged.Token++
 	elsewhere.Store++
 	for name, f := range map[string]store.Fence{"old": old, "none": {}, "forged": forged, "other store": elsewhere} {
 		other := store.Operation{ID: "two", Kind: store.Stop, Cluster: "c"}
