@@ -120,12 +120,12 @@ func (m *Member) HasReady() bool {
 	if m.journalBroken {
 		return m.urgent()
 	}
-	return len(m.actions) > 0 || len(m.replies) > 0 || m.unsaved
+	return len(m.actions) > 0 || len(m.replies) > 0 || m.journalDue()
 }
 
-// Ready returns the work that has come up since the last call. Work that lets
-// guests run comes first and without a journal: it must not wait for a disk
-// (invariant I12). Call Ready until HasReady says no.
+// Ready returns the work that has come up since the last call. No journal comes
+// while guests stand still, and none with the order to resume them: that must
+// not wait for a disk (invariant I12). Call Ready until HasReady says no.
 func (m *Member) Ready() MemberReady {
 	if m.journalBroken && !m.urgent() {
 		return MemberReady{}
@@ -136,12 +136,16 @@ func (m *Member) Ready() MemberReady {
 		return r
 	}
 	r.Replies, m.replies = m.replies, nil
-	if m.unsaved {
+	if m.journalDue() {
 		j := m.Journal()
 		r.Journal, m.unsaved = &j, false
 		m.handed = r
 	}
 	return r
+}
+
+func (m *Member) journalDue() bool {
+	return m.unsaved && (!m.holdsGuests() || m.broken == ruleResumeFirst)
 }
 
 // urgent reports whether guests are to be resumed.
@@ -166,6 +170,21 @@ func (m *Member) JournalFailed() {
 	m.replies = append(m.handed.Replies, m.replies...)
 	m.handed = MemberReady{}
 	m.unsaved, m.journalBroken = true, true
+}
+
+// Fence checks the token of a call that is not part of a round, such as one
+// that creates or ends guests, and remembers it if it is the largest so far.
+// The driver does what Ready says before it acts on the call.
+//
+// On error: ErrFenced, and the call must be refused.
+func (m *Member) Fence(t Token) error {
+	if t < m.token {
+		return fmt.Errorf("token %d, have seen %d: %w", t, m.token, ErrFenced)
+	}
+	if t > m.token {
+		m.token, m.unsaved = t, true
+	}
+	return nil
 }
 
 // Step takes a request of the coordinator into account. The answer comes from

@@ -42,7 +42,7 @@ func TestChecker_NoticesBrokenRules(t *testing.T) {
 		{"report an image before it is durable", member(round.RulePersistedMeansDurable), []string{"I2", "I7"}},
 		{"discard a committed image", member(round.RuleKeepCommitted), []string{"I3"}},
 		{"go on after a restart as if nothing was lost",
-			func(c *roundsim.Config) { c.RecoverMember = round.RecoverMemberAsIs }, []string{"I6", "I10"}},
+			func(c *roundsim.Config) { c.RecoverMember = round.RecoverMemberAsIs }, []string{"I6", "I10", "I12"}},
 		{"leave guests stopped after a restart",
 			func(c *roundsim.Config) { c.RecoverMember = round.RecoverMemberIdly }, []string{"I6"}},
 	} {

@@ -116,9 +116,17 @@ func (c *Checker) ResumesComplete(n round.NodeID, e round.Epoch) {
 // ResumesEarly tells that the node lets its guests run as the round failed.
 func (c *Checker) ResumesEarly(n round.NodeID, e round.Epoch) { c.cut(n, e).early = true }
 
-// Dies tells that the node's agent ended before its image was durable. If the
-// guests were cut, the cut is lost with it.
-func (c *Checker) Dies(n round.NodeID, e round.Epoch) {
+// Dies tells that the node's agent ended in epoch e, with j as its durable
+// journal (nil: none). It may go back to what is journaled. If the guests were
+// cut and the image was not durable, the cut is lost.
+func (c *Checker) Dies(n round.NodeID, e round.Epoch, j *round.Journal) {
+	c.at[n] = 0
+	if j != nil {
+		c.at[n] = j.Epoch
+		if j.Epoch == e && (j.Phase == round.MemberPersisted || j.Phase == round.MemberFinished) {
+			return
+		}
+	}
 	if s := c.cut(n, e); s.stopped {
 		s.early = true
 	}
@@ -162,9 +170,10 @@ func (c *Checker) Knows(who string, e round.Epoch, o round.Outcome) error {
 	return c.err
 }
 
-// MemberKnows tells that a member has journaled an outcome. It may be told
+// MemberKnows tells that a member has journaled an epoch, and its outcome. It may be told
 // "aborted" before that is recorded; then a commit must never follow.
 func (c *Checker) MemberKnows(n round.NodeID, e round.Epoch, o round.Outcome) {
+	c.MemberAt(n, e)
 	switch have := c.outcomes[e]; {
 	case o == round.OutcomeNone || have == o:
 	case o == round.Aborted && have == round.OutcomeNone:

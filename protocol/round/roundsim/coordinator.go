@@ -1,6 +1,7 @@
 package roundsim
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
@@ -73,6 +74,9 @@ func (c *coordinator) startLeading(token round.Token) {
 	c.token, c.fenced = token, false
 	if rec := c.w.etcd.inFlight; rec != nil {
 		l, err := c.w.cfg.RecoverLead(*rec, token, budgets)
+		if errors.Is(err, round.ErrFenced) {
+			return // a successor has taken the round over already
+		}
 		if err != nil {
 			c.w.fail(err)
 			return

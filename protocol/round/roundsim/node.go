@@ -100,9 +100,7 @@ func (n *node) crash() {
 	n.w.logf("%s crashes, %s in epoch %d", n.name, n.member.Phase(), n.member.Epoch())
 	n.up = false
 	n.gen++
-	if j := n.journal; j == nil || j.Phase != round.MemberPersisted && j.Phase != round.MemberFinished {
-		n.w.check.Dies(n.name, n.member.Epoch())
-	}
+	n.w.check.Dies(n.name, n.member.Epoch(), n.journal)
 	for _, h := range n.guest.held {
 		l := n.w.links[linkID{h.from, n.name}]
 		if l.lost == nil {
@@ -174,8 +172,8 @@ func (n *node) pump() {
 			n.follow(r)
 			continue
 		}
-		if slices.ContainsFunc(r.Actions, func(a round.Action) bool { return a.Kind == round.ResumeGuests }) {
-			n.w.fail(fmt.Errorf("I12: %s is to write a journal before it resumes its guests", n.name))
+		if n.guest.gated || n.guest.stopped || slices.ContainsFunc(r.Actions, func(a round.Action) bool { return a.Kind == round.ResumeGuests }) {
+			n.w.fail(fmt.Errorf("I12: %s is to write a journal before its guests run", n.name))
 		}
 		n.write(r)
 	}
