@@ -38,13 +38,9 @@ type Taken struct {
 	Images  []*api.NodeImage // of every member, each checked by CheckImage
 
 	ChannelsRecorded bool
-	UniqueBytes      uint64
 
 	Begun   time.Time // the operator's request
 	Resumed time.Time // all guests ran again
-	// Durable is when everything but the manifest itself was durable: the
-	// manifest is one small file and cannot hold the time of its own end.
-	Durable time.Time
 }
 
 // summary is the opaque report of a manifest.
@@ -53,14 +49,14 @@ type summary struct {
 	QEMUVersion    string `json:"qemu_version"`
 }
 
-// Manifest makes the commit record.
+// Manifest makes the commit record, but for what is known only when all images
+// have been looked at: Stats.UniqueBytes and SetDurable.
 func Manifest(t Taken) (*manifest.Manifest, error) {
 	m := &manifest.Manifest{
 		Cluster: t.Cluster, Epoch: t.Epoch, CreatedUnixNS: t.Begun.UnixNano(), Label: t.Label, Spec: t.Spec,
 		FenceToken: t.Fence.GetToken(), ChannelsRecorded: t.ChannelsRecorded,
-		Stats: manifest.Stats{UniqueBytes: t.UniqueBytes, TimingsUS: map[string]uint64{
+		Stats: manifest.Stats{TimingsUS: map[string]uint64{
 			timingResumed: micros(t.Resumed.Sub(t.Begun)),
-			timingDurable: micros(t.Durable.Sub(t.Begun)),
 		}},
 	}
 	var sum summary
@@ -92,6 +88,13 @@ func Manifest(t Taken) (*manifest.Manifest, error) {
 		return nil, fmt.Errorf("encode report: %w", err)
 	}
 	return m, nil
+}
+
+// SetDurable notes how long it took from the operator's request until
+// everything but the manifest itself was durable. The manifest is one small
+// file, and cannot hold the time of its own end.
+func SetDurable(m *manifest.Manifest, d time.Duration) {
+	m.Stats.TimingsUS[timingDurable] = micros(d)
 }
 
 // skew is how far the guests' stops are apart. The instants are those of the

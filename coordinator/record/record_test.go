@@ -36,8 +36,8 @@ func taken() record.Taken {
 	begun := time.Unix(100, 0)
 	return record.Taken{
 		Cluster: "c", Epoch: 7, Label: "before", Spec: []byte("name: c\n"), Fence: &api.Fence{Token: 5, Store: 6},
-		Images: []*api.NodeImage{image("n1", "b", "a"), image("n2", "z")}, ChannelsRecorded: true, UniqueBytes: 2048,
-		Begun: begun, Resumed: begun.Add(30 * time.Millisecond), Durable: begun.Add(2 * time.Second),
+		Images: []*api.NodeImage{image("n1", "b", "a"), image("n2", "z")}, ChannelsRecorded: true,
+		Begun: begun, Resumed: begun.Add(30 * time.Millisecond),
 	}
 }
 
@@ -47,6 +47,8 @@ func TestCheckpoint_SurvivesTheManifest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	m.Stats.UniqueBytes = 2048
+	record.SetDurable(m, 2*time.Second)
 	data, err := manifest.Encode(m)
 	if err != nil {
 		t.Fatal(err)

@@ -61,8 +61,7 @@ type Evidence struct {
 
 // Config holds what a Driver needs. All fields are required.
 type Config struct {
-	Nodes  *nodeconn.Pool
-	Ledger Ledger
+	Nodes *nodeconn.Pool
 
 	Prepare time.Duration // until every node is ready
 	Cut     time.Duration // until every guest runs again, beyond the pause budget
@@ -85,7 +84,7 @@ type Driver struct {
 
 // New returns a Driver.
 func New(cfg Config) (*Driver, error) {
-	if cfg.Nodes == nil || cfg.Ledger == nil || cfg.Logger == nil || min(cfg.Prepare, cfg.Cut, cfg.Persist, cfg.Finish) <= 0 {
+	if cfg.Nodes == nil || cfg.Logger == nil || min(cfg.Prepare, cfg.Cut, cfg.Persist, cfg.Finish) <= 0 {
 		return nil, errors.New("rounds: every field of the configuration is required")
 	}
 	return &Driver{cfg: cfg}, nil
@@ -106,6 +105,7 @@ type Job struct {
 	// CheckImage tells what is wrong with what a node wants to add to the
 	// checkpoint.
 	CheckImage func(*api.NodeImage) error
+	Ledger     Ledger
 	Judge      Judge
 	Progress   func(*api.Event) // never called by two goroutines at once
 }

@@ -136,9 +136,9 @@ func (r *run) store(ctx context.Context, rec round.Record) bool {
 	for {
 		var err error
 		if rec.Phase == round.PhaseOver {
-			err = r.d.cfg.Ledger.DeleteRound(ctx, rec.Round)
+			err = r.job.Ledger.DeleteRound(ctx, rec.Round)
 		} else {
-			err = r.d.cfg.Ledger.PutRound(ctx, rec)
+			err = r.job.Ledger.PutRound(ctx, rec)
 		}
 		switch {
 		case err == nil:

@@ -1,0 +1,131 @@
+package coordinator
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"fermata/coordinator/deploy"
+	"fermata/coordinator/record"
+	"fermata/coordinator/rounds"
+	"fermata/coordinator/store"
+	"fermata/protocol/api"
+	"fermata/protocol/fault"
+	"fermata/protocol/round"
+)
+
+// checkpoint runs one round. The end of ctx aborts it; the guests run on.
+func (t *term) checkpoint(ctx context.Context, req *api.CheckpointRequest, p progress) (*api.Event, error) {
+	begun := time.Now()
+	name := req.GetCluster()
+	endUse, err := t.ops.usePacks(describe(string(store.Checkpoint), name))
+	if err != nil {
+		return nil, err
+	}
+	defer endUse()
+	release, err := t.ops.begin(name, string(store.Checkpoint))
+	if err != nil {
+		return nil, err
+	}
+	handedOver := false
+	defer func() {
+		if !handedOver {
+			release()
+		}
+	}()
+	c, err := t.c.store.Cluster(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	switch c.State {
+	case api.ClusterState_CLUSTER_STATE_RUNNING:
+	case api.ClusterState_CLUSTER_STATE_STARTING, api.ClusterState_CLUSTER_STATE_STOPPING:
+		return nil, fault.New(fault.Busy, "cluster %s is %s", name, stateWord(c.State))
+	default:
+		return nil, fault.New(fault.Invalid, "cluster %s is %s, only a running one has a checkpoint taken", name, stateWord(c.State))
+	}
+	s, err := specOf(c)
+	if err != nil {
+		return nil, err
+	}
+	members, err := t.members(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	epoch, err := t.nextEpoch(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	op, err := t.begin(ctx, store.Checkpoint, name, epoch, nil)
+	if err != nil {
+		return nil, err
+	}
+	id := round.ID{Cluster: name, Epoch: round.Epoch(epoch)}
+	verdict := &judge{repo: t.c.repo, id: id, taken: record.Taken{
+		Cluster: name, Epoch: epoch, Label: req.GetLabel(), Spec: c.Spec, Fence: t.fence.API(),
+		ChannelsRecorded: !req.GetDiscardChannels(), Begun: begun,
+	}}
+	err = t.drive.Run(t.ctx, ctx, rounds.Job{
+		Round: id, Fence: t.fence.API(), Members: members,
+		Options:    round.Options{PauseBudget: s.Policies.PauseBudget, DiscardChannels: req.GetDiscardChannels()},
+		CheckImage: func(image *api.NodeImage) error { return record.CheckImage(image, guestsOn(c, image.GetNode())) },
+		Ledger:     &ledger{store: t.c.store, fence: t.fence, id: op},
+		Judge:      verdict,
+		Progress:   p,
+	})
+	if err != nil {
+		if fault.ClassOf(err) == fault.Unknown && t.ctx.Err() == nil {
+			handedOver = true
+			t.recoverInBackground(name, op, release)
+		}
+		return nil, err
+	}
+	done, err := record.Checkpoint(verdict.manifest)
+	if err != nil {
+		return nil, fault.Wrap(fault.Internal, err, "")
+	}
+	t.c.log.Info("checkpoint taken", "cluster", name, "epoch", epoch, "resumed", time.Duration(done.ResumedUs)*time.Microsecond,
+		"stored-bytes", done.StoredBytes, "elapsed", time.Since(begun))
+	return &api.Event{Result: &api.Event_Checkpoint{Checkpoint: done}}, nil
+}
+
+// members are the nodes with guests of the cluster. A node whose lease has run
+// out is refused at once: the round could only wait for it.
+func (t *term) members(ctx context.Context, c store.Cluster) ([]deploy.Node, error) {
+	infos, err := t.c.store.Nodes(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list nodes: %w", err)
+	}
+	names := slices.Sorted(maps.Values(c.Assignments))
+	var members []deploy.Node
+	for _, name := range slices.Compact(names) {
+		i := slices.IndexFunc(infos, func(n *api.NodeInfo) bool { return n.GetName() == name })
+		switch {
+		case i < 0:
+			return nil, fault.New(fault.Unavailable, "node %s, which has guests %s, is not registered", name, strings.Join(guestsOn(c, name), ", "))
+		case !infos[i].GetAlive():
+			return nil, fault.New(fault.Unavailable, "node %s, which has guests %s, has not been heard of since %s",
+				name, strings.Join(guestsOn(c, name), ", "), time.Unix(0, infos[i].GetLastSeenUnixNs()).UTC().Format(time.RFC3339))
+		}
+		members = append(members, nodeOf(infos[i]))
+	}
+	if len(members) == 0 {
+		return nil, fault.New(fault.Internal, "cluster %s runs but has no nodes", c.Name)
+	}
+	return members, nil
+}
+
+// guestsOn lists the guests that the cluster's record assigns to a node.
+func guestsOn(c store.Cluster, node string) []string {
+	var guests []string
+	for guest, on := range c.Assignments {
+		if on == node {
+			guests = append(guests, guest)
+		}
+	}
+	slices.Sort(guests)
+	return guests
+}

@@ -1,0 +1,221 @@
+package coordinatortest
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"hash/fnv"
+	"slices"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	"fermata/imageio/object"
+	"fermata/imageio/repository"
+	"fermata/protocol/api"
+	"fermata/protocol/fault"
+)
+
+// Sizes of the fake guests' memory, in pages.
+const (
+	pageBytes   = object.PageBytes
+	commonPages = 4 // equal in all guests
+	ownPages    = 4
+	zeroPages   = 8
+	// MemoryBytes is the size of a fake guest's memory, whatever its
+	// specification says.
+	MemoryBytes = (commonPages + ownPages + zeroPages) * pageBytes
+	// UniqueBytes is what n guests have of distinct pages after a fresh boot.
+	uniquePagesOfAll = commonPages
+)
+
+// UniqueBytes is what n guests that booted afresh have in distinct pages.
+func UniqueBytes(n int) uint64 { return uint64(uniquePagesOfAll+n*ownPages) * pageBytes }
+
+// boot fills the memory of a guest that starts afresh.
+func boot(cluster, name string) []byte {
+	memory := make([]byte, MemoryBytes)
+	for i := range commonPages {
+		binary.LittleEndian.PutUint64(memory[i*pageBytes:], uint64(i)+1)
+	}
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(cluster + "/" + name)) // a hash never fails
+	for i := range ownPages {
+		binary.LittleEndian.PutUint64(memory[(commonPages+i)*pageBytes:], h.Sum64()+uint64(i))
+	}
+	return memory
+}
+
+// machine describes the guest's machine, as it is compared before a restart.
+func machine(spec *api.GuestSpec) []byte {
+	b, err := json.Marshal(map[string]any{"machine": spec.GetMachine(), "cpu": spec.GetCpu(), "memory": spec.GetMemoryBytes()})
+	if err != nil {
+		panic(err) // strings and a number
+	}
+	return b
+}
+
+// Describe implements api.NodeServer.
+func (a *Agent) Describe(ctx context.Context, _ *api.DescribeRequest) (info *api.NodeInfo, err error) {
+	err = a.meet(ctx, Describe, func() error {
+		info = a.info()
+		return nil
+	})
+	return info, err
+}
+
+// CreateGuests implements api.NodeServer.
+func (a *Agent) CreateGuests(req *api.CreateGuestsRequest, stream grpc.ServerStreamingServer[api.CreateGuestsUpdate]) error {
+	return a.meet(stream.Context(), Create, func() error {
+		made, err := a.makeGuests(stream.Context(), req)
+		if err != nil {
+			return err
+		}
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		c, err := a.admit(req.GetCluster(), req.GetFence())
+		if err != nil {
+			return err
+		}
+		for name, g := range made {
+			if have := c.guests[name]; have != nil && (c.epoch != req.GetEpoch() || !proto.Equal(have.spec, g.spec)) {
+				return fault.New(fault.Exists, "guest %s exists from epoch %d", name, c.epoch)
+			}
+		}
+		if len(c.guests) > 0 && c.epoch == req.GetEpoch() {
+			made = nil // asked again
+		}
+		var need uint64
+		for _, g := range made {
+			need += g.spec.GetMemoryBytes()
+		}
+		if free := a.cfg.MemoryBytes - a.used(); need > free {
+			return fault.New(fault.NoSpace, "cluster %s needs %d bytes, %d are free", req.GetCluster(), need, free)
+		}
+		c.epoch, c.released, c.peers = req.GetEpoch(), false, req.GetPeers()
+		for name, g := range made {
+			c.guests[name] = g
+		}
+		for _, name := range sortedKeys(c.guests) {
+			err := stream.Send(&api.CreateGuestsUpdate{
+				Guest: name, Created: true, DoneBytes: MemoryBytes, TotalBytes: MemoryBytes, FramesInjected: c.guests[name].injected,
+			})
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// makeGuests boots or reads the guests of a request.
+func (a *Agent) makeGuests(ctx context.Context, req *api.CreateGuestsRequest) (map[string]*guest, error) {
+	made := map[string]*guest{}
+	var reader *repository.Reader
+	if len(req.GetImages()) > 0 {
+		var err error
+		if err = a.repo.Refresh(ctx); err != nil {
+			return nil, class(err)
+		}
+		if reader, err = a.repo.NewReader(ctx, req.GetPacks()); err != nil {
+			return nil, class(err)
+		}
+	}
+	for i, spec := range req.GetGuests() {
+		g := &guest{spec: spec}
+		if reader == nil {
+			g.memory = boot(req.GetCluster(), spec.GetName())
+		} else if err := g.restore(ctx, reader, req.GetImages()[i]); err != nil {
+			return nil, err
+		}
+		made[spec.GetName()] = g
+	}
+	return made, nil
+}
+
+func (g *guest) restore(ctx context.Context, reader *repository.Reader, image *api.GuestImage) error {
+	var was, is any
+	if err := errors.Join(json.Unmarshal(image.GetMachine(), &was), json.Unmarshal(machine(g.spec), &is)); err != nil {
+		return fault.Wrap(fault.Invalid, err, "machine of guest %s", g.spec.GetName())
+	}
+	if image.GetGuest() != g.spec.GetName() || !jsonEqual(was, is) {
+		return fault.New(fault.Mismatch, "guest %s: machine was %s, is %s", g.spec.GetName(), image.GetMachine(), machine(g.spec))
+	}
+	for _, o := range image.GetObjects() {
+		ref := repository.Ref{ID: object.ID(o.GetId()), Size: int64(o.GetSizeBytes())}
+		data, err := reader.ReadBytes(ctx, ref, MemoryBytes)
+		if err != nil {
+			return class(err)
+		}
+		switch o.GetKind() {
+		case "memory":
+			g.memory = data
+		case "channel":
+			g.injected += o.GetCount()
+		}
+	}
+	if len(g.memory) != MemoryBytes {
+		return fault.New(fault.Corrupt, "guest %s: no memory in its image", g.spec.GetName())
+	}
+	return nil
+}
+
+func jsonEqual(a, b any) bool {
+	x, errX := json.Marshal(a)
+	y, errY := json.Marshal(b)
+	return errX == nil && errY == nil && slices.Equal(x, y)
+}
+
+// ReleaseGuests implements api.NodeServer.
+func (a *Agent) ReleaseGuests(ctx context.Context, req *api.ReleaseGuestsRequest) (*api.ReleaseGuestsReply, error) {
+	err := a.meet(ctx, Release, func() error {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		c, err := a.admit(req.GetCluster(), req.GetFence())
+		if err != nil {
+			return err
+		}
+		if len(c.guests) == 0 {
+			return fault.New(fault.NotFound, "cluster %s has no guests on node %s", req.GetCluster(), a.cfg.Name)
+		}
+		c.released = true
+		return nil
+	})
+	return &api.ReleaseGuestsReply{}, err
+}
+
+// DestroyGuests implements api.NodeServer.
+func (a *Agent) DestroyGuests(ctx context.Context, req *api.DestroyGuestsRequest) (*api.DestroyGuestsReply, error) {
+	err := a.meet(ctx, Destroy, func() error {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		c, err := a.admit(req.GetCluster(), req.GetFence())
+		if err != nil {
+			return err
+		}
+		c.guests, c.released = map[string]*guest{}, false
+		return nil
+	})
+	return &api.DestroyGuestsReply{}, err
+}
+
+// ReadConsole implements api.NodeServer.
+func (a *Agent) ReadConsole(req *api.ConsoleRequest, stream grpc.ServerStreamingServer[api.ConsoleChunk]) error {
+	text := []byte("guest " + req.GetGuest() + " on " + a.cfg.Name + "\n")
+	if err := stream.Send(&api.ConsoleChunk{Data: text[min(req.GetOffset(), uint64(len(text))):]}); err != nil {
+		return err
+	}
+	if req.GetFollow() {
+		<-stream.Context().Done()
+	}
+	return nil
+}
+
+// class gives an error of the repository its class.
+func class(err error) error {
+	if errors.Is(err, repository.ErrCorrupt) {
+		return fault.Wrap(fault.Corrupt, err, "")
+	}
+	return err
+}

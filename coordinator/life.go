@@ -1,0 +1,225 @@
+package coordinator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"fermata/coordinator/deploy"
+	"fermata/coordinator/store"
+	"fermata/protocol/api"
+	"fermata/protocol/fault"
+)
+
+// bringUp makes the guests of every part and lets them run together. On error
+// guests may be left: tearDown ends them.
+func (t *term) bringUp(ctx context.Context, life deploy.Life, parts []deploy.Part, p progress) (framesInjected uint64, err error) {
+	p(&api.Event{Step: deploy.StepCreate})
+	framesInjected, err = t.c.deployer.Create(ctx, life, parts, p)
+	if err != nil {
+		return 0, err
+	}
+	if err := ctx.Err(); err != nil {
+		return 0, context.Cause(ctx)
+	}
+	p(&api.Event{Step: deploy.StepRelease})
+	nodes := make([]deploy.Node, 0, len(parts))
+	for _, part := range parts {
+		nodes = append(nodes, part.Node)
+	}
+	return framesInjected, t.c.deployer.Release(ctx, life, nodes)
+}
+
+// tearDown ends the cluster's guests on the nodes after cause made a start or
+// restart fail, and records how the cluster is left. It works as long as the
+// term lasts, also when the caller has gone. It returns what the caller is told.
+func (t *term) tearDown(life deploy.Life, id string, nodes []deploy.Node, cause error) error {
+	if t.ctx.Err() != nil {
+		// A successor finds the operation's record and cleans up.
+		return fault.Wrap(fault.Unknown, errors.Join(errDeposed, cause), "")
+	}
+	t.c.log.Warn("guests are ended again", "cluster", life.Cluster, "epoch", life.Epoch, "reason", cause)
+	state, reason := api.ClusterState_CLUSTER_STATE_STOPPED, cause.Error()
+	destroyErr := t.c.deployer.Destroy(t.ctx, life, nodes)
+	if destroyErr != nil {
+		state = api.ClusterState_CLUSTER_STATE_BROKEN
+		reason = fmt.Sprintf("%s; and afterwards: %s", cause, destroyErr)
+	}
+	err := t.end(life.Cluster, id, settle(state, reason))
+	if destroyErr != nil || err != nil {
+		// The class stays that of the cause.
+		return fault.Wrap(fault.ClassOf(cause), errors.Join(cause, destroyErr, err), "")
+	}
+	return cause
+}
+
+// asked gives the error of an operation that the caller cancelled its class:
+// what the nodes said then is only the echo.
+func asked(ctx context.Context, err error) error {
+	if err == nil || ctx.Err() == nil {
+		return err
+	}
+	cause := context.Cause(ctx)
+	if errors.Is(cause, errDeposed) {
+		return fault.Wrap(fault.Unknown, cause, "")
+	}
+	return fault.Wrap(fault.Aborted, cause, "cancelled")
+}
+
+// start boots every guest of a cluster afresh.
+func (t *term) start(ctx context.Context, req *api.StartClusterRequest, p progress) (*api.Event, error) {
+	begun := time.Now()
+	name := req.GetName()
+	release, err := t.ops.begin(name, string(store.Start))
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	c, err := t.c.store.Cluster(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	if c.State == api.ClusterState_CLUSTER_STATE_RUNNING {
+		return nil, fault.New(fault.Busy, "cluster %s is running", name)
+	}
+	s, err := specOf(c)
+	if err != nil {
+		return nil, err
+	}
+	seen, err := t.survey(ctx)
+	if err != nil {
+		return nil, err
+	}
+	parts, plan, err := plan(s, seen, restriction{on: req.GetOn()})
+	if err != nil {
+		return nil, err
+	}
+	epoch, err := t.nextEpoch(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	id, err := t.begin(ctx, store.Start, name, epoch, func(c *store.Cluster) error {
+		c.State, c.Reason, c.Assignments = api.ClusterState_CLUSTER_STATE_STARTING, "", plan
+		c.Incarnation++
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	life := t.life(name, epoch)
+	if err := t.clear(ctx, life, seen, parts, p); err != nil {
+		return nil, t.tearDown(life, id, partNodes(parts), asked(ctx, err))
+	}
+	if _, err := t.bringUp(ctx, life, parts, p); err != nil {
+		return nil, t.tearDown(life, id, partNodes(parts), asked(ctx, err))
+	}
+	if err := t.end(name, id, settle(api.ClusterState_CLUSTER_STATE_RUNNING, "")); err != nil {
+		return nil, err
+	}
+	t.c.log.Info("cluster runs", "cluster", name, "epoch", epoch, "guests", len(s.Guests), "elapsed", time.Since(begun))
+	return t.clusterEvent(ctx, name)
+}
+
+// clear ends what an earlier life of the cluster may have left, on every node
+// that answers. Where guests are to be made it must succeed; elsewhere a
+// failure is only noted, as agents refuse frames of an older life.
+func (t *term) clear(ctx context.Context, life deploy.Life, seen *survey, parts []deploy.Part, p progress) error {
+	p(&api.Event{Step: deploy.StepDestroy})
+	var needed, others []deploy.Node
+	for _, v := range seen.usable() {
+		if slices.ContainsFunc(parts, func(part deploy.Part) bool { return part.Node.Name == v.info.GetName() }) {
+			needed = append(needed, v.node())
+		} else {
+			others = append(others, v.node())
+		}
+	}
+	rest := make(chan error, 1)
+	go func() { rest <- t.c.deployer.Destroy(ctx, life, others) }()
+	err := t.c.deployer.Destroy(ctx, life, needed)
+	if restErr := <-rest; restErr != nil {
+		t.c.log.Warn("an earlier life of the cluster may be left on a node that is not used now",
+			"cluster", life.Cluster, "epoch", life.Epoch, "error", restErr)
+	}
+	return err
+}
+
+func partNodes(parts []deploy.Part) []deploy.Node {
+	nodes := make([]deploy.Node, 0, len(parts))
+	for _, p := range parts {
+		nodes = append(nodes, p.Node)
+	}
+	return nodes
+}
+
+// stop ends every guest of a cluster. Once begun it goes on when the caller
+// has gone: a cluster stopped by half is of no use to anybody.
+func (t *term) stop(ctx context.Context, req *api.StopClusterRequest, p progress) (*api.Event, error) {
+	begun := time.Now()
+	name := req.GetName()
+	release, err := t.ops.begin(name, string(store.Stop))
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	c, err := t.c.store.Cluster(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	id, err := t.begin(ctx, store.Stop, name, 0, func(c *store.Cluster) error {
+		c.State, c.Reason = api.ClusterState_CLUSTER_STATE_STOPPING, ""
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	p(&api.Event{Step: deploy.StepDestroy})
+	err = t.endGuests(t.ctx, t.life(name, c.Epoch), c)
+	state, reason := api.ClusterState_CLUSTER_STATE_STOPPED, ""
+	if err != nil {
+		state, reason = api.ClusterState_CLUSTER_STATE_BROKEN, err.Error()
+	}
+	if t.ctx.Err() != nil {
+		return nil, fault.Wrap(fault.Unknown, errDeposed, "")
+	}
+	if endErr := t.end(name, id, settle(state, reason)); endErr != nil {
+		return nil, errors.Join(err, endErr)
+	}
+	if err != nil {
+		return nil, err
+	}
+	t.c.log.Info("cluster stopped", "cluster", name, "elapsed", time.Since(begun))
+	return t.clusterEvent(t.ctx, name)
+}
+
+// endGuests ends the guests of a cluster wherever they may be: where its record
+// says, and on every node that is alive.
+func (t *term) endGuests(ctx context.Context, life deploy.Life, c store.Cluster) error {
+	infos, err := t.c.store.Nodes(ctx)
+	if err != nil {
+		return fmt.Errorf("list nodes: %w", err)
+	}
+	seen := &survey{}
+	for _, info := range infos {
+		seen.nodes = append(seen.nodes, &nodeView{info: info, alive: info.GetAlive()})
+	}
+	assigned := slices.Collect(maps.Values(c.Assignments))
+	targets, unknown := seen.named(assigned)
+	for _, v := range seen.nodes {
+		if v.alive && !slices.Contains(targets, v) {
+			targets = append(targets, v)
+		}
+	}
+	return errors.Join(unknown, t.c.deployer.Destroy(ctx, life, nodesOf(targets)))
+}
+
+// clusterEvent is the last event of an operation whose result is the cluster.
+func (t *term) clusterEvent(ctx context.Context, name string) (*api.Event, error) {
+	c, err := t.c.describeCluster(context.WithoutCancel(ctx), name)
+	if err != nil {
+		return nil, err
+	}
+	return &api.Event{Result: &api.Event_Cluster{Cluster: c}}, nil
+}

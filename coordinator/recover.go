@@ -1,0 +1,145 @@
+package coordinator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"fermata/coordinator/deploy"
+	"fermata/coordinator/rounds"
+	"fermata/coordinator/store"
+	"fermata/protocol/api"
+	"fermata/protocol/fault"
+	"fermata/protocol/round"
+)
+
+// recoverRetry is the pause before a recovery that failed is tried again. What
+// fails it is the repository or etcd, which somebody has to mend.
+const recoverRetry = 5 * time.Second
+
+// adopt takes over what an earlier leader left unfinished. It claims the
+// clusters concerned before it returns, so that nothing begins on them, and
+// recovers them beside whatever else the term does.
+func (t *term) adopt(ctx context.Context) error {
+	var ops []store.Operation
+	err := t.surely(ctx, func(ctx context.Context) (err error) {
+		ops, err = t.c.store.Operations(ctx)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("list operations: %w", err)
+	}
+	for _, op := range ops {
+		release, err := t.ops.begin(op.Cluster, "recovery of a "+string(op.Kind))
+		if err != nil {
+			return err // the store keeps one operation a cluster, so this is a defect
+		}
+		t.recoverInBackground(op.Cluster, op.ID, release)
+	}
+	return nil
+}
+
+// recoverInBackground brings an operation that this call does not carry on to
+// its end, and then calls release.
+func (t *term) recoverInBackground(cluster, id string, release func()) {
+	t.background.Go(func() {
+		defer release()
+		for t.ctx.Err() == nil {
+			begun := time.Now()
+			err := t.recoverOperation(t.ctx, cluster, id)
+			if err == nil {
+				t.c.log.Info("operation recovered", "cluster", cluster, "operation", id, "elapsed", time.Since(begun))
+				return
+			}
+			if t.ctx.Err() != nil {
+				return
+			}
+			t.c.log.Error("operation not recovered, trying again", "cluster", cluster, "operation", id, "error", err)
+			select {
+			case <-t.ctx.Done():
+			case <-time.After(recoverRetry):
+			}
+		}
+	})
+}
+
+func (t *term) recoverOperation(ctx context.Context, cluster, id string) error {
+	ops, err := t.c.store.Operations(ctx)
+	if err != nil {
+		return fmt.Errorf("list operations: %w", err)
+	}
+	i := slices.IndexFunc(ops, func(op store.Operation) bool { return op.Cluster == cluster && op.ID == id })
+	if i < 0 {
+		return nil // it has ended
+	}
+	op := ops[i]
+	t.c.log.Warn("recovering an operation that was left unfinished", "cluster", cluster, "operation", id, "epoch", op.Epoch)
+	if op.Kind == store.Checkpoint {
+		return t.recoverRound(ctx, op)
+	}
+	return t.recoverLife(ctx, op)
+}
+
+// recoverRound brings a round that was left in flight to an outcome: aborted,
+// unless the repository holds its commit.
+func (t *term) recoverRound(ctx context.Context, op store.Operation) error {
+	if len(op.Phase) == 0 {
+		// Its record is stored before the first call, so no node has heard of it.
+		return t.end(op.Cluster, op.ID, nil)
+	}
+	rec, err := decodeRound(op)
+	if err != nil {
+		return err
+	}
+	infos, err := t.c.store.Nodes(ctx)
+	if err != nil {
+		return fmt.Errorf("list nodes: %w", err)
+	}
+	var members []deploy.Node
+	for _, m := range rec.Members {
+		member := deploy.Node{Name: string(m)}
+		for _, info := range infos {
+			if info.GetName() == member.Name {
+				member = nodeOf(info)
+			}
+		}
+		members = append(members, member)
+	}
+	outcome, err := t.drive.Recover(ctx, rec, rounds.Job{
+		Round: rec.Round, Fence: t.fence.API(), Members: members, Options: rec.Options,
+		CheckImage: func(*api.NodeImage) error { return fault.New(fault.Internal, "a recovered round persists nothing") },
+		Ledger:     &ledger{store: t.c.store, fence: t.fence, id: op.ID},
+		Judge:      &judge{repo: t.c.repo, id: rec.Round},
+		Progress:   func(*api.Event) {},
+	})
+	if err != nil {
+		return err
+	}
+	t.c.log.Info("round recovered", "cluster", op.Cluster, "epoch", op.Epoch, "outcome", outcome)
+	if outcome == round.OutcomeNone {
+		return fault.New(fault.Unknown, "round %s: outcome not known", rec.Round)
+	}
+	return nil
+}
+
+// recoverLife ends the guests of a start, stop or restart that was left half
+// way: which of them were made, and which run, nobody knows.
+func (t *term) recoverLife(ctx context.Context, op store.Operation) error {
+	c, err := t.c.store.Cluster(ctx, op.Cluster)
+	if err != nil {
+		return err
+	}
+	err = t.endGuests(ctx, t.life(op.Cluster, c.Epoch), c)
+	if ctx.Err() != nil {
+		return errors.Join(context.Cause(ctx), err)
+	}
+	state := api.ClusterState_CLUSTER_STATE_STOPPED
+	reason := fmt.Sprintf("%s was interrupted: its coordinator was lost; the guests were ended", op.Kind)
+	if err != nil {
+		state = api.ClusterState_CLUSTER_STATE_BROKEN
+		reason = fmt.Sprintf("%s was interrupted: its coordinator was lost; ending the guests: %s", op.Kind, err)
+	}
+	return t.end(op.Cluster, op.ID, settle(state, reason))
+}

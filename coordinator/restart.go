@@ -1,0 +1,297 @@
+package coordinator
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"fermata/coordinator/deploy"
+	"fermata/coordinator/record"
+	"fermata/coordinator/spec"
+	"fermata/coordinator/store"
+	"fermata/imageio/manifest"
+	"fermata/protocol/api"
+	"fermata/protocol/fault"
+)
+
+// restart is one restart while it is made.
+type restart struct {
+	t     *term
+	req   *api.RestartRequest
+	p     progress
+	begun time.Time
+	seen  *survey
+
+	op      string   // of the operation in the store; empty: not begun
+	skipped []string // newer checkpoints found damaged
+}
+
+// source is a checkpoint that looks intact, and where its guests would go.
+type source struct {
+	manifest *manifest.Manifest
+	spec     *spec.Spec
+	parts    []deploy.Part
+	plan     map[string]string // guest to node
+}
+
+// restart puts a cluster back from a checkpoint. It needs nothing but the
+// repository: a cluster that the store does not know is made anew from the
+// specification in the manifest.
+func (t *term) restart(ctx context.Context, req *api.RestartRequest, p progress) (*api.Event, error) {
+	epoch, err := parseFrom(req.GetCluster(), req.GetFrom())
+	if err != nil {
+		return nil, err
+	}
+	endUse, err := t.ops.usePacks(describe(string(store.Restart), req.GetCluster()))
+	if err != nil {
+		return nil, err
+	}
+	defer endUse()
+	release, err := t.ops.begin(req.GetCluster(), string(store.Restart))
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	r := &restart{t: t, req: req, p: p, begun: time.Now()}
+	report, err := r.run(ctx, epoch)
+	if err != nil {
+		return nil, err
+	}
+	return &api.Event{Result: &api.Event_Restart{Restart: report}}, nil
+}
+
+// run tries the checkpoint of an epoch or, when that is zero, all of them from
+// the newest on, until one proves intact.
+func (r *restart) run(ctx context.Context, epoch uint64) (*api.RestartReport, error) {
+	candidates, err := r.candidates(ctx, epoch)
+	if err != nil {
+		return nil, err
+	}
+	if r.seen, err = r.t.survey(ctx); err != nil {
+		return nil, err
+	}
+	if err := r.checkIdle(ctx); err != nil {
+		return nil, err
+	}
+	var lastDamage error
+	for _, candidate := range candidates {
+		report, err := r.try(ctx, candidate)
+		if err == nil {
+			return report, nil
+		}
+		if epoch != 0 || fault.ClassOf(err) != fault.Corrupt || ctx.Err() != nil {
+			return nil, r.giveUp(asked(ctx, err))
+		}
+		id := record.ID(r.req.GetCluster(), candidate)
+		r.skipped = append(r.skipped, fmt.Sprintf("%s: %s", id, oneLine(err)))
+		r.t.c.log.Warn("checkpoint is damaged, going on with the one before", "cluster", r.req.GetCluster(), "epoch", candidate, "error", err)
+		r.p(&api.Event{Step: string(store.Restart), Text: fmt.Sprintf("%s is damaged, going on with the one before: %s", id, oneLine(err))})
+		lastDamage = err
+	}
+	return nil, r.giveUp(fault.Wrap(fault.Corrupt, lastDamage, "no intact checkpoint of cluster %s among %d", r.req.GetCluster(), len(candidates)))
+}
+
+// candidates lists the epochs to try, in order.
+func (r *restart) candidates(ctx context.Context, epoch uint64) ([]uint64, error) {
+	if epoch != 0 {
+		return []uint64{epoch}, nil
+	}
+	entries, err := r.t.c.repo.Checkpoints(ctx, r.req.GetCluster())
+	if err != nil {
+		return nil, fmt.Errorf("list checkpoints: %w", repositoryFault(err))
+	}
+	if len(entries) == 0 {
+		return nil, fault.New(fault.NotFound, "cluster %s has no checkpoint", r.req.GetCluster())
+	}
+	var epochs []uint64
+	for _, e := range entries {
+		epochs = append(epochs, e.Epoch)
+	}
+	slices.SortFunc(epochs, func(a, b uint64) int { return cmp.Compare(b, a) })
+	return epochs, nil
+}
+
+// checkIdle refuses a cluster that runs, unless it is to be rolled back. What
+// counts is what the nodes say: the store may know nothing of a cluster that
+// runs, and may believe in one whose guests are long dead.
+func (r *restart) checkIdle(ctx context.Context) error {
+	if r.req.GetRollback() {
+		return nil
+	}
+	name := r.req.GetCluster()
+	c, err := r.t.c.store.Cluster(ctx, name)
+	switch {
+	case err == nil && c.State != api.ClusterState_CLUSTER_STATE_RUNNING:
+		return nil // guests of a broken cluster are leftovers
+	case err != nil && !errors.Is(err, store.ErrNotFound):
+		return err
+	}
+	for _, g := range r.seen.guests(name) {
+		switch g.GetState() {
+		case api.GuestState_GUEST_STATE_RUNNING, api.GuestState_GUEST_STATE_PAUSED, api.GuestState_GUEST_STATE_UNKNOWN:
+			return fault.New(fault.Busy, "cluster %s is running (guest %s on node %s); use rollback", name, g.GetName(), g.GetNode())
+		}
+	}
+	for _, node := range c.Assignments {
+		if v := r.seen.find(node); v != nil && v.alive && !v.answered {
+			return fault.New(fault.Busy, "cluster %s may be running: node %s does not answer but holds its lease; use rollback", name, node)
+		}
+	}
+	return nil
+}
+
+// try restarts from one checkpoint. On an error of class corrupt nothing of the
+// attempt is left on the nodes, and another may follow.
+func (r *restart) try(ctx context.Context, epoch uint64) (*api.RestartReport, error) {
+	src, err := r.inspect(ctx, epoch)
+	if err != nil {
+		return nil, err
+	}
+	report := &api.RestartReport{
+		CheckpointId: record.ID(r.req.GetCluster(), epoch), DryRun: r.req.GetDryRun(), Skipped: r.skipped, Plan: assignments(src),
+	}
+	if r.req.GetDryRun() {
+		return report, nil
+	}
+	if err := r.claim(ctx, src); err != nil {
+		return nil, err
+	}
+	life, err := r.life(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.t.clear(ctx, life, r.seen, src.parts, r.p); err != nil {
+		return nil, err
+	}
+	injected, err := r.t.bringUp(ctx, life, src.parts, r.p)
+	if err != nil {
+		if fault.ClassOf(err) == fault.Corrupt {
+			err = errors.Join(err, r.t.c.deployer.Destroy(r.t.ctx, life, partNodes(src.parts)))
+		}
+		return nil, err
+	}
+	report.RestartUs, report.FramesInjected = uint64(time.Since(r.begun).Microseconds()), injected
+	if err := r.t.end(life.Cluster, r.op, settle(api.ClusterState_CLUSTER_STATE_RUNNING, "")); err != nil {
+		return nil, err
+	}
+	r.t.c.log.Info("cluster restarted", "cluster", life.Cluster, "epoch", life.Epoch, "checkpoint", report.CheckpointId,
+		"frames-injected", injected, "elapsed", time.Since(r.begun))
+	return report, nil
+}
+
+// inspect looks at what is cheap to see of a checkpoint, and plans. It changes
+// nothing.
+func (r *restart) inspect(ctx context.Context, epoch uint64) (*source, error) {
+	name := r.req.GetCluster()
+	m, err := r.t.c.intactManifest(ctx, name, epoch)
+	if err != nil {
+		return nil, err
+	}
+	s, err := spec.Decode("specification of "+record.ID(name, epoch), m.Spec)
+	if err != nil {
+		return nil, fault.Wrap(fault.Corrupt, err, "")
+	}
+	parts, plan, err := plan(s, r.seen, restriction{on: r.req.GetOn(), nodes: r.req.GetNodes(), replaces: name})
+	if err != nil {
+		return nil, err
+	}
+	images := make(map[string]*api.GuestImage, len(m.Guests))
+	for _, g := range m.Guests {
+		images[g.Name] = record.Image(g)
+	}
+	for i := range parts {
+		for _, g := range parts[i].Guests {
+			image := images[g.GetName()]
+			if image == nil {
+				return nil, fault.New(fault.Corrupt, "checkpoint %s has no image of guest %s", record.ID(name, epoch), g.GetName())
+			}
+			parts[i].Images = append(parts[i].Images, image)
+		}
+		parts[i].Packs = m.Packs
+	}
+	return &source{manifest: m, spec: s, parts: parts, plan: plan}, nil
+}
+
+// claim makes the cluster's record fit the checkpoint and begins the operation.
+func (r *restart) claim(ctx context.Context, src *source) error {
+	name := r.req.GetCluster()
+	c, err := r.t.c.store.Cluster(ctx, name)
+	known := err == nil
+	switch {
+	case err != nil && !errors.Is(err, store.ErrNotFound):
+		return err
+	case known && r.op != "" && bytes.Equal(c.Spec, src.manifest.Spec):
+		return r.t.surely(ctx, func(ctx context.Context) error {
+			return r.t.c.store.UpdateCluster(ctx, r.t.fence, name, func(c *store.Cluster) error {
+				c.Assignments = src.plan
+				return nil
+			})
+		})
+	case known && r.op != "":
+		// An older checkpoint of a cluster that had another specification.
+		if err := r.t.end(name, r.op, settle(api.ClusterState_CLUSTER_STATE_STOPPED, "")); err != nil {
+			return err
+		}
+		r.op = ""
+	}
+	if known && !bytes.Equal(c.Spec, src.manifest.Spec) {
+		r.t.c.log.Warn("the cluster's specification becomes that of the checkpoint", "cluster", name, "epoch", src.manifest.Epoch)
+		if err := r.t.surely(ctx, func(ctx context.Context) error { return r.t.c.store.DeleteCluster(ctx, r.t.fence, name) }); err != nil {
+			return err
+		}
+	}
+	if !known || !bytes.Equal(c.Spec, src.manifest.Spec) {
+		if !known {
+			c.Created = time.Now()
+		}
+		if err := r.t.storeCluster(ctx, name, src.manifest.Spec, c.Created); err != nil {
+			return err
+		}
+	}
+	r.op, err = r.t.begin(ctx, store.Restart, name, src.manifest.Epoch, func(c *store.Cluster) error {
+		c.State, c.Reason, c.Assignments = api.ClusterState_CLUSTER_STATE_STARTING, "", src.plan
+		c.Incarnation++
+		return nil
+	})
+	return err
+}
+
+// life draws the epoch in which the guests are restored.
+func (r *restart) life(ctx context.Context) (deploy.Life, error) {
+	epoch, err := r.t.nextEpoch(ctx, r.req.GetCluster())
+	return r.t.life(r.req.GetCluster(), epoch), err
+}
+
+// giveUp ends a restart that failed. Before the operation began nothing has
+// been touched; afterwards nothing is left to run by half.
+func (r *restart) giveUp(cause error) error {
+	if len(r.skipped) > 0 {
+		cause = fmt.Errorf("%w (damaged and skipped: %s)", cause, strings.Join(r.skipped, "; "))
+	}
+	if r.op == "" {
+		return cause
+	}
+	c, err := r.t.c.store.Cluster(r.t.ctx, r.req.GetCluster())
+	if err != nil {
+		return errors.Join(cause, err)
+	}
+	return r.t.tearDown(r.t.life(c.Name, c.Epoch), r.op, nodesOf(r.seen.usable()), cause)
+}
+
+func assignments(src *source) []*api.Assignment {
+	var plan []*api.Assignment
+	for _, g := range src.spec.GuestSpecs() {
+		plan = append(plan, &api.Assignment{
+			Guest: g.GetName(), Node: src.plan[g.GetName()], MemoryBytes: g.GetMemoryBytes(), Vcpus: g.GetVcpus(),
+		})
+	}
+	return plan
+}
+
+// oneLine makes an error fit one line of a report.
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }

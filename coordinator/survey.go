@@ -1,0 +1,150 @@
+package coordinator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	"fermata/coordinator/deploy"
+	"fermata/protocol/api"
+	"fermata/protocol/fault"
+)
+
+// survey is what the nodes said of themselves at one moment.
+type survey struct {
+	nodes []*nodeView // by name
+}
+
+// nodeView is one node in a survey.
+type nodeView struct {
+	info *api.NodeInfo // fresh if answered, else as registered
+	// alive says that the node holds its lease, answered that it was asked
+	// just now and said what runs on it.
+	alive, answered bool
+}
+
+func (v *nodeView) node() deploy.Node { return nodeOf(v.info) }
+
+// survey asks every node that is alive for its present state. A node that does
+// not answer is in the result, as registered.
+func (t *term) survey(ctx context.Context) (*survey, error) {
+	infos, err := t.c.store.Nodes(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list nodes: %w", err)
+	}
+	s := &survey{nodes: make([]*nodeView, len(infos))}
+	var wg sync.WaitGroup
+	for i, info := range infos {
+		v := &nodeView{info: info, alive: info.GetAlive()}
+		s.nodes[i] = v
+		if !v.alive {
+			continue
+		}
+		wg.Go(func() {
+			fresh, err := t.c.deployer.Describe(ctx, v.node())
+			if err != nil {
+				t.c.log.Warn("node does not answer", "node", info.GetName(), "error", err)
+				return
+			}
+			// Where the node is reached is what it registered, which is how it was
+			// just reached.
+			fresh.Address, fresh.FabricAddress = info.GetAddress(), info.GetFabricAddress()
+			fresh.LastSeenUnixNs, fresh.Alive = info.GetLastSeenUnixNs(), true
+			v.info, v.answered = fresh, true
+		})
+	}
+	wg.Wait()
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	return s, nil
+}
+
+// find returns the node, or nil.
+func (s *survey) find(name string) *nodeView {
+	i, found := slices.BinarySearchFunc(s.nodes, name, func(v *nodeView, name string) int {
+		return strings.Compare(v.info.GetName(), name)
+	})
+	if !found {
+		return nil
+	}
+	return s.nodes[i]
+}
+
+// usable lists the nodes that answered.
+func (s *survey) usable() []*nodeView {
+	var out []*nodeView
+	for _, v := range s.nodes {
+		if v.answered {
+			out = append(out, v)
+		}
+	}
+	return out
+}
+
+// nodesOf turns nodes into what a Deployer calls.
+func nodesOf(views []*nodeView) []deploy.Node {
+	nodes := make([]deploy.Node, 0, len(views))
+	for _, v := range views {
+		nodes = append(nodes, v.node())
+	}
+	return nodes
+}
+
+// named returns the nodes of these names, by name. On error one is unknown.
+func (s *survey) named(names []string) ([]*nodeView, error) {
+	names = slices.Clone(names)
+	slices.Sort(names)
+	var views []*nodeView
+	var errs []error
+	for _, name := range slices.Compact(names) {
+		v := s.find(name)
+		if v == nil {
+			errs = append(errs, fault.New(fault.Unavailable, "node %s has never registered", name))
+			continue
+		}
+		views = append(views, v)
+	}
+	return views, errors.Join(errs...)
+}
+
+// guests returns what the nodes that answered say of the cluster's guests.
+func (s *survey) guests(cluster string) []*api.GuestStatus {
+	var out []*api.GuestStatus
+	for _, v := range s.nodes {
+		if !v.answered {
+			continue
+		}
+		for _, g := range v.info.GetGuests() {
+			if g.GetCluster() == cluster {
+				out = append(out, g)
+			}
+		}
+	}
+	return out
+}
+
+// holders returns the nodes that answered and have guests of the cluster.
+func (s *survey) holders(cluster string) []*nodeView {
+	var out []*nodeView
+	for _, v := range s.nodes {
+		if v.answered && slices.ContainsFunc(v.info.GetGuests(), func(g *api.GuestStatus) bool { return g.GetCluster() == cluster }) {
+			out = append(out, v)
+		}
+	}
+	return out
+}
+
+// heldBytes is the memory that the cluster's guests have on the node.
+func (v *nodeView) heldBytes(cluster string) uint64 {
+	var sum uint64
+	for _, g := range v.info.GetGuests() {
+		if g.GetCluster() == cluster {
+			sum += g.GetMemoryBytes()
+		}
+	}
+	return sum
+}
