@@ -42,14 +42,17 @@ type Config struct {
 	// Listener accepts the links of other nodes. The fabric closes it. Required.
 	Listener net.Listener
 
-	// ServerTLS and ClientTLS make links mutual TLS. The server side must demand
-	// and verify a certificate. An empty ServerName of ClientTLS becomes the
-	// peer's node name. Both or, with Plaintext, none.
+	// ServerTLS, ClientTLS and PeerName make links mutual TLS. All three or,
+	// with Plaintext, none.
+	//
+	// ServerTLS must demand and verify a certificate of who dials. PeerName reads
+	// the node's name from it; a link whose hello says another name is refused.
 	ServerTLS *tls.Config
-	ClientTLS *tls.Config
-	// PeerName reads the node's name from the verified certificate of either
-	// side; a link whose hello says another name is refused. Required with TLS.
-	PeerName func(tls.ConnectionState) (string, error)
+	PeerName  func(tls.ConnectionState) (string, error)
+	// ClientTLS is asked for each connection to the node of that name. What it
+	// returns must show this node's certificate and verify that the server is
+	// that node.
+	ClientTLS func(node string) *tls.Config
 	// Plaintext makes links bare TCP, where anybody who reaches the listener can
 	// claim any name. It must be asked for.
 	Plaintext bool
@@ -103,7 +106,7 @@ func (c Config) Validate() error {
 
 func (c Config) validateTLS() []error {
 	if c.Plaintext {
-		if c.ServerTLS != nil || c.ClientTLS != nil {
+		if c.ServerTLS != nil || c.ClientTLS != nil || c.PeerName != nil {
 			return []error{errors.New("plaintext: given together with TLS")}
 		}
 		return nil

@@ -67,8 +67,9 @@
 // have stopped, no guest can receive before its point what was sent after the
 // sender's. This is a barrier cut without a coordinator's message in the pause.
 //
-// Only frames matter for order between two NICs, so a port's queue may hold
-// frames of both kinds mixed; taking the older ones out keeps F1.
+// A port's queue may hold frames of both kinds mixed, of different senders. F1
+// concerns the frames of one sender, and those are in order before and after
+// the older ones are taken out.
 //
 // # Draining
 //
@@ -90,8 +91,9 @@
 // is kept by it and delivered when it resumes, but is not in the image.
 //
 // In the other direction nothing may wait inside QEMU either, since a stop would
-// purge it. The fabric therefore always reads, has a large socket buffer in that
-// direction, and from BeginCut on lets links take as much as a hold queue.
+// purge it. The fabric therefore has a large socket buffer in that direction,
+// from BeginCut on lets links take as much as a hold queue, as gated ports do,
+// and Drain waits until that has freed the sockets of guests that were held up.
 //
 // # Restart
 //

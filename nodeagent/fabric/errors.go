@@ -7,7 +7,7 @@ var (
 	ErrUndrained = errors.New("guest has not taken its frames")
 	// ErrNotGated means that a NIC must be gated for what was asked.
 	ErrNotGated = errors.New("not gated")
-	// ErrNotDrained means that frames of stopped guests are still being switched.
+	// ErrNotDrained means that frames that guests have sent are not switched yet.
 	ErrNotDrained = errors.New("egress is not drained")
 	// ErrStale means an epoch that is not after the cluster's, or a cut that
 	// another has replaced.

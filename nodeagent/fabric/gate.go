@@ -58,12 +58,15 @@ func (p *Port) Ungate() {
 }
 
 // Drain waits until the guest's receive ring has every frame that was sent to
-// it before the gate closed. See "Draining" in the package documentation.
+// it before the gate closed, and until QEMU need not keep frames of the guest
+// for want of room in the socket. See "Draining" in the package documentation.
 //
 // Preconditions: the port is gated, the guest runs.
 //
 // On error ErrUndrained: up to two of the frames are inside QEMU and will not
 // be in the guest's image, the others are unread. Stop the guest, then Reclaim.
+// On error ErrNotDrained: the fabric is behind with the guest's own frames; a
+// stop now may lose one.
 func (p *Port) Drain(ctx context.Context) error {
 	if err := p.checkGated(); err != nil {
 		return fmt.Errorf("drain nic %s: %w", p.key, err)
@@ -89,8 +92,16 @@ func (p *Port) drain(ctx context.Context) error {
 			return n == 0, err
 		})
 	}
+	class := ErrUndrained
+	if err == nil {
+		class = ErrNotDrained
+		err = poll(ctx, func() (bool, error) {
+			n, err := p.wire.unreadByFabric()
+			return n <= p.wire.egressLow, err
+		})
+	}
 	if err != nil && ctx.Err() != nil {
-		return fmt.Errorf("%w: %w", ErrUndrained, err)
+		return fmt.Errorf("%w: %w", class, err)
 	}
 	return err
 }

@@ -212,14 +212,17 @@ func (l *link) run(ctx context.Context) {
 // session runs one connection. up tells whether the peer welcomed it; err is
 // never nil.
 func (l *link) session(ctx context.Context) (up bool, err error) {
-	conn, last, err := l.connect(ctx)
+	l.mu.Lock()
+	address := l.address
+	l.mu.Unlock()
+	conn, last, err := l.connect(ctx, address)
 	if err != nil {
 		return false, err
 	}
 	defer hangUp(conn)
 	release := context.AfterFunc(ctx, func() { hangUp(conn) })
 	defer release()
-	if err := l.resume(conn, last); err != nil {
+	if err := l.resume(conn, address, last); err != nil {
 		return false, err
 	}
 	defer l.suspend()
@@ -238,12 +241,11 @@ func (l *link) session(ctx context.Context) (up bool, err error) {
 	return true, errors.Join(err, ackErr)
 }
 
-// connect dials the peer and exchanges hellos. last is what the peer has processed.
-func (l *link) connect(ctx context.Context) (conn net.Conn, last uint64, err error) {
+// connect dials the peer at address and exchanges hellos. last is what the peer has processed.
+func (l *link) connect(ctx context.Context, address string) (conn net.Conn, last uint64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
 	l.mu.Lock()
-	address := l.address
 	h := hello{
 		life: l.life, first: l.first, floor: l.cluster.floor,
 		from: l.fabric.cfg.Node, to: l.node, incarnation: l.fabric.cfg.Incarnation, cluster: l.cluster.name,
@@ -283,11 +285,14 @@ func exchange(conn net.Conn, h hello) (last uint64, err error) {
 }
 
 // resume makes conn the link's connection; all records after last are to be sent on it.
-func (l *link) resume(conn net.Conn, last uint64) error {
+func (l *link) resume(conn net.Conn, address string, last uint64) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
 		return ErrClosed
+	}
+	if l.address != address {
+		return fmt.Errorf("peer has moved from %s to %s", address, l.address)
 	}
 	l.sent = l.queue.len() // any of them may have been processed
 	if err := l.acknowledge(last); err != nil {

@@ -82,6 +82,10 @@ type wire struct {
 	guestEnd  *os.File // immutable
 	fabric    syscall.RawConn
 	guest     syscall.RawConn
+	// egressLow is the most the fabric may have left unread for a QEMU that found
+	// the socket full to be told that it is not (unix_writable in
+	// linux/net/unix/af_unix.c). Immutable.
+	egressLow int
 }
 
 func newWire(fabricEnd, guestEnd *os.File) (*wire, error) {
@@ -96,7 +100,12 @@ func newWire(fabricEnd, guestEnd *os.File) (*wire, error) {
 	if err := fabricEnd.SetDeadline(time.Time{}); err != nil {
 		return nil, fmt.Errorf("fabric end is not pollable: %w", err)
 	}
-	return &wire{fabricEnd: fabricEnd, guestEnd: guestEnd, fabric: fabric, guest: guest}, nil
+	var size int
+	cerr := guest.Control(func(fd uintptr) { size, err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF) })
+	if err := errors.Join(cerr, err); err != nil {
+		return nil, fmt.Errorf("read socket buffer of guest end: %w", err)
+	}
+	return &wire{fabricEnd: fabricEnd, guestEnd: guestEnd, fabric: fabric, guest: guest, egressLow: size / 4}, nil
 }
 
 // trySend sends one frame, or returns EAGAIN when the guest's socket is full.

@@ -42,18 +42,9 @@ func (f *Fabric) dialed(ctx context.Context, raw net.Conn, node string) (net.Con
 	if f.cfg.Plaintext {
 		return raw, nil
 	}
-	cfg := f.cfg.ClientTLS
-	if cfg.ServerName == "" {
-		cfg = cfg.Clone()
-		cfg.ServerName = node
-	}
-	conn := tls.Client(raw, cfg)
-	name, err := f.handshake(ctx, conn)
-	if err != nil {
+	conn := tls.Client(raw, f.cfg.ClientTLS(node))
+	if err := handshake(ctx, conn); err != nil {
 		return nil, err
-	}
-	if name != node {
-		return nil, fmt.Errorf("certificate of node %s", name)
 	}
 	return conn, nil
 }
@@ -67,28 +58,26 @@ func (f *Fabric) accepted(ctx context.Context, raw net.Conn) (net.Conn, string, 
 		return raw, "", nil
 	}
 	conn := tls.Server(raw, f.cfg.ServerTLS)
-	name, err := f.handshake(ctx, conn)
-	if err != nil {
+	if err := handshake(ctx, conn); err != nil {
 		return nil, "", err
+	}
+	name, err := f.cfg.PeerName(conn.ConnectionState())
+	if err != nil {
+		return nil, "", fmt.Errorf("name of peer: %w", err)
+	}
+	if name == "" {
+		return nil, "", errors.New("name of peer: certificate has none")
 	}
 	return conn, name, nil
 }
 
-// handshake returns the name in the other side's certificate.
-func (f *Fabric) handshake(ctx context.Context, conn *tls.Conn) (string, error) {
+func handshake(ctx context.Context, conn *tls.Conn) error {
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
 	if err := conn.HandshakeContext(ctx); err != nil {
-		return "", fmt.Errorf("handshake: %w", err)
+		return fmt.Errorf("handshake: %w", err)
 	}
-	name, err := f.cfg.PeerName(conn.ConnectionState())
-	if err != nil {
-		return "", fmt.Errorf("name of peer: %w", err)
-	}
-	if name == "" {
-		return "", errors.New("name of peer: certificate has none")
-	}
-	return name, nil
+	return nil
 }
 
 // tune sets the options that make TCP notice a vanished peer. Go sets
