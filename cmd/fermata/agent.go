@@ -1,17 +1,11 @@
 package main
 
 import (
-	"bytes"
-	"context"
-	"errors"
 	"fmt"
-	"io"
-	"os"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
-	"go.yaml.in/yaml/v3"
 
 	"fermata/cmd/internal/app"
 	"fermata/nodeagent"
@@ -41,20 +35,6 @@ type agentFile struct {
 	CaptureMiB  int64         `yaml:"capture_mib"`
 	QEMU        string        `yaml:"qemu"`
 	DrainBudget time.Duration `yaml:"drain_budget"`
-}
-
-// maxConfigBytes bounds a configuration file.
-const maxConfigBytes = 1 << 20
-
-// decodeAgentFile decodes strictly: a misspelt key is an error.
-func decodeAgentFile(name string, data []byte) (agentFile, error) {
-	var f agentFile
-	d := yaml.NewDecoder(bytes.NewReader(data))
-	d.KnownFields(true)
-	if err := d.Decode(&f); err != nil && !errors.Is(err, io.EOF) {
-		return agentFile{}, fault.Wrap(fault.Invalid, err, "%s", name)
-	}
-	return f, nil
 }
 
 func (f agentFile) config(log hclog.Logger) (nodeagent.Config, error) {
@@ -95,12 +75,8 @@ run by the agent's guard process.`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			env.OnInterrupt("agent ends, guests run on")
-			data, err := readConfig(file)
-			if err != nil {
-				return err
-			}
-			f, err := decodeAgentFile(file, data)
-			if err != nil {
+			var f agentFile
+			if err := readConfig(file, &f); err != nil {
 				return err
 			}
 			logger, err := log.logger(env.Stderr, "agent")
@@ -123,47 +99,4 @@ run by the agent's guard process.`,
 	cmd.Flags().BoolVar(&destroy, "destroy-on-exit", false, "end this node's guests when the agent ends (labs)")
 	log.add(cmd)
 	return cmd
-}
-
-// endedAsAsked hides the cancellation that a signal to a daemon is.
-func endedAsAsked(ctx context.Context, err error) error {
-	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
-		return nil
-	}
-	return err
-}
-
-func readConfig(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, fault.Wrap(fault.Invalid, err, "configuration")
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxConfigBytes+1))
-	if err != nil {
-		return nil, fault.Wrap(fault.Invalid, err, "configuration")
-	}
-	if len(data) > maxConfigBytes {
-		return nil, fault.New(fault.Invalid, "%s: larger than %d bytes", path, maxConfigBytes)
-	}
-	return data, nil
-}
-
-// logFlags are the flags of every daemon's log.
-type logFlags struct {
-	level string
-	json  bool
-}
-
-func (l *logFlags) add(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&l.level, "log-level", "info", "trace, debug, info, warn or error")
-	cmd.Flags().BoolVar(&l.json, "log-json", false, "log one JSON document a line")
-}
-
-func (l *logFlags) logger(w io.Writer, name string) (hclog.Logger, error) {
-	level := hclog.LevelFromString(l.level)
-	if level == hclog.NoLevel {
-		return nil, app.Usagef("log level %q: need trace, debug, info, warn or error", l.level)
-	}
-	return hclog.New(&hclog.LoggerOptions{Name: name, Level: level, JSONFormat: l.json, Output: w}), nil
 }

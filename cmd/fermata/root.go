@@ -85,6 +85,7 @@ func newRootCommand(env *app.Env) *cobra.Command {
 	)
 	inGroup(root, groupDaemon,
 		newAgentCommand(env),
+		newCoordinatorCommand(env),
 		newLabCommand(env),
 		newGuardCommand(env),
 	)

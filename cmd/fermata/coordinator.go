@@ -1,0 +1,140 @@
+package main
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/spf13/cobra"
+
+	"fermata/cmd/internal/app"
+	"fermata/coordinator"
+	"fermata/coordinator/etcdembed"
+	"fermata/imageio/repository"
+	"fermata/protocol/fault"
+	"fermata/protocol/identity"
+)
+
+// coordinatorFile is the configuration file of a coordinator:
+// configs/coordinator.yaml.
+type coordinatorFile struct {
+	Listen     []string `yaml:"listen"`
+	Advertise  string   `yaml:"advertise"`
+	Repository string   `yaml:"repository"`
+
+	Certificate string `yaml:"certificate"`
+	Key         string `yaml:"key"`
+	CA          string `yaml:"ca"`
+	Plaintext   bool   `yaml:"plaintext"`
+
+	Etcd struct {
+		Embedded    string        `yaml:"embedded"`
+		Endpoints   []string      `yaml:"endpoints"`
+		Certificate string        `yaml:"certificate"`
+		Key         string        `yaml:"key"`
+		CA          string        `yaml:"ca"`
+		Prefix      string        `yaml:"prefix"`
+		LeaderTTL   time.Duration `yaml:"leader_ttl"`
+	} `yaml:"etcd"`
+
+	NodeLeaseTTL time.Duration `yaml:"node_lease_ttl"`
+	Timeouts     struct {
+		Describe time.Duration `yaml:"describe"`
+		Create   time.Duration `yaml:"create"`
+		Release  time.Duration `yaml:"release"`
+		Destroy  time.Duration `yaml:"destroy"`
+		Prepare  time.Duration `yaml:"prepare"`
+		Cut      time.Duration `yaml:"cut"`
+		Persist  time.Duration `yaml:"persist"`
+		Finish   time.Duration `yaml:"finish"`
+	} `yaml:"timeouts"`
+}
+
+func (f coordinatorFile) config(log hclog.Logger) (coordinator.Config, error) {
+	cfg := coordinator.Config{
+		Listen: f.Listen, Advertise: f.Advertise, Plaintext: f.Plaintext,
+		Repository:   repository.Config{Dir: f.Repository},
+		NodeLeaseTTL: f.NodeLeaseTTL, Timeouts: coordinator.Timeouts(f.Timeouts), Logger: log,
+		Etcd: coordinator.Etcd{Endpoints: f.Etcd.Endpoints, Prefix: f.Etcd.Prefix, LeaderTTL: f.Etcd.LeaderTTL},
+	}
+	if !f.Plaintext {
+		id, err := identity.Load(f.Certificate, f.Key, f.CA)
+		if err != nil {
+			return cfg, fmt.Errorf("load certificate: %w", err)
+		}
+		cfg.Identity = id
+	}
+	if f.Etcd.Embedded != "" {
+		cfg.Etcd.Embedded = &etcdembed.Config{Dir: f.Etcd.Embedded, Identity: cfg.Identity, Logger: log.Named("etcd")}
+	}
+	if f.Etcd.Certificate != "" || f.Etcd.CA != "" {
+		tlsConfig, err := etcdTLS(f.Etcd.Certificate, f.Etcd.Key, f.Etcd.CA)
+		if err != nil {
+			return cfg, err
+		}
+		cfg.Etcd.TLS = tlsConfig
+	}
+	return cfg, nil
+}
+
+// etcdTLS reads the certificates of a real etcd, which has an authority of its own.
+func etcdTLS(cert, key, ca string) (*tls.Config, error) {
+	pair, err := tls.LoadX509KeyPair(cert, key)
+	if err != nil {
+		return nil, fault.Wrap(fault.Invalid, err, "etcd certificate")
+	}
+	pem, err := os.ReadFile(ca)
+	if err != nil {
+		return nil, fault.Wrap(fault.Invalid, err, "etcd authority")
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fault.New(fault.Invalid, "etcd authority %s: no certificate in it", ca)
+	}
+	return &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: pool, MinVersion: tls.VersionTLS12}, nil
+}
+
+// newCoordinatorCommand runs a coordinator in the foreground.
+func newCoordinatorCommand(env *app.Env) *cobra.Command {
+	var (
+		file string
+		log  logFlags
+	)
+	cmd := &cobra.Command{
+		Use:   "coordinator --config FILE",
+		Short: "Run a coordinator",
+		Long: `Run a coordinator in the foreground until it is told to end.
+
+Several may run against one etcd; one of them leads, and another takes over
+when it dies. Guests never depend on it: when none runs they go on, and only
+checkpoints and restarts wait.`,
+		Example: `  fermata coordinator --config /etc/fermata/coordinator.yaml`,
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			env.OnInterrupt("coordinator ends, guests run on")
+			var f coordinatorFile
+			if err := readConfig(file, &f); err != nil {
+				return err
+			}
+			logger, err := log.logger(env.Stderr, "coordinator")
+			if err != nil {
+				return err
+			}
+			cfg, err := f.config(logger)
+			if err != nil {
+				return err
+			}
+			c, err := coordinator.New(cfg)
+			if err != nil {
+				return fault.Wrap(fault.Invalid, err, "%s", file)
+			}
+			return endedAsAsked(cmd.Context(), c.Run(cmd.Context()))
+		},
+	}
+	cmd.Flags().StringVar(&file, "config", "/etc/fermata/coordinator.yaml", "configuration `FILE`")
+	log.add(cmd)
+	return cmd
+}
