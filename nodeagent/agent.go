@@ -192,7 +192,7 @@ func (a *Agent) fabricConfig(l net.Listener) fabric.Config {
 	}
 	if id := a.cfg.Identity; id != nil {
 		cfg.ServerTLS = id.Server(identity.RoleAgent)
-		cfg.ClientTLS = id.Client(identity.RoleAgent, "")
+		cfg.ClientTLS = func(node string) *tls.Config { return id.Client(identity.RoleAgent, node) }
 		cfg.PeerName = func(cs tls.ConnectionState) (string, error) {
 			peer, err := identity.PeerOf(cs)
 			return peer.Name, err

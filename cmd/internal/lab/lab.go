@@ -211,7 +211,6 @@ func (l *lab) prepare(ctx context.Context) error {
 // coordinatorSettings is what the lab writes into the coordinator's
 // configuration file.
 type coordinatorSettings struct {
-	Name        string       `yaml:"name"`
 	Listen      []string     `yaml:"listen"`
 	Repository  string       `yaml:"repository"`
 	Certificate string       `yaml:"certificate"`
@@ -228,7 +227,7 @@ type etcdSettings struct {
 func (l *lab) startCoordinator() (*process, error) {
 	certs := filepath.Join(l.layout.certs(), "coordinator")
 	s := coordinatorSettings{
-		Name: "coordinator", Repository: l.cfg.Repository,
+		Repository: l.cfg.Repository,
 		Listen: []string{
 			"unix:" + l.layout.socket(),
 			net.JoinHostPort(hubAddress().String(), strconv.Itoa(portCoordinator)),
