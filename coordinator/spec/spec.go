@@ -57,7 +57,7 @@ type Policy string
 
 // The placement policies.
 const (
-	Spread Policy = "spread" // over as many nodes as there are, the default
+	Spread Policy = "spread" // evenly over the nodes, by their processors; the default
 	Pack   Policy = "pack"   // on as few nodes as will hold them
 )
 
