@@ -62,6 +62,15 @@ func TestPoints(t *testing.T) {
 			t.Errorf("point %q is not in Points", c[1])
 		}
 	}
+	document, err := os.ReadFile(filepath.Join("..", "PROTOCOL.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range Points() {
+		if !strings.Contains(string(document), "| `"+string(p)+"` |") {
+			t.Errorf("point %q is not in PROTOCOL.md", p)
+		}
+	}
 	literal := regexp.MustCompile(`failpoint\.(Inject|Arm)\([^)]*"`)
 	_, here, _, _ := runtime.Caller(0)
 	root := filepath.Join(filepath.Dir(here), "..", "..")

@@ -14,6 +14,7 @@ import (
 type Checker struct {
 	err       error
 	epoch     round.Epoch
+	began     map[round.Epoch]round.Token
 	members   map[round.Epoch][]round.NodeID
 	outcomes  map[round.Epoch]round.Outcome
 	abortTold map[round.Epoch]round.NodeID // before it was recorded
@@ -34,6 +35,7 @@ type cutState struct {
 // NewChecker returns a Checker of an untouched cluster.
 func NewChecker() *Checker {
 	return &Checker{
+		began:     make(map[round.Epoch]round.Token),
 		members:   make(map[round.Epoch][]round.NodeID),
 		outcomes:  make(map[round.Epoch]round.Outcome),
 		abortTold: make(map[round.Epoch]round.NodeID),
@@ -62,12 +64,19 @@ func (c *Checker) cut(n round.NodeID, e round.Epoch) *cutState {
 }
 
 // Begins tells that a round with these members was stored.
-func (c *Checker) Begins(e round.Epoch, members []round.NodeID) {
+func (c *Checker) Begins(e round.Epoch, token round.Token, members []round.NodeID) {
 	if e <= c.epoch {
 		c.breach("I4: round %d begins after %d", e, c.epoch)
 	}
 	c.epoch = e
-	c.members[e] = members
+	c.members[e], c.began[e] = members, token
+}
+
+// Accepted tells that a member has taken a request.
+func (c *Checker) Accepted(r round.Request) {
+	if began := c.began[r.Round.Epoch]; r.Call != round.CallFinish && r.Token != began {
+		c.breach("I13: %s accepts %s of a round that token %d began", r.To, r, began)
+	}
 }
 
 // MemberAt tells which epoch a member is in.

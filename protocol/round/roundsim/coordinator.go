@@ -23,7 +23,6 @@ type coordinator struct {
 	inputs   []func()
 	deciding bool
 	wanted   []round.Outcome
-	calls    int
 }
 
 // crash ends the process; what it has asked of others may still take effect.
@@ -196,7 +195,7 @@ func (c *coordinator) follow(r round.LeadReady) {
 		}
 		stored := c.w.etcd.store(c.token, *r.Persist)
 		if stored && r.Persist.Phase == round.PhasePrepare {
-			c.w.check.Begins(r.Persist.Round.Epoch, r.Persist.Members)
+			c.w.check.Begins(r.Persist.Round.Epoch, r.Persist.Token, r.Persist.Members)
 			c.w.logf("%s begins %s with %v", c.name, r.Persist.Round, r.Persist.Members)
 		}
 		c.w.after(c.w.some(5), func() {

@@ -142,6 +142,7 @@ func (n *node) serve(req round.Request, answer func(round.Reply)) {
 				n.w.fail(fmt.Errorf("I5: %s accepts %s after token %d", n.name, req, n.maxSeen))
 			}
 			n.maxSeen = max(n.maxSeen, req.Token)
+			n.w.check.Accepted(req)
 			n.open = append(n.open, openRequest{req, answer})
 		case errors.Is(err, round.ErrBusy):
 			n.w.stats.Refused++

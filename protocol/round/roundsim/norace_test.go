@@ -1,0 +1,5 @@
+//go:build !race
+
+package roundsim_test
+
+const raceDetector = false
