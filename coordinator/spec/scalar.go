@@ -14,8 +14,8 @@ var wordForm = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 // nodeForm is a node's name, as certificates carry it.
 var nodeForm = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$`)
 
-// machineForm is a machine type that ends in a version.
-var machineForm = regexp.MustCompile(`^[a-z][a-z0-9]*(-[a-z0-9]+)*-[0-9]+\.[0-9]+$`)
+// machineForm is a PC machine type that ends in a version.
+var machineForm = regexp.MustCompile(`^pc-(q35|i440fx)-[0-9]+\.[0-9]+(\.[0-9]+)?$`)
 
 // cpuForm is a CPU model without feature flags.
 var cpuForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
@@ -51,7 +51,7 @@ func (p place) oneOf(words ...string) string {
 func (p place) machine() string {
 	s, ok := p.text()
 	if ok && !machineForm.MatchString(s) {
-		p.problem("%s is not a versioned machine type (such as %s)", clip(s), defaultMachine)
+		p.problem("%s is not a versioned PC machine type (such as %s)", clip(s), defaultMachine)
 	}
 	return s
 }

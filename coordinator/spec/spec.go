@@ -23,7 +23,7 @@ const (
 
 	maxGuests   = 1024
 	maxNetworks = 64
-	maxDisks    = 16 // of one guest
+	maxDisks    = 14 // of one guest: the machine has 28 free slots, half for disks
 	maxNICs     = 8  // of one guest
 	maxVCPUs    = 255
 	maxCmdline  = 2047 // COMMAND_LINE_SIZE of Linux on x86 is 2048, its end included
