@@ -17,9 +17,9 @@ import (
 
 // Machine is one guest and the process that runs it.
 //
-// Concurrency: all methods may be called from any goroutine. Calls that talk
-// to the monitor are served one after the other where order matters; Status,
-// Exited, Memory and Kill never wait for a save or a load.
+// Concurrency: all methods may be called from any goroutine. Stop, Continue,
+// SaveDevices and LoadDevices take turns; the others, Kill among them, wait for
+// none of these.
 //
 // A call whose context ends before the monitor answered reports an error that
 // wraps the context's cause: whether the monitor still did the work is unknown.

@@ -38,8 +38,9 @@ type BootReport struct {
 
 // BootProbe really boots a kernel under an accelerator and looks for its first
 // words: a /dev/kvm that opens, and even runs small programs, need not be one
-// that boots a kernel. The trial ends with ctx, or after half a minute; a
-// kernel that has not spoken by then is a report and not an error.
+// that boots a kernel. The trial ends with ctx, or after half a minute when ctx
+// has no deadline; a kernel that has not spoken by then is a report and not an
+// error.
 func BootProbe(ctx context.Context, binary, kernel string, accel Accel) (BootReport, error) {
 	report, err := bootProbe(ctx, binary, kernel, accel)
 	if err != nil {
@@ -64,7 +65,11 @@ func bootProbe(ctx context.Context, binary, kernel string, accel Accel) (BootRep
 	if !ok {
 		return BootReport{}, fmt.Errorf("%w: no q35 machine", vmm.ErrUnsupported)
 	}
-	ctx, cancel := context.WithTimeout(ctx, bootTime)
+	limit := time.Now().Add(bootTime)
+	if own, ok := ctx.Deadline(); ok {
+		limit = own
+	}
+	ctx, cancel := context.WithDeadline(ctx, limit)
 	defer cancel()
 	var said bytes.Buffer
 	cmd := exec.CommandContext(ctx, path,

@@ -119,6 +119,11 @@ type Disk struct {
 // without using it, so that the pair and the frames in it outlive the caller
 // (see Machine.NICFiles). Both stay the caller's; closing File after Launch is
 // right.
+//
+// A stopped QEMU still takes one frame out of the socket, holds it and delivers
+// it after Continue; a saved state does not have it, and it cannot be taken
+// back. So a caller that saves the guest sends nothing to it from before Stop,
+// once the socket is empty (SIOCOUTQ), until Continue.
 type NIC struct {
 	Name string   `json:"name"`
 	MAC  string   `json:"mac"`

@@ -25,6 +25,7 @@ type State struct {
 	Description Description `json:"description"`
 
 	MemoryPath  string `json:"memory_path"`
+	MemoryInode uint64 `json:"memory_inode"` // tells our RAM file from a later one of that name
 	QMPPath     string `json:"qmp_path"`
 	GuardPath   string `json:"guard_path"` // a second monitor, for a guard process
 	ConsolePath string `json:"console_path"`
@@ -32,6 +33,10 @@ type State struct {
 }
 
 func newState(c Config, d Description, pid int) (State, error) {
+	ram, err := fileOf(c.memoryPath())
+	if err != nil {
+		return State{}, err
+	}
 	stat, err := readStat(pid)
 	if err != nil {
 		return State{}, err
@@ -43,7 +48,8 @@ func newState(c Config, d Description, pid int) (State, error) {
 	return State{
 		Version: stateVersion, PID: pid, Started: stat.started, BootID: boot,
 		Config: c, Description: d,
-		MemoryPath: c.memoryPath(), QMPPath: c.qmpPath(), GuardPath: c.guardPath(),
+		MemoryPath: c.memoryPath(), MemoryInode: ram.inode,
+		QMPPath: c.qmpPath(), GuardPath: c.guardPath(),
 		ConsolePath: c.consolePath(), LogPath: c.logPath(),
 	}, nil
 }
@@ -109,19 +115,25 @@ func (s State) Clean() error {
 	return s.remove()
 }
 
-// remove deletes the machine's files. The record goes last: by it the others
-// are found again when we die in between.
+// remove deletes the machine's files, and no file of a machine that came after
+// it. The record goes last: by it the others are found again when we die in
+// between.
 //
 // Preconditions: the process has ended.
 func (s State) remove() error {
+	if ram, err := fileOf(s.MemoryPath); err == nil && ram.inode == s.MemoryInode {
+		if err := removeFiles(s.MemoryPath); err != nil {
+			return err
+		}
+	}
 	now, err := ReadState(s.Config.Dir)
 	if errors.Is(err, fs.ErrNotExist) || (err == nil && !now.sameProcess(s)) {
-		return nil // removed before; what lies there now is not ours
+		return nil // removed before
 	}
 	if err != nil {
 		return err
 	}
-	return removeFiles(s.MemoryPath, s.QMPPath, s.GuardPath,
+	return removeFiles(s.QMPPath, s.GuardPath,
 		s.Config.streamPath(), s.Config.migratedPath(), s.Config.migratedPath()+".tmp",
 		s.Config.statePath()+".tmp", s.Config.statePath())
 }
