@@ -67,21 +67,35 @@ func probeUFFD() error {
 	return unix.Close(int(fd))
 }
 
-// probeNetNS makes a namespace on a thread that ends with it: a goroutine that
-// returns locked takes its thread along, so no other code sees the namespace.
+// probeNetNS makes a namespace on a thread that ends with it, so that no other
+// code sees the namespace.
 func probeNetNS() error {
 	if os.Geteuid() != 0 {
 		return errors.New("not root")
 	}
-	made := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		made <- unix.Unshare(unix.CLONE_NEWNET)
-	}()
-	if err := <-made; err != nil {
+	if err := onThrowawayThread(func() error { return unix.Unshare(unix.CLONE_NEWNET) }); err != nil {
 		return fmt.Errorf("unshare CLONE_NEWNET: %w", err)
 	}
 	return nil
+}
+
+// onThrowawayThread runs do on a thread that ends when do returns: the runtime
+// ends the thread of a goroutine that returns locked to it. The main thread is
+// the exception; it would live on, and /proc/self with it. See
+// TestProbe_NetNSLeavesProcessAlone.
+func onThrowawayThread(do func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			// As long as this goroutine holds the main thread, another cannot get it.
+			defer runtime.UnlockOSThread()
+			done <- onThrowawayThread(do)
+			return
+		}
+		done <- do()
+	}()
+	return <-done
 }
 
 // GuestDir returns the directory with the kernel (vmlinuz) and the initial RAM
