@@ -164,7 +164,7 @@ func (c Config) start(undo *undoList) (*process, error) {
 		return nil, err
 	}
 	files = append(files, log)
-	undo.add(func(context.Context) error { return removeEmptyLogs(c) })
+	undo.add(func(context.Context) error { return removeLogs(c) })
 	for _, path := range []string{c.qmpPath(), c.guardPath()} {
 		l, err := qmp.Listen(path)
 		if err != nil {
@@ -195,8 +195,8 @@ func listenerFile(l *net.UnixListener) (*os.File, error) {
 	return f, errors.Join(err, l.Close())
 }
 
-// removeEmptyLogs ends a launch that failed: what QEMU said is in the error.
-func removeEmptyLogs(c Config) error {
+// removeLogs ends a launch that failed: what QEMU said is in the error.
+func removeLogs(c Config) error {
 	return removeFiles(c.logPath(), c.consolePath())
 }
 
