@@ -201,15 +201,15 @@ func (w *world) checkNoPurge() {
 }
 
 func TestCut_ExactUnderLoad(t *testing.T) {
-	const cuts = 15
+	const cuts = 10
 	for name, c := range map[string]struct {
 		ring, life int
 		tls        bool
 	}{
 		"roomy":           {ring: 0},
 		"small rings":     {ring: 8},
-		"resets":          {ring: 64, life: 60_000},
-		"resets with tls": {ring: 64, life: 80_000, tls: true},
+		"resets":          {ring: 64, life: 80_000},
+		"resets with tls": {ring: 64, life: 100_000, tls: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var change func(*fabric.Config)

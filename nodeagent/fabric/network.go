@@ -16,6 +16,9 @@ const (
 	// stationAge is how long an address is remembered after its last frame, the
 	// default of IEEE 802.1D.
 	stationAge = 300 * time.Second
+	// sweepInterval spaces the searches of a full table for aged addresses. Each
+	// looks at all of it, and a frame must not cost that.
+	sweepInterval = time.Second
 )
 
 // network is one Ethernet broadcast domain of a cluster.
@@ -25,11 +28,12 @@ type network struct {
 	id      uint64   // immutable
 
 	mu sync.Mutex
-	// ports and links are replaced, never changed in place, so that a frame is
-	// flooded without mu. Both guarded by mu.
+	// All guarded by mu. ports and links are replaced, never changed in place, so
+	// that a frame is flooded without mu.
 	ports    []*Port
 	links    map[string]*link // by node
 	stations map[macAddress]station
+	swept    time.Time // last search for aged stations
 }
 
 // station is where frames for an address go: a local port or another node.
@@ -141,6 +145,10 @@ func (n *network) learn(addr macAddress, from station, now time.Time) {
 //
 // Preconditions: mu is held.
 func (n *network) forgetOld(now time.Time) bool {
+	if now.Sub(n.swept) < sweepInterval {
+		return false
+	}
+	n.swept = now
 	before := len(n.stations)
 	maps.DeleteFunc(n.stations, func(_ macAddress, s station) bool {
 		return !s.own && now.Sub(s.seen) >= stationAge

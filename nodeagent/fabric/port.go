@@ -116,11 +116,12 @@ func (f *Fabric) attach(cfg PortConfig) (*Port, error) {
 		gated:   cfg.Gated,
 	}
 	p.settled.L = &p.mu
+	p.workers.Add(2) // before others see the port: its cluster may end at once
 	if err := c.addPort(p, cfg.Network); err != nil {
 		return nil, err
 	}
-	p.workers.Go(p.read)
-	p.workers.Go(p.write)
+	go p.read()
+	go p.write()
 	return p, nil
 }
 
@@ -180,6 +181,7 @@ func (p *Port) Detach() error {
 
 // read switches what the guest sends until the port is detached.
 func (p *Port) read() {
+	defer p.workers.Done()
 	buf := make([]byte, MaxFrame+1)
 	working := p.busy.Store
 	for {
@@ -268,6 +270,7 @@ const (
 
 // write sends the queue to the guest until the port is detached.
 func (p *Port) write() {
+	defer p.workers.Done()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for {

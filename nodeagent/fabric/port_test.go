@@ -177,9 +177,7 @@ func TestPort_StalledGuestDoesNotStopOthers(t *testing.T) {
 	dead.await("its socket's frames", func(r []stamp) bool { before = port.Stats().Sent; return uint64(len(r)) == before })
 	a.send(dead.id, 1000)
 	dead.await("a new frame", func(r []stamp) bool { return r[len(r)-1].dst == dead.id })
-	if port.Stats().Stalled {
-		t.Error("port of the revived guest still says stalled")
-	}
+	awaitTrue(t, "port of the revived guest is not stalled", func() bool { return !port.Stats().Stalled })
 }
 
 func TestPort_HoldLimitBacksUp(t *testing.T) {
