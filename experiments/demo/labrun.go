@@ -97,7 +97,7 @@ func (l *labRun) cli(ctx context.Context, progress io.Writer, into any, args ...
 	return nil
 }
 
-// processes returns the process ids of the lab, its agents and their guests.
+// processes returns the process ids of the lab, its daemons and their guests.
 func (l *labRun) processes(ctx context.Context) ([]int, error) {
 	var pids []int
 	if l.cmd != nil {
@@ -107,14 +107,15 @@ func (l *labRun) processes(ctx context.Context) ([]int, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, f := range files {
+	// etcd is inside the coordinator.
+	for _, f := range append(files, filepath.Join(l.dir, "coordinator", "coordinator.pid")) {
 		b, err := os.ReadFile(f)
 		if err != nil {
-			return nil, fmt.Errorf("read process of agent: %w", err)
+			return nil, fmt.Errorf("find daemons: %w", err)
 		}
 		pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
 		if err != nil {
-			return nil, fmt.Errorf("read process of agent: %w", err)
+			return nil, fmt.Errorf("find daemons: %w", err)
 		}
 		pids = append(pids, pid)
 	}
