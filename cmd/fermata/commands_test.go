@@ -41,6 +41,14 @@ func TestExitStatus_IsTheClass(t *testing.T) {
 	}
 }
 
+func TestError_SaysWhatWasToBeDoneOnce(t *testing.T) {
+	server := operatortest.New(t)
+	server.Fail = fault.New(fault.Busy, "list clusters: because")
+	if r := fermata(t, server, "cluster", "list"); r.stderr != "fermata: list clusters: because\n" {
+		t.Errorf("%q", r.stderr)
+	}
+}
+
 // TestMistakes_AreOneLine: whatever is wrong with a command line is told in
 // one line, with a status of its own, and nothing is asked of the coordinator.
 func TestMistakes_AreOneLine(t *testing.T) {

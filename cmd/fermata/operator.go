@@ -64,9 +64,10 @@ func (o *operator) call(ctx context.Context, do string, calls func(*remote.Conn)
 	if err != nil {
 		return fmt.Errorf("%s: %w", do, app.Cause(ctx, err))
 	}
-	err = calls(conn)
-	if err != nil {
-		err = fmt.Errorf("%s: %w", do, app.Cause(ctx, remote.Plain(err)))
+	err = app.Cause(ctx, remote.Plain(calls(conn)))
+	// The coordinator may say what was to be done in the very same words.
+	if err != nil && !strings.HasPrefix(err.Error(), do+":") {
+		err = fmt.Errorf("%s: %w", do, err)
 	}
 	return errors.Join(err, conn.Close())
 }
