@@ -240,8 +240,9 @@ func joined(ctx, other context.Context) (context.Context, context.CancelFunc) {
 // lead is one term: it takes over what the leader before left, serves changes
 // until ctx ends, and returns when nothing of the term runs any more.
 func (c *Coordinator) lead(ctx context.Context, f store.Fence) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
+	termCtx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cancel(errDeposed)
+	defer context.AfterFunc(ctx, func() { cancel(errDeposed) })()
 	drive, err := rounds.New(rounds.Config{
 		Nodes: c.nodes, Prepare: c.cfg.Timeouts.Prepare, Cut: c.cfg.Timeouts.Cut,
 		Persist: c.cfg.Timeouts.Persist, Finish: c.cfg.Timeouts.Finish, Logger: c.log,
@@ -249,14 +250,15 @@ func (c *Coordinator) lead(ctx context.Context, f store.Fence) error {
 	if err != nil {
 		return err
 	}
-	t := &term{c: c, ctx: ctx, fence: f, ops: newOperations(), drive: drive, incarnations: map[string]string{}}
+	t := &term{c: c, ctx: termCtx, fence: f, ops: newOperations(), drive: drive, incarnations: map[string]string{}}
 	c.log.Info("this coordinator leads", "fence", f.Token, "store", fmt.Sprintf("%x", f.Store))
-	if err := t.adopt(ctx); err != nil {
+	if err := t.adopt(termCtx); err == nil {
+		c.setTerm(t)
+		<-ctx.Done()
+		c.setTerm(nil)
+	} else if ctx.Err() == nil {
 		return fmt.Errorf("take over: %w", err)
 	}
-	c.setTerm(t)
-	<-ctx.Done()
-	c.setTerm(nil)
 	cancel(errDeposed)
 	t.background.Wait()
 	drive.Wait()

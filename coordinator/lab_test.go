@@ -41,7 +41,6 @@ type lab struct {
 	election *coordinatortest.Election
 	agents   map[string]*coordinatortest.Agent
 	timeouts coordinator.Timeouts
-	sockets  int
 }
 
 // quick are timeouts for tests of what hangs.
@@ -81,10 +80,6 @@ func (l *lab) repoDir() string      { return filepath.Join(l.dir, "repository") 
 func (l *lab) socket(i int) string  { return filepath.Join(l.dir, fmt.Sprintf("c%d.sock", i)) }
 func (l *lab) address(i int) string { return "unix:" + l.socket(i) }
 func (l *lab) logger() hclog.Logger { return testLogger(l.t) }
-func (l *lab) fails(format string, args ...any) {
-	l.t.Helper()
-	l.t.Fatalf(format, args...)
-}
 
 // wipe takes everything but the repository and the agents away.
 func (l *lab) wipe() {

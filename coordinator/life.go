@@ -93,7 +93,7 @@ func (t *term) start(ctx context.Context, req *api.StartClusterRequest, p progre
 	if err != nil {
 		return nil, err
 	}
-	parts, plan, err := plan(s, seen, restriction{on: req.GetOn()})
+	parts, where, err := plan(s, seen, restriction{on: req.GetOn(), replaces: name})
 	if err != nil {
 		return nil, err
 	}
@@ -102,7 +102,7 @@ func (t *term) start(ctx context.Context, req *api.StartClusterRequest, p progre
 		return nil, err
 	}
 	id, err := t.begin(ctx, store.Start, name, epoch, func(c *store.Cluster) error {
-		c.State, c.Reason, c.Assignments = api.ClusterState_CLUSTER_STATE_STARTING, "", plan
+		c.State, c.Reason, c.Assignments = api.ClusterState_CLUSTER_STATE_STARTING, "", where
 		c.Incarnation++
 		return nil
 	})
@@ -125,7 +125,9 @@ func (t *term) start(ctx context.Context, req *api.StartClusterRequest, p progre
 
 // clear ends what an earlier life of the cluster may have left, on every node
 // that answers. Where guests are to be made it must succeed; elsewhere a
-// failure is only noted, as agents refuse frames of an older life.
+// failure is only noted, as agents refuse frames of an older life. A node that
+// does not answer is left alone: a call that reaches it late would end guests
+// of the new life.
 func (t *term) clear(ctx context.Context, life deploy.Life, seen *survey, parts []deploy.Part, p progress) error {
 	p(&api.Event{Step: deploy.StepDestroy})
 	var needed, others []deploy.Node

@@ -157,7 +157,7 @@ func TestStart_TooLittleMemoryTouchesNothing(t *testing.T) {
 	c := l.ready(0)
 	c.create("web", strings.Split("abcdefghi", "")...) // 9 × 16 MiB into 2 × 64 MiB
 	_, err := c.startCluster("web")
-	wantFault(t, err, fault.NoSpace, "n1", "n2")
+	wantFault(t, err, fault.NoSpace, "guest i needs", "no node has more", "n1")
 	if n := l.agents["n1"].Calls(coordinatortest.Create) + l.agents["n1"].Calls(coordinatortest.Destroy); n != 0 {
 		t.Errorf("%d calls were made on n1, want none", n)
 	}

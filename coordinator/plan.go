@@ -1,60 +1,99 @@
 package coordinator
 
 import (
-	"errors"
+	"fmt"
+	"maps"
 	"slices"
-	"strings"
+	"time"
 
 	"fermata/coordinator/deploy"
+	"fermata/coordinator/placement"
 	"fermata/coordinator/spec"
 	"fermata/protocol/api"
 	"fermata/protocol/fault"
 )
 
-// restriction is what a request wishes of the placement.
+// restriction is what a request wishes of the placement, and what it frees.
 type restriction struct {
 	on       map[string]string // guest to node
 	nodes    []string          // only these; empty: all
-	replaces string            // the cluster whose guests' memory will be free
+	replaces string            // the cluster whose guests will be gone
 }
 
+// plan decides where the guests of a specification go. It changes nothing.
+//
+// On error: no-space names each guest that fits nowhere, unavailable a node
+// that was asked for and does not answer.
 func plan(s *spec.Spec, seen *survey, r restriction) ([]deploy.Part, map[string]string, error) {
-	free := map[string]uint64{}
-	var names []string
+	guests := make([]placement.Guest, 0, len(s.Guests))
+	wanted := slices.Clone(r.nodes)
+	for _, g := range s.Guests {
+		guests = append(guests, placement.Guest{Name: g.Name, Memory: g.MemoryBytes, VCPUs: g.VCPUs, Pin: g.Node})
+		if on, given := r.on[g.Name]; given {
+			wanted = append(wanted, on)
+		} else if g.Node != "" {
+			wanted = append(wanted, g.Node)
+		}
+	}
+	if err := seen.requireUsable(wanted); err != nil {
+		return nil, nil, err
+	}
+	var nodes []placement.Node
 	for _, v := range seen.usable() {
-		if len(r.nodes) == 0 || slices.Contains(r.nodes, v.info.GetName()) {
-			free[v.info.GetName()] = v.info.GetMemoryFreeBytes() + v.heldBytes(r.replaces)
-			names = append(names, v.info.GetName())
-		}
+		nodes = append(nodes, v.place(r.replaces))
 	}
-	assign := map[string]string{}
-	var errs []error
-	for i, g := range s.Guests {
-		node := r.on[g.Name]
-		for j := range names {
-			if node == "" && free[names[(i+j)%len(names)]] >= g.MemoryBytes {
-				node = names[(i+j)%len(names)]
-			}
-		}
-		if node == "" || free[node] < g.MemoryBytes {
-			errs = append(errs, fault.New(fault.NoSpace, "guest %s does not fit on %s", g.Name, strings.Join(names, ", ")))
-			continue
-		}
-		free[node] -= g.MemoryBytes
-		assign[g.Name] = node
+	assigned, err := placement.Plan(nodes, guests, s.Policy, placement.Restrictions{On: r.on, Nodes: r.nodes})
+	if err != nil {
+		return nil, nil, fmt.Errorf("place guests of cluster %s: %w", s.Name, err)
 	}
-	if len(errs) > 0 {
-		return nil, nil, errors.Join(errs...)
+	where := make(map[string]string, len(assigned))
+	for _, a := range assigned {
+		where[a.Guest] = a.Node
 	}
+	return split(s, seen, where), where, nil
+}
+
+// split makes one part for each node, in the order of node names, with its
+// guests in the order of the specification.
+func split(s *spec.Spec, seen *survey, where map[string]string) []deploy.Part {
 	byNode := map[string][]*api.GuestSpec{}
 	for _, g := range s.GuestSpecs() {
-		byNode[assign[g.GetName()]] = append(byNode[assign[g.GetName()]], g)
+		byNode[where[g.GetName()]] = append(byNode[where[g.GetName()]], g)
 	}
 	var parts []deploy.Part
-	for _, v := range seen.nodes {
-		if guests := byNode[v.info.GetName()]; guests != nil {
-			parts = append(parts, deploy.Part{Node: v.node(), Guests: guests})
+	for _, node := range slices.Sorted(maps.Keys(byNode)) {
+		parts = append(parts, deploy.Part{Node: seen.find(node).node(), Guests: byNode[node]})
+	}
+	return parts
+}
+
+// requireUsable refuses a wish for a node that is known but cannot be used. One
+// that nobody knows is the placement's to refuse.
+func (s *survey) requireUsable(names []string) error {
+	for _, name := range names {
+		v := s.find(name)
+		switch {
+		case v == nil, v.answered:
+		case v.alive:
+			return fault.New(fault.Unavailable, "node %s does not answer", name)
+		default:
+			return fault.New(fault.Unavailable, "node %s has not been heard of since %s",
+				name, time.Unix(0, v.info.GetLastSeenUnixNs()).UTC().Format(time.RFC3339))
 		}
 	}
-	return parts, assign, nil
+	return nil
+}
+
+// place is the node as the placement sees it, with the guests of a cluster that
+// will be ended taken away.
+func (v *nodeView) place(replaces string) placement.Node {
+	n := placement.Node{Name: v.info.GetName(), MemoryFree: v.info.GetMemoryFreeBytes(), CPUs: v.info.GetCpus()}
+	for _, g := range v.info.GetGuests() {
+		if replaces != "" && g.GetCluster() == replaces {
+			n.MemoryFree += g.GetMemoryBytes()
+		} else {
+			n.VCPUs += g.GetVcpus()
+		}
+	}
+	return n
 }

@@ -36,7 +36,7 @@ type source struct {
 	manifest *manifest.Manifest
 	spec     *spec.Spec
 	parts    []deploy.Part
-	plan     map[string]string // guest to node
+	where    map[string]string // guest to node
 }
 
 // restart puts a cluster back from a checkpoint. It needs nothing but the
@@ -170,6 +170,7 @@ func (r *restart) try(ctx context.Context, epoch uint64) (*api.RestartReport, er
 	}
 	injected, err := r.t.bringUp(ctx, life, src.parts, r.p)
 	if err != nil {
+		err = fmt.Errorf("restart from %s: %w", report.GetCheckpointId(), err)
 		if fault.ClassOf(err) == fault.Corrupt {
 			err = errors.Join(err, r.t.c.deployer.Destroy(r.t.ctx, life, partNodes(src.parts)))
 		}
@@ -196,7 +197,7 @@ func (r *restart) inspect(ctx context.Context, epoch uint64) (*source, error) {
 	if err != nil {
 		return nil, fault.Wrap(fault.Corrupt, err, "")
 	}
-	parts, plan, err := plan(s, r.seen, restriction{on: r.req.GetOn(), nodes: r.req.GetNodes(), replaces: name})
+	parts, where, err := plan(s, r.seen, restriction{on: r.req.GetOn(), nodes: r.req.GetNodes(), replaces: name})
 	if err != nil {
 		return nil, err
 	}
@@ -214,7 +215,7 @@ func (r *restart) inspect(ctx context.Context, epoch uint64) (*source, error) {
 		}
 		parts[i].Packs = m.Packs
 	}
-	return &source{manifest: m, spec: s, parts: parts, plan: plan}, nil
+	return &source{manifest: m, spec: s, parts: parts, where: where}, nil
 }
 
 // claim makes the cluster's record fit the checkpoint and begins the operation.
@@ -228,7 +229,7 @@ func (r *restart) claim(ctx context.Context, src *source) error {
 	case known && r.op != "" && bytes.Equal(c.Spec, src.manifest.Spec):
 		return r.t.surely(ctx, func(ctx context.Context) error {
 			return r.t.c.store.UpdateCluster(ctx, r.t.fence, name, func(c *store.Cluster) error {
-				c.Assignments = src.plan
+				c.Assignments = src.where
 				return nil
 			})
 		})
@@ -254,7 +255,7 @@ func (r *restart) claim(ctx context.Context, src *source) error {
 		}
 	}
 	r.op, err = r.t.begin(ctx, store.Restart, name, src.manifest.Epoch, func(c *store.Cluster) error {
-		c.State, c.Reason, c.Assignments = api.ClusterState_CLUSTER_STATE_STARTING, "", src.plan
+		c.State, c.Reason, c.Assignments = api.ClusterState_CLUSTER_STATE_STARTING, "", src.where
 		c.Incarnation++
 		return nil
 	})
@@ -287,7 +288,7 @@ func assignments(src *source) []*api.Assignment {
 	var plan []*api.Assignment
 	for _, g := range src.spec.GuestSpecs() {
 		plan = append(plan, &api.Assignment{
-			Guest: g.GetName(), Node: src.plan[g.GetName()], MemoryBytes: g.GetMemoryBytes(), Vcpus: g.GetVcpus(),
+			Guest: g.GetName(), Node: src.where[g.GetName()], MemoryBytes: g.GetMemoryBytes(), Vcpus: g.GetVcpus(),
 		})
 	}
 	return plan

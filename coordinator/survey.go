@@ -126,25 +126,3 @@ func (s *survey) guests(cluster string) []*api.GuestStatus {
 	}
 	return out
 }
-
-// holders returns the nodes that answered and have guests of the cluster.
-func (s *survey) holders(cluster string) []*nodeView {
-	var out []*nodeView
-	for _, v := range s.nodes {
-		if v.answered && slices.ContainsFunc(v.info.GetGuests(), func(g *api.GuestStatus) bool { return g.GetCluster() == cluster }) {
-			out = append(out, v)
-		}
-	}
-	return out
-}
-
-// heldBytes is the memory that the cluster's guests have on the node.
-func (v *nodeView) heldBytes(cluster string) uint64 {
-	var sum uint64
-	for _, g := range v.info.GetGuests() {
-		if g.GetCluster() == cluster {
-			sum += g.GetMemoryBytes()
-		}
-	}
-	return sum
-}

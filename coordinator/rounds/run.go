@@ -22,11 +22,11 @@ type run struct {
 	job  Job
 	log  hclog.Logger
 
-	nodes  map[round.NodeID]deploy.Node
-	inbox  chan func()    // results, run by the owner
-	calls  sync.WaitGroup // goroutines of calls and decisions
-	begun  time.Time
-	phased time.Time // when the present phase began
+	nodes   map[round.NodeID]deploy.Node
+	inbox   chan func()    // results, run by the owner
+	calls   sync.WaitGroup // goroutines of calls and decisions
+	begun   time.Time
+	stepped time.Time // when the present step began
 
 	forward       context.Context // of calls that drive the round on
 	cancelForward context.CancelFunc
@@ -77,7 +77,7 @@ func (r *run) loop(ctx, asked context.Context) {
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
 	ended, cancelled := ctx.Done(), asked.Done()
-	r.phased = r.begun
+	r.stepped = r.begun
 	for {
 		r.perform(work, post)
 		if r.lead.Over() && !r.lead.HasReady() {
@@ -172,8 +172,7 @@ func (r *run) enter(rec round.Record) {
 		// Whoever still works on an earlier phase need not any more.
 		r.cancelForward()
 	}
-	r.log.Debug("phase begun", "phase", rec.Phase, "since-last", now.Sub(r.phased))
-	r.phased = now
+	r.log.Debug("phase begun", "phase", rec.Phase, "elapsed", now.Sub(r.begun))
 }
 
 // timeUp is the cause of an abort for which no answer is to blame: the Lead's
@@ -221,12 +220,18 @@ func (r *run) watchPersist() {
 
 // report turns an event of the Lead into a line of progress and of the log.
 func (r *run) report(e round.Event) {
-	text := e.Text
-	if e.Ended {
-		r.log.Info("step done", "step", e.Step, "node", e.Node, "elapsed", time.Since(r.phased))
-		text = "done"
+	p := &api.Event{Step: string(e.Step), Node: string(e.Node), Text: e.Text}
+	switch {
+	case !e.Ended && e.Node == "":
+		r.stepped = time.Now()
+	case e.Ended && e.Node != "":
+		p.Text = "done"
+		r.log.Info("step done", "step", e.Step, "node", e.Node, "elapsed", time.Since(r.stepped))
+	case e.Ended:
+		r.log.Info("step done everywhere", "step", e.Step, "elapsed", time.Since(r.stepped))
+		return
 	}
-	r.job.Progress(&api.Event{Step: string(e.Step), Node: string(e.Node), Text: text})
+	r.job.Progress(p)
 }
 
 // decideNext begins the next decision unless one is under way.
