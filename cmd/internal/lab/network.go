@@ -10,6 +10,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
 
 // bridgeName is the lab's underlay inside the lab's own network namespace.
@@ -147,12 +148,19 @@ func startIn(ns netns.NsHandle, cmd *exec.Cmd) error {
 	})
 }
 
-// onThread runs f on an operating system thread of its own, which ends with f
-// because it is never unlocked.
+// onThread runs f on an operating system thread that ends with it: the runtime
+// ends the thread of a goroutine that returns locked to it, except the main
+// thread, which would stay in f's namespace and show it in /proc.
 func onThread(f func() error) error {
-	done := make(chan error)
+	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			// While this goroutine holds the main thread, another cannot get it.
+			defer runtime.UnlockOSThread()
+			done <- onThread(f)
+			return
+		}
 		done <- f()
 	}()
 	return <-done
