@@ -179,11 +179,7 @@ func (r *rig) await(what string, budget time.Duration, is func() bool) {
 }
 
 func (r *rig) spec(index int) *api.GuestSpec {
-	dir := os.Getenv("FERMATA_GUEST_DIR")
-	if dir == "" {
-		dir = "../build/guest"
-	}
-	dir, err := filepath.Abs(dir)
+	dir, err := mustrun.GuestDir()
 	if err != nil {
 		r.t.Fatal(err)
 	}

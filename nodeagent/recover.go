@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 
 	"fermata/nodeagent/journal"
 	"fermata/vmm"
@@ -64,15 +65,13 @@ func (a *Agent) recoverGuest(ctx context.Context, rec journal.Guest) error {
 	if err != nil {
 		return err
 	}
-	var state qemu.State
-	if len(rec.Machine) > 0 {
-		if err := json.Unmarshal(rec.Machine, &state); err != nil {
-			return fmt.Errorf("decode machine: %w", err)
-		}
+	state, err := a.machineState(rec)
+	if err != nil {
+		return err
 	}
-	machine, err := qemu.Attach(ctx, state)
+	machine, err := attach(ctx, state)
 	switch {
-	case errors.Is(err, vmm.ErrGone) || len(rec.Machine) == 0:
+	case errors.Is(err, vmm.ErrGone):
 		a.log.Warn("guest ended while no agent ran", "cluster", rec.Cluster, "guest", rec.Name)
 		if err := a.removeFiles(rec.Cluster, rec.Name); err != nil {
 			return err
@@ -103,6 +102,32 @@ func (a *Agent) recoverGuest(ctx context.Context, rec journal.Guest) error {
 	c.mu.Unlock()
 	a.log.Info("guest found again", "cluster", rec.Cluster, "guest", rec.Name, "pid", machine.PID())
 	return nil
+}
+
+// attach takes the process over; a guest that never had one is gone.
+func attach(ctx context.Context, state qemu.State) (*qemu.Machine, error) {
+	if state.PID == 0 {
+		return nil, vmm.ErrGone
+	}
+	return qemu.Attach(ctx, state)
+}
+
+// machineState returns the record of a guest's process. An agent that died
+// before it journalled that record left it in the guest's directory; the zero
+// State stands for a guest that never had a process.
+func (a *Agent) machineState(rec journal.Guest) (qemu.State, error) {
+	var state qemu.State
+	if len(rec.Machine) > 0 {
+		if err := json.Unmarshal(rec.Machine, &state); err != nil {
+			return state, fmt.Errorf("decode machine: %w", err)
+		}
+		return state, nil
+	}
+	state, err := qemu.ReadState(a.guestDir(rec.Cluster, rec.Name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return qemu.State{}, nil
+	}
+	return state, err
 }
 
 // alive returns the guests whose process runs.
