@@ -52,7 +52,7 @@ func certsDir(env *app.Env) string {
 	if dir := env.Getenv(remote.EnvCerts); dir != "" {
 		return dir
 	}
-	return filepath.Join(remote.ConfigDir, "certs")
+	return remote.ConfigDir
 }
 
 func newCertsInitCommand(env *app.Env) *cobra.Command {
@@ -98,8 +98,8 @@ func newCertsIssueCommand(env *app.Env) *cobra.Command {
 		Short: "Issue a certificate for an operator, a coordinator or an agent",
 		Long: `Issue a certificate. An operator's name is free, a coordinator's is that of its
 machine, an agent's must be the name of its node. Unless --out says otherwise
-the files are operator.crt, coordinator.crt or agent-NAME.crt, and .key, in the
-directory of the authority.`,
+the files are operator.crt, coordinator.crt or, for an agent, NAME.crt, and .key,
+in the directory of the authority.`,
 		Example: `  fermata certs issue --role operator --name alice
   fermata certs issue --role coordinator --name head1
   fermata certs issue --role agent --name node1 --out /root/node1`,
@@ -145,11 +145,18 @@ directory of the authority.`,
 	return c
 }
 
+// defaultPrefix names the files after the role, or an agent's after its node
+// unless that name is taken by another file of the directory.
 func defaultPrefix(req identity.Request) string {
-	if req.Role == identity.RoleAgent {
-		return "agent-" + req.Name
+	if req.Role != identity.RoleAgent {
+		return string(req.Role)
 	}
-	return string(req.Role)
+	switch req.Name {
+	case "ca", string(identity.RoleOperator), string(identity.RoleCoordinator):
+		return "agent-" + req.Name
+	default:
+		return req.Name
+	}
 }
 
 // classifyFile gives an error about files the class of its cause.

@@ -14,7 +14,7 @@ func TestCerts_MakeAnInstallation(t *testing.T) {
 	if got := succeeds(t, nil, "certs", "init", "--dir", dir); !strings.Contains(got, filepath.Join(dir, "ca.key")) {
 		t.Errorf("init: %q", got)
 	}
-	for role, file := range map[string]string{"operator": "operator", "coordinator": "coordinator", "agent": "agent-x1"} {
+	for role, file := range map[string]string{"operator": "operator", "coordinator": "coordinator", "agent": "x1"} {
 		var doc certificate
 		out := succeeds(t, nil, "certs", "issue", "--dir", dir, "--role", role, "--name", "x1", "-o", "json")
 		if err := json.Unmarshal([]byte(out), &doc); err != nil {
@@ -30,6 +30,10 @@ func TestCerts_MakeAnInstallation(t *testing.T) {
 		if want := (identity.Peer{Role: identity.Role(role), Name: "x1"}); id.Peer() != want {
 			t.Errorf("%s: certificate of %s", role, id.Peer())
 		}
+	}
+	succeeds(t, nil, "certs", "issue", "--dir", dir, "--role", "agent", "--name", "ca", "--replace")
+	if _, err := identity.Load(filepath.Join(dir, "operator.crt"), filepath.Join(dir, "operator.key"), filepath.Join(dir, "ca.crt")); err != nil {
+		t.Errorf("an agent named ca took the authority's place: %v", err)
 	}
 	if r := fermata(t, nil, "certs", "init", "--dir", dir); r.status == 0 || !strings.Contains(r.stderr, "exists") {
 		t.Errorf("second init: status %d, stderr %q", r.status, r.stderr)

@@ -14,6 +14,11 @@ const rootLong = `Fermata holds a virtual cluster, all its guests and networks, 
 milliseconds at one consistent instant, records it, and puts it back later,
 on other machines, as if nothing had happened.
 
+The coordinator and the operator's certificate are found by flags, by
+FERMATA_COORDINATOR and FERMATA_CERTS (a directory), by FERMATA_LAB, or in
+/etc/fermata: operator.yaml (coordinator: [HOST:PORT, …], certs: DIRECTORY),
+operator.crt, operator.key and ca.crt.
+
 Exit status, by the class of the error:
    0  success             8  no-space
    1  internal            9  mismatch

@@ -28,7 +28,8 @@ const (
 )
 
 // ConfigDir is where a machine says how its operators reach the coordinator:
-// the file operator.yaml and, unless that names another, the directory certs.
+// the file operator.yaml and, unless that names another directory, the
+// certificates.
 const ConfigDir = "/etc/fermata"
 
 // Names below a lab directory.
@@ -73,7 +74,10 @@ type Target struct {
 	Files     identity.Files // of the operator
 }
 
-// machineConfig is operator.yaml.
+// machineConfig is operator.yaml, decoded strictly:
+//
+//	coordinator: [head1:7410, head2:7410]
+//	certs: /etc/fermata
 type machineConfig struct {
 	Coordinator []string `yaml:"coordinator"`
 	Certs       string   `yaml:"certs"`
@@ -108,7 +112,7 @@ func (o Options) Resolve(getenv func(string) string) (Target, error) {
 		}
 		return t, nil
 	}
-	certs := first(labCerts(o.Lab), getenv(EnvCerts), labCerts(getenv(EnvLab)), machine.Certs, filepath.Join(dir, "certs"))
+	certs := first(labCerts(o.Lab), getenv(EnvCerts), labCerts(getenv(EnvLab)), machine.Certs, dir)
 	t.Files = identity.Files{
 		Cert: first(o.Cert, filepath.Join(certs, certFile)),
 		Key:  first(o.Key, filepath.Join(certs, keyFile)),

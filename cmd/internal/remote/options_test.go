@@ -43,7 +43,7 @@ func TestResolve_Precedence(t *testing.T) {
 		{"flag over lab flag", Options{ConfigDir: machine, Coordinator: []string{"c:3"}, Lab: "/lab"}, nil,
 			Target{Addresses: []string{"c:3"}, Files: filesIn("/lab/certs")}},
 		{"file flags", Options{ConfigDir: nothing, Coordinator: []string{"c:3"}, Cert: "x.crt", Key: "x.key"}, nil,
-			Target{Addresses: []string{"c:3"}, Files: identity.Files{Cert: "x.crt", Key: "x.key", CA: filepath.Join(nothing, "certs", "ca.crt")}}},
+			Target{Addresses: []string{"c:3"}, Files: identity.Files{Cert: "x.crt", Key: "x.key", CA: filepath.Join(nothing, "ca.crt")}}},
 		{"plain text", Options{ConfigDir: nothing, Coordinator: []string{"127.0.0.1:3", "unix:/s"}, Plaintext: true}, nil,
 			Target{Addresses: []string{"127.0.0.1:3", "unix:/s"}, Plaintext: true}},
 	} {
