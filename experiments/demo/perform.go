@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"fermata/experiments/guests"
+	"fermata/experiments/labrun"
 )
 
 const (
@@ -55,15 +56,15 @@ func perform(ctx context.Context, o options, progress io.Writer) (_ *report, err
 		return nil, err
 	}
 
-	l := &labRun{fermata: o.Fermata, dir: o.Dir, log: filepath.Join(o.Dir, "lab.log")}
+	l := &labrun.Lab{Fermata: o.Fermata, Dir: o.Dir, Nodes: nodeCount}
 	defer func() {
-		err = errors.Join(err, l.end())
+		err = errors.Join(err, l.End())
 		if err == nil && !o.Keep {
 			err = os.RemoveAll(o.Dir)
 		}
 	}()
 	say.act("starting a lab: etcd, coordinator, %d nodes in network namespaces", nodeCount)
-	if err := l.start(ctx); err != nil {
+	if err := l.Start(ctx); err != nil {
 		return nil, err
 	}
 	say.act("creating and starting a cluster of %d guests", o.Guests)
@@ -71,15 +72,15 @@ func perform(ctx context.Context, o options, progress io.Writer) (_ *report, err
 	if err := os.WriteFile(spec, clusterSpec(app, o.GuestDir), 0o644); err != nil {
 		return nil, fmt.Errorf("write specification: %w", err)
 	}
-	if err := l.cli(ctx, progress, nil, "cluster", "create", "-f", spec); err != nil {
+	if err := l.Command(ctx, progress, nil, "cluster", "create", "-f", spec); err != nil {
 		return nil, err
 	}
-	if err := l.cli(ctx, progress, nil, "cluster", "start", clusterName); err != nil {
+	if err := l.Command(ctx, progress, nil, "cluster", "start", clusterName); err != nil {
 		return nil, err
 	}
-	watch := &consoles{lab: l, count: o.Guests}
+	watch := &watch{labrun.Consoles{Lab: l, Cluster: clusterName, Count: o.Guests}}
 	say.act("waiting for the guests to boot and the MPI program to start")
-	if err := watch.await(ctx, bootBudget, "the MPI program's first iterations", watch.mpiHasBegun); err != nil {
+	if err := watch.Await(ctx, bootBudget, "the MPI program's first iterations", watch.mpiHasBegun); err != nil {
 		return nil, err
 	}
 
@@ -90,11 +91,11 @@ func perform(ctx context.Context, o options, progress io.Writer) (_ *report, err
 		if o.Control {
 			args = append(args, "--discard-channels")
 		}
-		if err := l.cli(ctx, progress, &cp, args...); err != nil {
+		if err := l.Command(ctx, progress, &cp, args...); err != nil {
 			return nil, err
 		}
 		r.addCheckpoint(cp)
-		if err := watch.await(ctx, bootBudget, "further iterations", watch.mpiHasGoneOn()); err != nil {
+		if err := watch.Await(ctx, bootBudget, "further iterations", watch.mpiHasGoneOn()); err != nil {
 			return nil, err
 		}
 	}
@@ -103,7 +104,7 @@ func perform(ctx context.Context, o options, progress io.Writer) (_ *report, err
 	}
 
 	say.act("killing every process with SIGKILL: guests, agents, coordinator, etcd")
-	killed, err := l.killAll(ctx)
+	killed, err := l.KillAll(ctx, clusterName)
 	if err != nil {
 		return nil, err
 	}
@@ -113,21 +114,21 @@ func perform(ctx context.Context, o options, progress io.Writer) (_ *report, err
 	}
 
 	say.act("starting a new lab and restarting the cluster from the repository, guests on swapped nodes")
-	if err := l.start(ctx); err != nil {
+	if err := l.Start(ctx); err != nil {
 		return nil, err
 	}
 	begun := time.Now()
 	var restarted restart
-	if err := l.cli(ctx, progress, &restarted, "restart", clusterName, "--from", "latest", "--on", swapped(r.Guests), "-o", "json"); err != nil {
+	if err := l.Command(ctx, progress, &restarted, "restart", clusterName, "--from", "latest", "--on", swapped(r.Guests), "-o", "json"); err != nil {
 		return nil, err
 	}
-	if err := watch.await(ctx, bootBudget, "the first heartbeat after the restart", watch.allTick); err != nil {
+	if err := watch.Await(ctx, bootBudget, "the first heartbeat after the restart", watch.allTick); err != nil {
 		return nil, err
 	}
 	r.setRestart(restarted, time.Since(begun))
 
 	say.act("waiting for the MPI program and the canary to end")
-	if err := watch.await(ctx, workBudget, "the results of MPI and canary", watch.complete); err != nil {
+	if err := watch.Await(ctx, workBudget, "the results of MPI and canary", watch.complete); err != nil {
 		return nil, err
 	}
 	summary, err := watch.summary(ctx)
@@ -135,10 +136,10 @@ func perform(ctx context.Context, o options, progress io.Writer) (_ *report, err
 		return nil, err
 	}
 	r.setSummary(summary)
-	if err := l.cli(ctx, progress, nil, "cluster", "stop", clusterName); err != nil {
+	if err := l.Command(ctx, progress, nil, "cluster", "stop", clusterName); err != nil {
 		return nil, err
 	}
-	return r, l.checkNothingLeft()
+	return r, l.CheckNothingLeft()
 }
 
 // narrator tells a person what happens.

@@ -1,4 +1,7 @@
-package main
+// Package labrun runs a fermata lab from outside, as an operator would: it
+// starts the binary, gives it commands, reads guests' consoles, kills what the
+// trial wants dead, and checks that nothing is left.
+package labrun
 
 import (
 	"bytes"
@@ -17,28 +20,35 @@ import (
 )
 
 const (
-	startBudget = 60 * time.Second // until the coordinator answers and all nodes are alive
-	endBudget   = 60 * time.Second
-	cliBudget   = 5 * time.Minute // of one command
-	pollEvery   = 200 * time.Millisecond
+	startBudget   = 60 * time.Second // until the coordinator answers and all nodes are alive
+	endBudget     = 60 * time.Second
+	commandBudget = 10 * time.Minute // of one command
+	pollEvery     = 200 * time.Millisecond
 )
 
-// labRun is one lab and the processes that belong to it.
-type labRun struct {
-	fermata, dir, log string
+// Lab is one lab and the processes that belong to it.
+//
+// Concurrency: Command may be called beside itself; the rest by one goroutine.
+type Lab struct {
+	Fermata string   // absolute path of the binary
+	Dir     string   // absolute path of the lab's directory; must exist
+	Nodes   int      // how many
+	Args    []string // further arguments of `fermata lab`
 
 	cmd  *exec.Cmd
 	done chan error // buffered 1; the lab's end
 }
 
-// start runs `fermata lab` and waits until all nodes are registered.
-func (l *labRun) start(ctx context.Context) error {
-	log, err := os.OpenFile(l.log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
+func (l *Lab) log() string { return filepath.Join(l.Dir, "lab.log") }
+
+// Start runs `fermata lab` and waits until all nodes are registered.
+func (l *Lab) Start(ctx context.Context) error {
+	log, err := os.OpenFile(l.log(), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
 	if err != nil {
 		return fmt.Errorf("open log: %w", err)
 	}
 	defer log.Close()
-	l.cmd = exec.Command(l.fermata, "lab", "--dir", l.dir, "--nodes", strconv.Itoa(nodeCount))
+	l.cmd = exec.Command(l.Fermata, append([]string{"lab", "--dir", l.Dir, "--nodes", strconv.Itoa(l.Nodes)}, l.Args...)...)
 	l.cmd.Stdout, l.cmd.Stderr = log, log
 	l.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := l.cmd.Start(); err != nil {
@@ -46,11 +56,11 @@ func (l *labRun) start(ctx context.Context) error {
 	}
 	l.done = make(chan error, 1)
 	go func(cmd *exec.Cmd, done chan<- error) { done <- cmd.Wait() }(l.cmd, l.done)
-	return poll(ctx, startBudget, "the lab to be ready", func() (bool, error) {
+	return Poll(ctx, startBudget, "the lab to be ready", func() (bool, error) {
 		select {
 		case err := <-l.done:
 			l.cmd = nil
-			return false, fmt.Errorf("lab ended: %w\n%s", err, tail(l.log))
+			return false, fmt.Errorf("lab ended: %w\n%s", err, tail(l.log()))
 		default:
 		}
 		var nodes struct {
@@ -58,24 +68,38 @@ func (l *labRun) start(ctx context.Context) error {
 				Alive bool `json:"alive"`
 			} `json:"nodes"`
 		}
-		if err := l.cli(ctx, io.Discard, &nodes, "node", "list", "-o", "json"); err != nil {
+		if err := l.Command(ctx, io.Discard, &nodes, "node", "list", "-o", "json"); err != nil {
 			return false, nil // not yet
 		}
-		alive := 0
+		live := 0
 		for _, n := range nodes.Nodes {
 			if n.Alive {
-				alive++
+				live++
 			}
 		}
-		return alive == nodeCount, nil
+		return live == l.Nodes, nil
 	})
 }
 
-// cli runs one operator command; with into set it decodes the JSON it prints.
-func (l *labRun) cli(ctx context.Context, progress io.Writer, into any, args ...string) error {
-	ctx, cancel := context.WithTimeout(ctx, cliBudget)
+// Failed is a command that ended with another status than 0.
+type Failed struct {
+	Args   []string
+	Status int
+	Line   string // the last it said
+}
+
+func (f *Failed) Error() string {
+	return fmt.Sprintf("fermata %s: exit status %d: %s", strings.Join(f.Args, " "), f.Status, f.Line)
+}
+
+// Command runs one operator command, with its messages on progress. With into
+// set it decodes the JSON the command prints, else that goes to progress, too.
+//
+// On error: *Failed when the command ran and failed.
+func (l *Lab) Command(ctx context.Context, progress io.Writer, into any, args ...string) error {
+	ctx, cancel := context.WithTimeout(ctx, commandBudget)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, l.fermata, append([]string{"--lab", l.dir}, args...)...)
+	cmd := exec.CommandContext(ctx, l.Fermata, append([]string{"--lab", l.Dir}, args...)...)
 	// Ctrl-C's way of ending a command, which leaves guests running.
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 20 * time.Second
@@ -85,8 +109,13 @@ func (l *labRun) cli(ctx context.Context, progress io.Writer, into any, args ...
 	if into == nil {
 		cmd.Stdout = progress
 	}
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("fermata %s: %w: %s", strings.Join(args, " "), err, lastLine(complaints.String()))
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return &Failed{Args: args, Status: exit.ExitCode(), Line: lastLine(complaints.String())}
+	}
+	if err != nil {
+		return fmt.Errorf("fermata %s: %w", strings.Join(args, " "), err)
 	}
 	if into == nil {
 		return nil
@@ -97,18 +126,19 @@ func (l *labRun) cli(ctx context.Context, progress io.Writer, into any, args ...
 	return nil
 }
 
-// processes returns the process ids of the lab, its daemons and their guests.
-func (l *labRun) processes(ctx context.Context) ([]int, error) {
+// Processes returns the process ids of the lab, its daemons and the guests of
+// the cluster.
+func (l *Lab) Processes(ctx context.Context, clusterName string) ([]int, error) {
 	var pids []int
 	if l.cmd != nil {
 		pids = append(pids, l.cmd.Process.Pid)
 	}
-	files, err := filepath.Glob(filepath.Join(l.dir, "nodes", "*", "agent.pid"))
+	files, err := filepath.Glob(filepath.Join(l.Dir, "nodes", "*", "agent.pid"))
 	if err != nil {
 		return nil, err
 	}
 	// etcd is inside the coordinator.
-	for _, f := range append(files, filepath.Join(l.dir, "coordinator", "coordinator.pid")) {
+	for _, f := range append(files, filepath.Join(l.Dir, "coordinator", "coordinator.pid")) {
 		b, err := os.ReadFile(f)
 		if err != nil {
 			return nil, fmt.Errorf("find daemons: %w", err)
@@ -124,7 +154,7 @@ func (l *labRun) processes(ctx context.Context) ([]int, error) {
 			PID int `json:"pid"`
 		} `json:"guests"`
 	}
-	if err := l.cli(ctx, io.Discard, &cluster, "cluster", "show", clusterName, "-o", "json"); err != nil {
+	if err := l.Command(ctx, io.Discard, &cluster, "cluster", "show", clusterName, "-o", "json"); err != nil {
 		return nil, err
 	}
 	for _, g := range cluster.Guests {
@@ -135,10 +165,10 @@ func (l *labRun) processes(ctx context.Context) ([]int, error) {
 	return pids, nil
 }
 
-// killAll ends every process of the lab with SIGKILL, at once, and returns how
-// many there were.
-func (l *labRun) killAll(ctx context.Context) (int, error) {
-	pids, err := l.processes(ctx)
+// KillAll ends every process of the lab and of the cluster's guests with
+// SIGKILL, at once, and returns how many there were.
+func (l *Lab) KillAll(ctx context.Context, clusterName string) (int, error) {
+	pids, err := l.Processes(ctx, clusterName)
 	if err != nil {
 		return 0, err
 	}
@@ -153,7 +183,7 @@ func (l *labRun) killAll(ctx context.Context) (int, error) {
 	}
 	<-l.done
 	l.cmd = nil
-	err = poll(ctx, endBudget, "the killed processes to be gone", func() (bool, error) {
+	err = Poll(ctx, endBudget, "the killed processes to be gone", func() (bool, error) {
 		for _, pid := range pids {
 			if alive(pid) {
 				return false, nil
@@ -164,8 +194,8 @@ func (l *labRun) killAll(ctx context.Context) (int, error) {
 	return len(pids), err
 }
 
-// end stops the lab as an operator would and waits for it.
-func (l *labRun) end() error {
+// End stops the lab as an operator would and waits for it.
+func (l *Lab) End() error {
 	if l.cmd == nil {
 		return nil
 	}
@@ -176,18 +206,18 @@ func (l *labRun) end() error {
 	case err := <-l.done:
 		l.cmd = nil
 		if err != nil {
-			return fmt.Errorf("lab ended badly: %w\n%s", err, tail(l.log))
+			return fmt.Errorf("lab ended badly: %w\n%s", err, tail(l.log()))
 		}
 		return nil
 	case <-time.After(endBudget):
 		_ = l.cmd.Process.Kill()
-		return fmt.Errorf("lab did not end within %s\n%s", endBudget, tail(l.log))
+		return fmt.Errorf("lab did not end within %s\n%s", endBudget, tail(l.log()))
 	}
 }
 
-// checkNothingLeft stops the lab and looks for what it should have taken along.
-func (l *labRun) checkNothingLeft() error {
-	if err := l.end(); err != nil {
+// CheckNothingLeft stops the lab and looks for what it should have taken along.
+func (l *Lab) CheckNothingLeft() error {
+	if err := l.End(); err != nil {
 		return err
 	}
 	var left []string
@@ -197,7 +227,7 @@ func (l *labRun) checkNothingLeft() error {
 	}
 	for _, e := range entries {
 		cmdline, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
-		if err == nil && e.Name() != "self" && e.Name() != strconv.Itoa(os.Getpid()) && bytes.Contains(cmdline, []byte(l.dir+"/")) {
+		if err == nil && e.Name() != "self" && e.Name() != strconv.Itoa(os.Getpid()) && bytes.Contains(cmdline, []byte(l.Dir+"/")) {
 			left = append(left, "process "+e.Name())
 		}
 	}
@@ -205,8 +235,8 @@ func (l *labRun) checkNothingLeft() error {
 	if err != nil {
 		return fmt.Errorf("look for mounts: %w", err)
 	}
-	if bytes.Contains(mounts, []byte(l.dir)) {
-		left = append(left, "a mount below "+l.dir)
+	if bytes.Contains(mounts, []byte(l.Dir)) {
+		left = append(left, "a mount below "+l.Dir)
 	}
 	shm, err := filepath.Glob("/dev/shm/fermata-lab-*")
 	if err != nil {
@@ -229,8 +259,8 @@ func alive(pid int) bool {
 	return !strings.HasPrefix(rest, "Z")
 }
 
-// poll asks until done says yes, or the budget ends.
-func poll(ctx context.Context, budget time.Duration, what string, done func() (bool, error)) error {
+// Poll asks until done says yes, or the budget ends.
+func Poll(ctx context.Context, budget time.Duration, what string, done func() (bool, error)) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, budget, fmt.Errorf("waited %s for %s", budget, what))
 	defer cancel()
 	ticker := time.NewTicker(pollEvery)

@@ -1,0 +1,91 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"io"
+
+	"fermata/experiments/guests"
+	"fermata/experiments/labrun"
+)
+
+// watch knows what the demo waits for on the guests' consoles.
+type watch struct{ labrun.Consoles }
+
+// iteration returns the last iteration guest 1 has reported, 0 before the first.
+func iteration(all map[string][]byte) int {
+	last := 0
+	labrun.Each(all[guests.Name(1)], func(l guests.Line) {
+		if b, ok := l.Body.(guests.MPIIter); ok {
+			last = b.Iteration
+		}
+	})
+	return last
+}
+
+func (w *watch) mpiHasBegun(all map[string][]byte) (bool, error) { return iteration(all) > 0, nil }
+
+// mpiHasGoneOn says yes once guest 1 reports another iteration than at the
+// first question.
+func (w *watch) mpiHasGoneOn() func(map[string][]byte) (bool, error) {
+	first := -1
+	return func(all map[string][]byte) (bool, error) {
+		now := iteration(all)
+		if first < 0 {
+			first = now
+		}
+		return now > first, nil
+	}
+}
+
+func (w *watch) mpiDone(ctx context.Context) (bool, error) {
+	all, err := w.Read(ctx)
+	if err != nil {
+		return false, err
+	}
+	done := false
+	labrun.Each(all[guests.Name(1)], func(l guests.Line) {
+		if _, ok := l.Body.(guests.MPIDone); ok {
+			done = true
+		}
+	})
+	return done, nil
+}
+
+// allTick says yes once every guest has printed a heartbeat. After a restart
+// consoles begin empty.
+func (w *watch) allTick(all map[string][]byte) (bool, error) {
+	for _, console := range all {
+		ticks := 0
+		labrun.Each(console, func(l guests.Line) {
+			if _, ok := l.Body.(guests.Tick); ok {
+				ticks++
+			}
+		})
+		if ticks == 0 {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+func (w *watch) complete(all map[string][]byte) (bool, error) {
+	s, err := summarise(all)
+	return s.Complete, err
+}
+
+func (w *watch) summary(ctx context.Context) (guests.Summary, error) {
+	all, err := w.Read(ctx)
+	if err != nil {
+		return guests.Summary{}, err
+	}
+	return summarise(all)
+}
+
+func summarise(all map[string][]byte) (guests.Summary, error) {
+	readers := map[string]io.Reader{}
+	for name, b := range all {
+		readers[name] = bytes.NewReader(b)
+	}
+	return guests.Summarise(readers)
+}
