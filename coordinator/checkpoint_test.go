@@ -3,7 +3,9 @@ package coordinator_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"slices"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -382,4 +384,46 @@ func TestDelete_RefusedDuringARound(t *testing.T) {
 	}
 	_, err = c.GetCheckpoint(t.Context(), &api.GetCheckpointRequest{Id: old.GetId()})
 	wantFault(t, err, fault.NotFound, old.GetId())
+}
+
+// The repository fails where the outcome is written. Whatever it holds in the
+// end is what everybody is told.
+func TestCheckpoint_RepositoryFailsAtTheCommit(t *testing.T) {
+	full := func(func() error) error { return syscall.ENOSPC }
+	doneButLost := func(link func() error) error { return errors.Join(link(), syscall.EIO) }
+	for _, tc := range []struct {
+		name      string
+		faults    []coordinatortest.LinkFault
+		committed bool
+		class     fault.Class
+	}{
+		{"full once", []coordinatortest.LinkFault{full}, false, fault.NoSpace},
+		{"full for the abort, too", []coordinatortest.LinkFault{full, full}, true, fault.None},
+		{"committed, answer lost", []coordinatortest.LinkFault{doneButLost}, true, fault.None},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			l := newLab(t, "n1", "n2")
+			c := l.ready(0)
+			c.running("web", "a", "b")
+			for _, f := range tc.faults {
+				l.disk.OnOutcome(f)
+			}
+			_, err := c.checkpoint("web")
+			wantFault(t, err, tc.class)
+			epoch := l.lastEpoch("web")
+			want := repository.OutcomeAborted
+			if tc.committed {
+				want = repository.OutcomeCommitted
+			}
+			if got, err := l.repo.Outcome(t.Context(), "web", epoch); got != want {
+				t.Errorf("the repository says %v, %v, want %v", got, err, want)
+			}
+			for name, a := range l.agents {
+				if committed, told := a.Outcome("web", epoch); !told || committed != tc.committed {
+					t.Errorf("%s was told committed=%v, told=%v", name, committed, told)
+				}
+			}
+			c.mustCheckpoint("web")
+		})
+	}
 }

@@ -40,6 +40,7 @@ type lab struct {
 	store    *memstore.Store
 	election *coordinatortest.Election
 	agents   map[string]*coordinatortest.Agent
+	disk     *coordinatortest.Disk
 	timeouts coordinator.Timeouts
 }
 
@@ -53,8 +54,11 @@ const mib = 1 << 20
 
 // newLab makes the repository and agents of these nodes, with room for two
 // guests each. No coordinator runs yet.
+//
+// Tests with a lab run side by side: most of their time is waiting.
 func newLab(t *testing.T, nodes ...string) *lab {
 	t.Helper()
+	t.Parallel()
 	// Socket paths are short (unix(7)), and those of t.TempDir are not.
 	dir, err := os.MkdirTemp("", "lab")
 	if err != nil {
@@ -65,8 +69,8 @@ func newLab(t *testing.T, nodes ...string) *lab {
 			t.Error(err)
 		}
 	})
-	l := &lab{t: t, dir: dir, agents: map[string]*coordinatortest.Agent{}}
-	if l.repo, err = repository.Create(t.Context(), repository.Config{Dir: l.repoDir()}); err != nil {
+	l := &lab{t: t, dir: dir, disk: &coordinatortest.Disk{}, agents: map[string]*coordinatortest.Agent{}}
+	if l.repo, err = repository.Create(t.Context(), l.repoConfig()); err != nil {
 		t.Fatal(err)
 	}
 	l.wipe()
@@ -76,7 +80,10 @@ func newLab(t *testing.T, nodes ...string) *lab {
 	return l
 }
 
-func (l *lab) repoDir() string      { return filepath.Join(l.dir, "repository") }
+func (l *lab) repoDir() string { return filepath.Join(l.dir, "repository") }
+func (l *lab) repoConfig() repository.Config {
+	return repository.Config{Dir: l.repoDir(), FS: l.disk}
+}
 func (l *lab) socket(i int) string  { return filepath.Join(l.dir, fmt.Sprintf("c%d.sock", i)) }
 func (l *lab) address(i int) string { return "unix:" + l.socket(i) }
 func (l *lab) logger() hclog.Logger { return testLogger(l.t) }
@@ -90,7 +97,7 @@ func (l *lab) wipe() {
 func (l *lab) addAgent(name string) {
 	l.t.Helper()
 	a, err := coordinatortest.New(l.t.Context(), coordinatortest.Config{
-		Name: name, RepositoryDir: l.repoDir(), MemoryBytes: 64 * mib,
+		Name: name, Repository: l.repoConfig(), MemoryBytes: 64 * mib,
 		Coordinators: []string{l.address(0), l.address(1)}, Socket: filepath.Join(l.dir, name+".sock"),
 	})
 	if err != nil {
@@ -140,7 +147,7 @@ func (l *lab) start(i int) *client {
 	c, err := coordinator.New(coordinator.Config{
 		Listen: []string{l.address(i)}, Plaintext: true,
 		State:      &coordinator.State{Store: l.store, Elector: coordinatortest.Candidate{Election: l.election, Address: l.address(i)}},
-		Repository: repository.Config{Dir: l.repoDir()}, Timeouts: l.timeouts, NodeLeaseTTL: time.Second,
+		Repository: l.repoConfig(), Timeouts: l.timeouts, NodeLeaseTTL: time.Second,
 		ShutdownGrace: time.Second, Logger: l.logger().Named(fmt.Sprintf("c%d", i)),
 	})
 	if err != nil {

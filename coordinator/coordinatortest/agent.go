@@ -29,11 +29,11 @@ import (
 
 // Config holds what an Agent needs.
 type Config struct {
-	Name          string
-	RepositoryDir string
-	MemoryBytes   uint64   // for guests
-	Coordinators  []string // addresses to register with
-	Socket        string   // unix socket path to serve on; empty: a loopback port
+	Name         string
+	Repository   repository.Config
+	MemoryBytes  uint64   // for guests
+	Coordinators []string // addresses to register with
+	Socket       string   // unix socket path to serve on; empty: a loopback port
 
 	Identity *identity.Identity // nil: plain text
 }
@@ -76,7 +76,7 @@ type guest struct {
 
 // New opens the repository and returns an agent that does not serve yet.
 func New(ctx context.Context, cfg Config) (*Agent, error) {
-	repo, err := repository.Open(ctx, repository.Config{Dir: cfg.RepositoryDir})
+	repo, err := repository.Open(ctx, cfg.Repository)
 	if err != nil {
 		return nil, err
 	}
