@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -34,6 +35,7 @@ type Lab struct {
 	Dir     string   // absolute path of the lab's directory; must exist
 	Nodes   int      // how many
 	Args    []string // further arguments of `fermata lab`
+	Prefix  []string // command that is given the lab's command line and executes it; none by default
 
 	cmd  *exec.Cmd
 	done chan error // buffered 1; the lab's end
@@ -48,7 +50,8 @@ func (l *Lab) Start(ctx context.Context) error {
 		return fmt.Errorf("open log: %w", err)
 	}
 	defer log.Close()
-	l.cmd = exec.Command(l.Fermata, append([]string{"lab", "--dir", l.Dir, "--nodes", strconv.Itoa(l.Nodes)}, l.Args...)...)
+	line := slices.Concat(l.Prefix, []string{l.Fermata, "lab", "--dir", l.Dir, "--nodes", strconv.Itoa(l.Nodes)}, l.Args)
+	l.cmd = exec.Command(line[0], line[1:]...)
 	l.cmd.Stdout, l.cmd.Stderr = log, log
 	l.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := l.cmd.Start(); err != nil {
