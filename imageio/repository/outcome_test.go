@@ -71,7 +71,7 @@ func TestOutcome_RaceHasOneWinner(t *testing.T) {
 	dir := t.TempDir() + "/repo"
 	cfg := Config{Dir: dir, FS: vfs.OS{}}
 	r := mustCreate(t, cfg)
-	for epoch := uint64(1); epoch <= 20; epoch++ {
+	for epoch := uint64(1); epoch <= 8; epoch++ {
 		const racers = 8
 		errs := make([]error, racers)
 		var wg sync.WaitGroup

@@ -14,8 +14,8 @@ import (
 
 // PutOptions modify PutImage.
 type PutOptions struct {
-	// Data says which parts of the source may hold other bytes than zeros;
-	// the rest is not read. Nil: all of it.
+	// Data says which parts of the source may hold other bytes than zeros.
+	// Pages outside are taken for zeros and not read. Nil: all of it.
 	Data *extent.Set
 	// Progress is told how far the image is done, zeros included. Its calls
 	// are never concurrent and never go back; the last is the size.

@@ -1,7 +1,6 @@
 package repository
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"strings"
@@ -187,31 +186,54 @@ func TestSweep_KilledBetweenLooks(t *testing.T) {
 	wantOnlyLiveFiles(t, r, fsys)
 }
 
-// TestSweep_CancelledGivesBack: a sweep that cannot go on leaves packs as they
-// were.
+// TestSweep_CancelledGivesBack: a sweep that cannot go on, wherever it is,
+// leaves packs as they were.
 func TestSweep_CancelledGivesBack(t *testing.T) {
 	fsys, writer, sweeper, before := twoProcesses(t)
-	unrelated := map[string][]byte{"a": bytes.Repeat([]byte("other"), 5000)}
-	mustCheckpoint(t, writer, 2, unrelated)
-	ctx, cancel := context.WithCancel(t.Context())
-	*before = func(op, name string) {
-		if op == "rename" && strings.Contains(name, condemnedInfix) {
-			cancel()
+	doomed := map[string][]byte{"a": image(9, 80*object.PageBytes)}
+	m := mustCheckpoint(t, writer, 2, doomed)
+	if len(m.Packs) < 3 {
+		t.Fatalf("%d packs prove nothing", len(m.Packs))
+	}
+	packs := func() (n int) {
+		for _, path := range allFiles(t, fsys, writer.packsDir()) {
+			if strings.HasSuffix(path, packSuffix) {
+				n++
+			} else {
+				t.Errorf("left behind: %s", path)
+			}
+		}
+		return n
+	}
+	all, most := packs(), 0
+	for at := 1; ; at++ {
+		ctx, cancel := context.WithCancel(t.Context())
+		condemned := 0
+		*before = func(op, name string) {
+			if op == "rename" && strings.Contains(name, condemnedInfix) {
+				if condemned++; condemned == at {
+					cancel()
+				}
+			}
+		}
+		_, err := sweeper.Delete(ctx, "web", 2)
+		cancel()
+		most = max(most, condemned)
+		if err == nil {
+			break // there was nothing left to cancel at
+		}
+		if !errors.Is(err, context.Canceled) {
+			t.Fatal(err)
+		}
+		if n := packs(); n != all {
+			t.Fatalf("cancelled at pack %d: %d packs of %d are left", at, n, all)
 		}
 	}
-	if _, err := sweeper.Delete(ctx, "web", 1); !errors.Is(err, context.Canceled) {
-		t.Fatal(err)
+	if most < 2 || packs() != all-most {
+		t.Fatalf("condemned %d packs, %d of %d are left", most, packs(), all)
 	}
-	for _, path := range allFiles(t, fsys, testDir) {
-		if strings.Contains(path, condemnedInfix) {
-			t.Errorf("still condemned: %s", path)
-		}
-	}
-	if _, err := sweeper.Delete(t.Context(), "web", 1); err != nil {
-		t.Fatal(err)
-	}
+	wantRestore(t, writer, 1, guestImages(1))
 	wantOnlyLiveFiles(t, writer, fsys)
-	wantRestore(t, writer, 2, unrelated)
 }
 
 // TestDelete_KeepsSharedPacks also checks the number that is reported.
