@@ -187,6 +187,7 @@ func anyServer(f func(string) *tls.Config) func(string) *tls.Config {
 func TestFabric_RunEndsEverything(t *testing.T) {
 	w := newWorld(t, 2, 1, 0, nil)
 	n := w.nodes[0]
+	awaitTrue(t, "fabric accepts", func() bool { return clusterStats(t, w.nodes[1]).Links[0].Connects > 0 })
 	if err := n.fabric.Run(t.Context()); err == nil {
 		t.Error("second Run succeeded")
 	}

@@ -140,7 +140,7 @@ func TestPort_DrainSeesTheFrameInsideQEMU(t *testing.T) {
 
 func TestPort_StalledGuestDoesNotStopOthers(t *testing.T) {
 	w := newWorld(t, 1, 3, 0, func(cfg *fabric.Config) {
-		cfg.StallTime, cfg.QueueBytes = 50*time.Millisecond, 8192
+		cfg.StallTime, cfg.QueueBytes = 500*time.Millisecond, 8192
 	})
 	n := w.nodes[0]
 	a, dead, alive := n.guests[0], n.guests[1], n.guests[2]
@@ -182,7 +182,7 @@ func TestPort_StalledGuestDoesNotStopOthers(t *testing.T) {
 
 func TestPort_HoldLimitBacksUp(t *testing.T) {
 	const frames = 400
-	w := newWorld(t, 1, 2, 0, func(cfg *fabric.Config) { cfg.HoldBytes, cfg.StallTime = 100_000, time.Millisecond })
+	w := newWorld(t, 1, 2, 0, func(cfg *fabric.Config) { cfg.HoldBytes = 100_000 })
 	n := w.nodes[0]
 	a, b, port := n.guests[0], n.guests[1], n.ports[1]
 	if err := port.Gate(); err != nil {
