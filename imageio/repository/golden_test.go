@@ -8,12 +8,9 @@ import (
 	"testing"
 
 	"fermata/imageio/vfs"
-	"fermata/imageio/vfs/crashfs"
 )
 
 var update = flag.Bool("update", false, "rewrite golden files")
-
-func newRapidFS() vfs.FS { return crashfs.New(1) }
 
 // TestTranscript_Checkpoint holds the order of all that a checkpoint changes:
 // every sync stands where FORMAT.md needs it.

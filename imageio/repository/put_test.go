@@ -18,6 +18,7 @@ import (
 	"fermata/imageio/extent"
 	"fermata/imageio/object"
 	"fermata/imageio/vfs"
+	"fermata/imageio/vfs/crashfs"
 )
 
 // option is one way to store the same image.
@@ -104,7 +105,7 @@ func TestPut_Metamorphic(t *testing.T) {
 		var firstStats []ImageStats
 		for n := range 2 {
 			o := drawOption(t)
-			r, err := Create(ctx, o.config(newRapidFS()))
+			r, err := Create(ctx, o.config(crashfs.New(1)))
 			if err != nil {
 				t.Fatal(err)
 			}
