@@ -1585,23 +1585,27 @@ func (x *NICStatus) GetFramesHeld() uint64 {
 
 // Checkpoint is the report of one committed checkpoint.
 type Checkpoint struct {
-	state            protoimpl.MessageState `protogen:"open.v1"`
-	Id               string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // CLUSTER@EPOCH
-	Cluster          string                 `protobuf:"bytes,2,opt,name=cluster,proto3" json:"cluster,omitempty"`
-	Epoch            uint64                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Label            string                 `protobuf:"bytes,4,opt,name=label,proto3" json:"label,omitempty"`
-	CreatedUnixNs    int64                  `protobuf:"varint,5,opt,name=created_unix_ns,json=createdUnixNs,proto3" json:"created_unix_ns,omitempty"`
-	SkewUs           uint64                 `protobuf:"varint,6,opt,name=skew_us,json=skewUs,proto3" json:"skew_us,omitempty"`          // latest stop minus earliest stop
-	ResumedUs        uint64                 `protobuf:"varint,7,opt,name=resumed_us,json=resumedUs,proto3" json:"resumed_us,omitempty"` // from the request until all guests ran again
-	DurableUs        uint64                 `protobuf:"varint,8,opt,name=durable_us,json=durableUs,proto3" json:"durable_us,omitempty"` // from the request until the commit
-	RawBytes         uint64                 `protobuf:"varint,9,opt,name=raw_bytes,json=rawBytes,proto3" json:"raw_bytes,omitempty"`    // memory and disks of all guests
-	NonZeroBytes     uint64                 `protobuf:"varint,10,opt,name=non_zero_bytes,json=nonZeroBytes,proto3" json:"non_zero_bytes,omitempty"`
-	UniqueBytes      uint64                 `protobuf:"varint,11,opt,name=unique_bytes,json=uniqueBytes,proto3" json:"unique_bytes,omitempty"` // distinct non-zero pages of this checkpoint
-	StoredBytes      uint64                 `protobuf:"varint,12,opt,name=stored_bytes,json=storedBytes,proto3" json:"stored_bytes,omitempty"` // appended to packs by this checkpoint, compressed
-	FramesRecorded   uint64                 `protobuf:"varint,13,opt,name=frames_recorded,json=framesRecorded,proto3" json:"frames_recorded,omitempty"`
-	ChannelsRecorded bool                   `protobuf:"varint,14,opt,name=channels_recorded,json=channelsRecorded,proto3" json:"channels_recorded,omitempty"`
-	Guests           []*GuestReport         `protobuf:"bytes,15,rep,name=guests,proto3" json:"guests,omitempty"`
-	QemuVersion      string                 `protobuf:"bytes,16,opt,name=qemu_version,json=qemuVersion,proto3" json:"qemu_version,omitempty"`
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // CLUSTER@EPOCH
+	Cluster       string                 `protobuf:"bytes,2,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Label         string                 `protobuf:"bytes,4,opt,name=label,proto3" json:"label,omitempty"`
+	CreatedUnixNs int64                  `protobuf:"varint,5,opt,name=created_unix_ns,json=createdUnixNs,proto3" json:"created_unix_ns,omitempty"`
+	// skew_us is the latest stop minus the earliest, by the clocks of the nodes:
+	// over several machines it is as good as their synchronisation.
+	SkewUs    uint64 `protobuf:"varint,6,opt,name=skew_us,json=skewUs,proto3" json:"skew_us,omitempty"`
+	ResumedUs uint64 `protobuf:"varint,7,opt,name=resumed_us,json=resumedUs,proto3" json:"resumed_us,omitempty"` // from the request until all guests ran again
+	// durable_us is from the request until the commit record was about to be
+	// written: it cannot hold the time of its own end.
+	DurableUs        uint64         `protobuf:"varint,8,opt,name=durable_us,json=durableUs,proto3" json:"durable_us,omitempty"`
+	RawBytes         uint64         `protobuf:"varint,9,opt,name=raw_bytes,json=rawBytes,proto3" json:"raw_bytes,omitempty"` // memory and disks of all guests
+	NonZeroBytes     uint64         `protobuf:"varint,10,opt,name=non_zero_bytes,json=nonZeroBytes,proto3" json:"non_zero_bytes,omitempty"`
+	UniqueBytes      uint64         `protobuf:"varint,11,opt,name=unique_bytes,json=uniqueBytes,proto3" json:"unique_bytes,omitempty"` // distinct non-zero pages of this checkpoint
+	StoredBytes      uint64         `protobuf:"varint,12,opt,name=stored_bytes,json=storedBytes,proto3" json:"stored_bytes,omitempty"` // appended to packs by this checkpoint, compressed
+	FramesRecorded   uint64         `protobuf:"varint,13,opt,name=frames_recorded,json=framesRecorded,proto3" json:"frames_recorded,omitempty"`
+	ChannelsRecorded bool           `protobuf:"varint,14,opt,name=channels_recorded,json=channelsRecorded,proto3" json:"channels_recorded,omitempty"`
+	Guests           []*GuestReport `protobuf:"bytes,15,rep,name=guests,proto3" json:"guests,omitempty"`
+	QemuVersion      string         `protobuf:"bytes,16,opt,name=qemu_version,json=qemuVersion,proto3" json:"qemu_version,omitempty"`
 	// damage says what is wrong with a checkpoint that cannot be restarted; its
 	// other fields may then be empty. A list only looks at what is cheap to see.
 	Damage        string `protobuf:"bytes,17,opt,name=damage,proto3" json:"damage,omitempty"`
