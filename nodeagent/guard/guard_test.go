@@ -3,6 +3,7 @@ package guard
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -17,15 +18,25 @@ import (
 func TestMain(m *testing.M) {
 	if os.Getenv("GUARD_TEST_SERVE") == "1" {
 		err := Serve(context.Background(), os.Stdin, func(_ context.Context, socket string) error {
-			fmt.Println("resume", socket)
+			say("resume", socket)
 			return nil
 		})
 		if err != nil {
-			fmt.Println("error", err)
+			say("error", err)
 		}
 		os.Exit(0)
 	}
 	os.Exit(m.Run())
+}
+
+// say goes to standard output where a shell has redirected it, and to standard
+// error, which is all that an agent gives its guard.
+func say(args ...any) {
+	out := os.Stderr
+	if os.Getenv("GUARD_TEST_STDOUT") == "1" {
+		out = os.Stdout
+	}
+	fmt.Fprintln(out, args...)
 }
 
 // serve runs Serve on a pipe and returns what it resumed, sorted.
@@ -74,6 +85,119 @@ func TestServe_ResumesAtDeadlineWhenAgentHangs(t *testing.T) {
 	})
 }
 
+// TestServe_ResumesAgainUntilReleased has an agent that hung past its deadline
+// go on and stop its guest then, and a monitor that fails at first.
+func TestServe_ResumesAgainUntilReleased(t *testing.T) {
+	r, w := io.Pipe()
+	calls := make(chan int)
+	n := 0 // of one goroutine at a time: there is one socket
+	done := make(chan error, 1)
+	go func() {
+		done <- Serve(t.Context(), r, func(context.Context, string) error {
+			n++
+			calls <- n
+			if n == 1 {
+				return errors.New("monitor is busy")
+			}
+			return nil
+		})
+	}()
+	fmt.Fprint(w, "hold 0 /run/a.sock\n")
+	for want := 1; want <= 3; want++ {
+		select {
+		case got := <-calls:
+			if got != want {
+				t.Fatalf("attempt %d, want %d", got, want)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatalf("no attempt %d", want)
+		}
+	}
+	fmt.Fprint(w, "release /run/a.sock\n")
+	w.Close()
+	for {
+		select {
+		case <-calls: // one may have been under way
+		case err := <-done:
+			if err != nil {
+				t.Error(err)
+			}
+			return
+		}
+	}
+}
+
+// TestServe_HangingMonitorHoldsUpNobody resumes one guest while another's
+// monitor does not answer.
+func TestServe_HangingMonitorHoldsUpNobody(t *testing.T) {
+	r, w := io.Pipe()
+	free := make(chan struct{})
+	resumed := make(chan string, 1)
+	done := make(chan error, 1)
+	go func() {
+		done <- Serve(t.Context(), r, func(_ context.Context, socket string) error {
+			if socket == "/run/hangs.sock" {
+				<-free
+				return nil
+			}
+			resumed <- socket
+			return nil
+		})
+	}()
+	fmt.Fprint(w, "hold 60000 /run/hangs.sock\nhold 60000 /run/a.sock\n")
+	w.Close()
+	select {
+	case <-resumed:
+	case <-time.After(10 * time.Second):
+		t.Error("not resumed")
+	}
+	close(free)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestGuard_IsReplacedWhenItDies kills the guard process and expects the next
+// one to be told what is held.
+func TestGuard_IsReplacedWhenItDies(t *testing.T) {
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("GUARD_TEST_SERVE", "1")
+	out, log, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	g, err := Start([]string{exe}, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Hold("/run/a.sock", time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.proc.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.proc.Process.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Hold("/run/b.sock", time.Hour); err != nil {
+		t.Fatalf("hold after the guard died: %v", err)
+	}
+	if err := g.Release("/run/b.sock"); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Close(); err != nil {
+		t.Fatal(err)
+	}
+	log.Close()
+	if b, _ := io.ReadAll(out); string(b) != "resume /run/a.sock\n" {
+		t.Errorf("the second guard said %q", b)
+	}
+}
+
 // TestGuard_OutlivesItsAgent kills the process that holds the pipe.
 func TestGuard_OutlivesItsAgent(t *testing.T) {
 	exe, err := os.Executable()
@@ -86,7 +210,7 @@ func TestGuard_OutlivesItsAgent(t *testing.T) {
 		t.Fatal(err)
 	}
 	agent := exec.Command("sh", "-c", `{ echo hold 60000 /run/a.sock; echo ready >&2; exec sleep 60; } | setsid "$0"`, exe)
-	agent.Env = append(os.Environ(), "GUARD_TEST_SERVE=1")
+	agent.Env = append(os.Environ(), "GUARD_TEST_SERVE=1", "GUARD_TEST_STDOUT=1")
 	agent.Stdout = stdout
 	ready, err := agent.StderrPipe()
 	if err != nil {
