@@ -42,9 +42,14 @@ func perform(ctx context.Context, o options, progress io.Writer) (_ *report, err
 		return nil, fmt.Errorf("make lab directory: %w", err)
 	}
 	say := newNarrator(progress)
-	app := guests.Cluster{Count: o.Guests, Work: guests.RunMPI | guests.RunCanary, MPI: guests.DemoMPI(), Canary: guests.DefaultCanary(), Tick: 100 * time.Millisecond}
+	app := guests.Cluster{
+		Count: o.Guests, Work: guests.RunMPI | guests.RunCanary, Tick: 100 * time.Millisecond,
+		MPI: guests.MPI{Side: 1024, Iterations: 600, Every: 25},
+		// Three times the default rate, so that frames are in flight at every cut.
+		Canary: guests.Canary{Rate: 300, SizeBytes: 200},
+	}
 	if o.Quick {
-		app.MPI.Iterations /= 2
+		app.MPI.Iterations = 300
 	}
 	if err := app.Validate(); err != nil {
 		return nil, err
