@@ -252,17 +252,19 @@ func (c *Coordinator) lead(ctx context.Context, f store.Fence) error {
 	}
 	t := &term{c: c, ctx: termCtx, fence: f, ops: newOperations(), drive: drive, incarnations: map[string]string{}}
 	c.log.Info("this coordinator leads", "fence", f.Token, "store", fmt.Sprintf("%x", f.Store))
-	if err := t.adopt(termCtx); err == nil {
+	err = t.adopt(termCtx)
+	if err == nil {
 		c.setTerm(t)
 		<-ctx.Done()
 		c.setTerm(nil)
-	} else if ctx.Err() == nil {
-		return fmt.Errorf("take over: %w", err)
 	}
 	cancel(errDeposed)
-	t.background.Wait()
+	t.close()
 	drive.Wait()
 	c.log.Warn("this coordinator does not lead any more", "fence", f.Token, "reason", context.Cause(ctx))
+	if err != nil && ctx.Err() == nil {
+		return fmt.Errorf("take over: %w", err)
+	}
 	return nil
 }
 

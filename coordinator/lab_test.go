@@ -44,9 +44,10 @@ type lab struct {
 	timeouts coordinator.Timeouts
 }
 
-// quick are timeouts for tests of what hangs.
+// quick are timeouts for tests of what hangs: short, but not for a machine that
+// is busy with other tests.
 func quick() coordinator.Timeouts {
-	const d = 400 * time.Millisecond
+	const d = 1500 * time.Millisecond
 	return coordinator.Timeouts{Describe: d, Create: d, Release: d, Destroy: d, Prepare: d, Cut: d, Persist: d, Finish: d}
 }
 

@@ -299,3 +299,21 @@ func TestRegister(t *testing.T) {
 		t.Errorf("the lease lasted %s, want a second", took)
 	}
 }
+
+func TestListClusters(t *testing.T) {
+	l := newLab(t, "n1")
+	c := l.ready(0)
+	c.create("db", "a")
+	c.running("web", "a", "b")
+	reply, err := c.ListClusters(t.Context(), &api.ListClustersRequest{})
+	if err != nil || len(reply.GetClusters()) != 2 {
+		t.Fatalf("%v, %v", reply, err)
+	}
+	db, web := reply.GetClusters()[0], reply.GetClusters()[1]
+	if db.GetState() != stopped || db.GetGuests()[0].GetState() != api.GuestState_GUEST_STATE_ABSENT {
+		t.Errorf("db: %v", db)
+	}
+	if web.GetState() != up || len(web.GetGuests()) != 2 || web.GetGuests()[1].GetState() != api.GuestState_GUEST_STATE_RUNNING {
+		t.Errorf("web: %v", web)
+	}
+}

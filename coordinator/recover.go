@@ -44,7 +44,12 @@ func (t *term) adopt(ctx context.Context) error {
 // recoverInBackground brings an operation that this call does not carry on to
 // its end, and then calls release.
 func (t *term) recoverInBackground(cluster, id string, release func()) {
-	t.background.Go(func() {
+	if t.enter() != nil {
+		release() // the successor recovers it
+		return
+	}
+	go func() {
+		defer t.work.Done()
 		defer release()
 		for t.ctx.Err() == nil {
 			begun := time.Now()
@@ -62,7 +67,7 @@ func (t *term) recoverInBackground(cluster, id string, release func()) {
 			case <-time.After(recoverRetry):
 			}
 		}
-	})
+	}()
 }
 
 func (t *term) recoverOperation(ctx context.Context, cluster, id string) error {

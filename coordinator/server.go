@@ -35,10 +35,14 @@ type registryServer struct {
 // led runs a call that only the leader serves. Its context ends with the term.
 func led[T any](ctx context.Context, c *Coordinator, call func(ctx context.Context, t *term) (T, error)) (T, error) {
 	t, err := c.leading(ctx)
+	if err == nil {
+		err = t.enter()
+	}
 	if err != nil {
 		var none T
 		return none, err
 	}
+	defer t.work.Done()
 	ctx, cancel := joined(ctx, t.ctx)
 	defer cancel()
 	return call(ctx, t)

@@ -36,10 +36,32 @@ type term struct {
 	// the term that all its operations share, whichever call began them.
 	ctx context.Context
 
-	background sync.WaitGroup // of recoveries
+	work sync.WaitGroup // calls and recoveries of this term
 
 	mu           sync.Mutex
+	over         bool              // guarded by mu; no work begins any more
 	incarnations map[string]string // guarded by mu; of each node's agent
+}
+
+// enter admits one piece of work to the term. On error the term is over;
+// otherwise the caller calls t.work.Done at its end.
+func (t *term) enter() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.over {
+		return errDeposed
+	}
+	t.work.Add(1)
+	return nil
+}
+
+// close lets no more work begin, and returns when none is under way. The term's
+// context must have ended, so that all of it ends soon.
+func (t *term) close() {
+	t.mu.Lock()
+	t.over = true
+	t.mu.Unlock()
+	t.work.Wait()
 }
 
 // life names one life of a cluster.

@@ -88,6 +88,13 @@ func (a *Agent) Inject(call Call, f Fault) {
 	a.faults[call] = append(a.faults[call], f)
 }
 
+// Heal takes back all faults that still wait.
+func (a *Agent) Heal() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	clear(a.faults)
+}
+
 // Calls counts the calls of a kind that have arrived.
 func (a *Agent) Calls(call Call) int {
 	a.mu.Lock()

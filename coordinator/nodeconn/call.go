@@ -31,9 +31,30 @@ var errSilent = errors.New("no answer in time")
 //
 // On error: the class Unknown says that the node may have done it.
 func Ask[T any](ctx context.Context, timeout time.Duration, call func(ctx context.Context) (T, error)) (T, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, timeout, errSilent)
+	ctx, cancel := within(ctx, timeout)
 	defer cancel()
 	return again(ctx, timeout, func() (T, error) { return call(ctx) })
+}
+
+// Once makes one attempt of a call, for a caller that decides by itself whether
+// to ask again.
+func Once[T any](ctx context.Context, timeout time.Duration, call func(ctx context.Context) (T, error)) (T, error) {
+	ctx, cancel := within(ctx, timeout)
+	defer cancel()
+	answer, err := call(ctx)
+	return answer, silentOr(ctx, timeout, err)
+}
+
+// within is a context that is cancelled after timeout. It has no deadline: gRPC
+// would tell the node, and the node's clock could end the call with an error
+// that reads like an answer. See TestAsk_HangingNodeIsUnknown.
+func within(ctx context.Context, timeout time.Duration) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	timer := time.AfterFunc(timeout, func() { cancel(errSilent) })
+	return ctx, func() {
+		timer.Stop()
+		cancel(nil)
+	}
 }
 
 // Follow opens a stream and hands every message to each until the stream ends
@@ -102,7 +123,7 @@ func mayAskAgain(err error) bool {
 // silentOr says in plain words what ended the wait when it was this side: the
 // node's silence, or the caller's own cause.
 func silentOr(ctx context.Context, patience time.Duration, err error) error {
-	if errors.Is(err, errSilent) {
+	if err == nil || errors.Is(err, errSilent) {
 		return err
 	}
 	cause := context.Cause(ctx)
@@ -110,7 +131,7 @@ func silentOr(ctx context.Context, patience time.Duration, err error) error {
 	case ctx.Err() == nil:
 		return err
 	case errors.Is(cause, errSilent):
-		if mayAskAgain(err) && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled) {
+		if mayAskAgain(err) && !errors.Is(err, context.Canceled) {
 			return fault.New(fault.ClassOf(err), "%w within %s: %w", errSilent, patience, err)
 		}
 		return fault.New(fault.Unknown, "%w (%s)", errSilent, patience)

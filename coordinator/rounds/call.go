@@ -6,6 +6,7 @@ import (
 	"io"
 	"time"
 
+	"fermata/coordinator/nodeconn"
 	"fermata/protocol/api"
 	"fermata/protocol/fault"
 	"fermata/protocol/round"
@@ -50,13 +51,6 @@ func (r *run) wire() *api.Round {
 	return &api.Round{Fence: r.job.Fence, Cluster: r.job.Round.Cluster, Epoch: uint64(r.job.Round.Epoch)}
 }
 
-// once bounds one attempt of a call; a Lead decides by itself whether to ask again.
-func once(ctx context.Context, timeout time.Duration, call func(ctx context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	return call(ctx)
-}
-
 func (r *run) prepare(ctx context.Context, client api.NodeClient, req round.Request) error {
 	msg := &api.PrepareRoundRequest{
 		Round: r.wire(), DiscardChannels: req.Options.DiscardChannels,
@@ -65,17 +59,17 @@ func (r *run) prepare(ctx context.Context, client api.NodeClient, req round.Requ
 	for _, m := range req.Members {
 		msg.Nodes = append(msg.Nodes, string(m))
 	}
-	return once(ctx, r.d.cfg.Prepare, func(ctx context.Context) error {
-		_, err := client.PrepareRound(ctx, msg)
-		return err
+	_, err := nodeconn.Once(ctx, r.d.cfg.Prepare, func(ctx context.Context) (*api.PrepareRoundReply, error) {
+		return client.PrepareRound(ctx, msg)
 	})
+	return err
 }
 
 func (r *run) cut(ctx context.Context, client api.NodeClient) error {
-	return once(ctx, r.d.cfg.Cut+r.job.Options.PauseBudget, func(ctx context.Context) error {
-		_, err := client.CutRound(ctx, &api.CutRoundRequest{Round: r.wire()})
-		return err
+	_, err := nodeconn.Once(ctx, r.d.cfg.Cut+r.job.Options.PauseBudget, func(ctx context.Context) (*api.CutRoundReply, error) {
+		return client.CutRound(ctx, &api.CutRoundRequest{Round: r.wire()})
 	})
+	return err
 }
 
 // persist follows one node until its image is durable. Its silence is watched
@@ -120,10 +114,11 @@ func (r *run) persisting(req round.Request, u *api.PersistRoundUpdate) {
 }
 
 func (r *run) finish(ctx context.Context, client api.NodeClient, req round.Request) error {
-	return once(ctx, r.d.cfg.Finish, func(ctx context.Context) error {
-		_, err := client.FinishRound(ctx, &api.FinishRoundRequest{Round: r.wire(), Committed: req.Outcome == round.Committed})
-		return err
+	msg := &api.FinishRoundRequest{Round: r.wire(), Committed: req.Outcome == round.Committed}
+	_, err := nodeconn.Once(ctx, r.d.cfg.Finish, func(ctx context.Context) (*api.FinishRoundReply, error) {
+		return client.FinishRound(ctx, msg)
 	})
+	return err
 }
 
 // stepOf names the step that a call asks for, in errors and logs. A cut is
