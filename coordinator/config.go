@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -70,15 +69,6 @@ type Elector interface {
 const minLeaseTTL = time.Second
 
 func (c *Config) applyDefaults() {
-	if c.Advertise == "" && len(c.Listen) > 0 {
-		c.Advertise = c.Listen[0]
-		for _, a := range c.Listen {
-			if !strings.HasPrefix(a, "unix:") {
-				c.Advertise = a
-				break
-			}
-		}
-	}
 	if c.NodeLeaseTTL == 0 {
 		c.NodeLeaseTTL = 10 * time.Second
 	}

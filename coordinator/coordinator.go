@@ -30,6 +30,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"sync"
 	"time"
 
@@ -91,11 +92,17 @@ func (c *Coordinator) Addresses() []string {
 
 // Run serves until ctx ends or something it needs fails. Guests, and the agents
 // that hold them, outlive it.
-func (c *Coordinator) Run(ctx context.Context) error {
-	return c.withState(ctx, c.run)
+func (c *Coordinator) Run(ctx context.Context) (err error) {
+	listeners, err := listenAll(c.cfg.Listen)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, closeAll(listeners)) }()
+	c.noteAddresses(listeners)
+	return c.withState(ctx, func(ctx context.Context) error { return c.run(ctx, listeners) })
 }
 
-func (c *Coordinator) run(ctx context.Context) (err error) {
+func (c *Coordinator) run(ctx context.Context, listeners []net.Listener) (err error) {
 	if c.repo, err = openRepository(ctx, c.cfg.Repository); err != nil {
 		return err
 	}
@@ -108,12 +115,6 @@ func (c *Coordinator) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	listeners, err := listenAll(c.cfg.Listen)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, closeAll(listeners)) }()
-	c.noteAddresses(listeners)
 
 	// The leadership outlives the calls that depend on it: when ctx ends they
 	// are cancelled first, and what they abort is still recorded.
@@ -164,6 +165,20 @@ func (c *Coordinator) noteAddresses(listeners []net.Listener) {
 		}
 		c.addresses = append(c.addresses, address)
 	}
+}
+
+// advertised is the address that callers of other coordinators are told.
+func (c *Coordinator) advertised() string {
+	if c.cfg.Advertise != "" {
+		return c.cfg.Advertise
+	}
+	addresses := c.Addresses()
+	for _, a := range addresses {
+		if !strings.HasPrefix(a, "unix:") {
+			return a
+		}
+	}
+	return addresses[0]
 }
 
 // serve answers calls until ctx ends; then the calls under way are cancelled

@@ -106,7 +106,7 @@ func (c *Coordinator) useEtcd(client *clientv3.Client) error {
 		return err
 	}
 	candidate, err := leader.New(leader.Config{
-		Client: client, Prefix: c.cfg.Etcd.Prefix, Address: c.cfg.Advertise, TTL: c.cfg.Etcd.LeaderTTL, Logger: c.log.Named("election"),
+		Client: client, Prefix: c.cfg.Etcd.Prefix, Address: c.advertised(), TTL: c.cfg.Etcd.LeaderTTL, Logger: c.log.Named("election"),
 	})
 	if err != nil {
 		return err

@@ -38,7 +38,7 @@ func (l *lab) startEtcd(dir string) *client {
 	}
 	cl := dial(l.t, l.address(0))
 	cl.lab, cl.stop = l, stop
-	l.await("all nodes are registered", func() bool { return cl.alive() == len(l.agents) })
+	cl.awaitNodes()
 	return cl
 }
 

@@ -175,8 +175,18 @@ func dial(t *testing.T, address string) *client {
 func (l *lab) ready(i int) *client {
 	l.t.Helper()
 	c := l.start(i)
-	l.await("all nodes are registered", func() bool { return c.alive() == len(l.agents) })
+	c.awaitNodes()
 	return c
+}
+
+// awaitNodes waits until the coordinator leads and all nodes have registered.
+func (c *client) awaitNodes() {
+	c.lab.t.Helper()
+	c.lab.await("the coordinator leads", func() bool {
+		_, err := c.DeleteCluster(c.lab.t.Context(), &api.DeleteClusterRequest{Name: "nobody"})
+		return fault.ClassOf(err) == fault.NotFound
+	})
+	c.lab.await("all nodes are registered", func() bool { return c.alive() == len(c.lab.agents) })
 }
 
 func (c *client) alive() int {
