@@ -1,0 +1,183 @@
+package result
+
+import (
+	"errors"
+	"fmt"
+	"image/color"
+	"io"
+	"math"
+	"strconv"
+
+	"gonum.org/v1/plot"
+	"gonum.org/v1/plot/font"
+	"gonum.org/v1/plot/plotter"
+	"gonum.org/v1/plot/vg"
+	"gonum.org/v1/plot/vg/draw"
+	"gonum.org/v1/plot/vg/vgsvg"
+)
+
+// Panel is one plot: samples side by side in groups along the horizontal axis,
+// every value a dot, every median a bar, on a logarithmic scale that makes equal
+// ratios equal distances.
+type Panel struct {
+	Title  string
+	Unit   string // of the values
+	Groups []string
+	Series []Series
+}
+
+// Series is one colour: a sample for each group, which may be empty.
+type Series struct {
+	Name    string
+	Samples []Sample
+}
+
+// Sizes of the drawing.
+const (
+	panelWidth  = 6 * vg.Inch
+	panelHeight = 3.4 * vg.Inch
+
+	groupShare = 0.8  // of a group's width taken by its samples
+	dotRadius  = 1.8  // points
+	medianPart = 0.35 // of a sample's width, to each side
+)
+
+// colours can be told apart by the colour-blind (Okabe and Ito).
+var colours = []color.RGBA{
+	{R: 0xd5, G: 0x5e, A: 0xff}, {R: 0xe6, G: 0x9f, A: 0xff}, {G: 0x72, B: 0xb2, A: 0xff},
+	{R: 0x56, G: 0xb4, B: 0xe9, A: 0xff}, {G: 0x9e, B: 0x73, A: 0xff}, {R: 0xcc, G: 0x79, B: 0xa7, A: 0xff},
+}
+
+// WriteSVG draws panels below each other. The same panels give the same bytes.
+func WriteSVG(w io.Writer, panels ...Panel) error {
+	if len(panels) == 0 {
+		return errors.New("draw: no panel")
+	}
+	plots := make([][]*plot.Plot, len(panels))
+	for i, p := range panels {
+		drawn, err := p.plot()
+		if err != nil {
+			return fmt.Errorf("draw %q: %w", p.Title, err)
+		}
+		plots[i] = []*plot.Plot{drawn}
+	}
+	svg := vgsvg.New(panelWidth, panelHeight*vg.Length(len(panels)))
+	tiles := draw.Tiles{Rows: len(panels), Cols: 1, PadY: vg.Points(12), PadTop: vg.Points(6), PadBottom: vg.Points(6), PadLeft: vg.Points(6), PadRight: vg.Points(6)}
+	for i, row := range plot.Align(plots, tiles, draw.New(svg)) {
+		plots[i][0].Draw(row[0])
+	}
+	if _, err := svg.WriteTo(w); err != nil {
+		return fmt.Errorf("write drawing: %w", err)
+	}
+	return nil
+}
+
+func (p Panel) validate() error {
+	var errs []error
+	if len(p.Groups) == 0 || len(p.Series) == 0 || len(p.Series) > len(colours) {
+		errs = append(errs, fmt.Errorf("%d groups, %d series (at most %d)", len(p.Groups), len(p.Series), len(colours)))
+	}
+	values := 0
+	for _, s := range p.Series {
+		if len(s.Samples) != len(p.Groups) {
+			errs = append(errs, fmt.Errorf("series %q has %d samples for %d groups", s.Name, len(s.Samples), len(p.Groups)))
+		}
+		for _, sample := range s.Samples {
+			values += len(sample)
+			for _, v := range sample {
+				if !(v > 0) || math.IsInf(v, 0) {
+					errs = append(errs, fmt.Errorf("series %q has the value %v, which a logarithmic scale cannot show", s.Name, v))
+				}
+			}
+		}
+	}
+	if values == 0 {
+		errs = append(errs, errors.New("no values"))
+	}
+	return errors.Join(errs...)
+}
+
+func (p Panel) plot() (*plot.Plot, error) {
+	if err := p.validate(); err != nil {
+		return nil, err
+	}
+	drawn := plot.New()
+	drawn.Title.Text = p.Title
+	drawn.Y.Label.Text = p.Unit
+	drawn.Y.Scale = plot.LogScale{}
+	drawn.Y.Tick.Marker = decades{}
+	drawn.NominalX(p.Groups...)
+	drawn.Legend.Top, drawn.Legend.Left = true, true
+	drawn.Legend.Padding = vg.Points(2)
+	grid := plotter.NewGrid()
+	grid.Vertical.Color = nil
+	grid.Horizontal.Color = color.Gray{Y: 0xdd}
+	drawn.Add(grid)
+	for _, style := range []*font.Font{
+		&drawn.Title.TextStyle.Font, &drawn.Y.Label.TextStyle.Font, &drawn.Y.Tick.Label.Font,
+		&drawn.X.Tick.Label.Font, &drawn.Legend.TextStyle.Font,
+	} {
+		style.Variant = "Sans"
+	}
+	width := groupShare / float64(len(p.Series))
+	for i, s := range p.Series {
+		if err := s.addTo(drawn, colours[i], float64(i)*width-groupShare/2+width/2, width); err != nil {
+			return nil, err
+		}
+	}
+	// Room for the legend above the dots, and whole powers of ten as ends.
+	drawn.Y.Min = math.Pow(10, math.Floor(math.Log10(drawn.Y.Min)))
+	drawn.Y.Max = math.Pow(10, math.Ceil(math.Log10(drawn.Y.Max))+0.5)
+	drawn.X.Min, drawn.X.Max = -0.5, float64(len(p.Groups))-0.5
+	return drawn, nil
+}
+
+// addTo draws the series at offset from the middle of each group.
+func (s Series) addTo(drawn *plot.Plot, c color.RGBA, offset, width float64) error {
+	var dots plotter.XYs
+	for group, sample := range s.Samples {
+		middle := float64(group) + offset
+		for i, v := range sample {
+			// Side by side in the order of measurement: drift shows as a slope.
+			shift := 0.0
+			if len(sample) > 1 {
+				shift = (float64(i)/float64(len(sample)-1) - 0.5) * width * medianPart
+			}
+			dots = append(dots, plotter.XY{X: middle + shift, Y: v})
+		}
+		if len(sample) == 0 {
+			continue
+		}
+		median := sample.Median()
+		bar, err := plotter.NewLine(plotter.XYs{{X: middle - width*medianPart, Y: median}, {X: middle + width*medianPart, Y: median}})
+		if err != nil {
+			return err
+		}
+		bar.Color, bar.Width = c, vg.Points(2)
+		drawn.Add(bar)
+	}
+	scatter, err := plotter.NewScatter(dots)
+	if err != nil {
+		return err
+	}
+	scatter.GlyphStyle = draw.GlyphStyle{Color: c, Radius: vg.Points(dotRadius), Shape: draw.CircleGlyph{}}
+	drawn.Add(scatter)
+	drawn.Legend.Add(s.Name, scatter)
+	return nil
+}
+
+// decades marks 1, 2 and 5 of every power of ten, and names them.
+type decades struct{}
+
+// Ticks implements plot.Ticker.
+func (decades) Ticks(low, high float64) []plot.Tick {
+	var ticks []plot.Tick
+	for power := math.Floor(math.Log10(low)); power <= math.Log10(high); power++ {
+		for _, digit := range []float64{1, 2, 5} {
+			if v := digit * math.Pow(10, power); v >= low && v <= high {
+				ticks = append(ticks, plot.Tick{Value: v, Label: strconv.FormatFloat(v, 'g', 6, 64)})
+			}
+		}
+	}
+	return ticks
+}
