@@ -11,12 +11,14 @@
 // Lock order (outermost first):
 //
 //	cluster.op    one of create, release, destroy at a time, held across slow work
-//	  Agent.mu
-//	  cluster.mu
+//	  Agent.room
+//	    Agent.mu
+//	    cluster.mu
 //
 // Agent.mu and cluster.mu are never held across a call that can block, except
 // that a journal record is made durable under cluster.mu, so that what the
-// journal says and what others see change in the same order.
+// journal says and what others see change in the same order. Neither the owner
+// of a round nor its worker takes cluster.mu while guests stand still.
 package nodeagent
 
 import (
@@ -62,6 +64,8 @@ type Agent struct {
 	guard   *guard.Guard
 	budget  *capture.Budget
 	qemu    qemu.Info
+
+	room sync.Mutex // serialises reservations of memory
 
 	mu       sync.Mutex
 	clusters map[string]*cluster // guarded by mu
@@ -132,21 +136,23 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	g.Go(func() error { return a.fabric.Run(fabricCtx) })
 	g.Go(func() error {
 		defer stopFabric()
-		if err := a.recover(gctx); err != nil {
-			return fmt.Errorf("recover: %w", err)
+		err := a.recover(gctx)
+		switch {
+		case gctx.Err() != nil:
+			err = nil // asked to end, which cut the search short
+		case err != nil:
+			err = fmt.Errorf("recover: %w", err)
+		default:
+			a.log.Info("agent runs", "node", a.cfg.Name, "address", a.cfg.Advertise, "incarnation", a.incarnation)
+			err = a.serve(gctx, serviceListener)
 		}
-		a.log.Info("agent runs", "node", a.cfg.Name, "address", a.cfg.Advertise, "incarnation", a.incarnation)
-		return a.serve(gctx, serviceListener)
+		return errors.Join(err, a.leave(context.WithoutCancel(gctx)))
 	})
-	err = g.Wait()
-	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
-		err = nil
-	}
-	return err
+	return g.Wait()
 }
 
-// serve answers calls and keeps the node registered until ctx ends, then lets
-// go of the guests or ends them.
+// serve answers calls and keeps the node registered until ctx ends, which is no
+// error.
 func (a *Agent) serve(ctx context.Context, l net.Listener) error {
 	opts := []grpc.ServerOption{
 		// A coordinator that vanished without a word must not keep calls alive.
@@ -157,29 +163,50 @@ func (a *Agent) serve(ctx context.Context, l net.Listener) error {
 	api.RegisterNodeServer(server, &nodeServer{agent: a})
 
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return server.Serve(l) })
-	g.Go(func() error { return a.register(gctx) })
 	g.Go(func() error {
-		<-gctx.Done()
-		server.Stop() // cancels calls; an unfinished round resumes its guests
+		if err := server.Serve(l); !errors.Is(err, grpc.ErrServerStopped) {
+			return err
+		}
 		return nil
 	})
-	err := g.Wait()
-	return errors.Join(err, a.leave(context.WithoutCancel(ctx)))
+	g.Go(func() error { return a.register(gctx) })
+	g.Go(func() error {
+		a.finishReleases(gctx)
+		return nil
+	})
+	g.Go(func() error {
+		<-gctx.Done()
+		server.Stop() // cancels calls
+		return nil
+	})
+	return g.Wait()
 }
 
-// leave is the end of a clean exit.
+// leave is the end of a clean exit: guests that stand still for a round run
+// again, then they are ended or let go of.
 func (a *Agent) leave(ctx context.Context) error {
-	var errs []error
-	for _, c := range a.allClusters() {
-		errs = append(errs, c.endRound(ctx))
-		if a.cfg.DestroyOnExit {
-			errs = append(errs, a.destroy(ctx, c))
-		} else {
-			errs = append(errs, a.detach(c))
-		}
+	ctx, cancel := context.WithTimeout(ctx, leaveBudget)
+	defer cancel()
+	clusters := a.allClusters()
+	errs := make([]error, len(clusters))
+	var wg sync.WaitGroup
+	for i, c := range clusters {
+		wg.Go(func() { errs[i] = a.leaveCluster(ctx, c) })
 	}
+	wg.Wait()
 	return errors.Join(errs...)
+}
+
+func (a *Agent) leaveCluster(ctx context.Context, c *cluster) error {
+	err := c.endRound(ctx) // first: a call that has the turn may take long to end
+	if turnErr := c.begin(ctx); turnErr != nil {
+		return errors.Join(err, turnErr) // what the call has made is in the journal
+	}
+	defer c.end()
+	if a.cfg.DestroyOnExit {
+		return a.destroy(ctx, c)
+	}
+	return errors.Join(err, a.detach(c))
 }
 
 func (a *Agent) fabricConfig(l net.Listener) fabric.Config {

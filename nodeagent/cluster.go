@@ -1,8 +1,10 @@
 package nodeagent
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -20,23 +22,41 @@ import (
 
 // cluster is this node's part of one cluster.
 type cluster struct {
-	name string // immutable
-	op   sync.Mutex
+	name string        // immutable
+	op   chan struct{} // the turn of create, release and destroy; see enter
 
-	mu     sync.Mutex
-	rec    journal.Cluster   // guarded by mu; what the journal holds
-	guests map[string]*guest // guarded by mu; complete ones only
-	round  *roundRun         // guarded by mu; nil when none runs
+	mu      sync.Mutex
+	rec     journal.Cluster   // guarded by mu; what the journal holds
+	guests  map[string]*guest // guarded by mu; complete ones only
+	partial map[string]*guest // guarded by mu; being made, or only to be destroyed
+	round   *roundRun         // guarded by mu; nil when none runs
+	// running is true once all guests were let run by this agent. From then on
+	// only rounds stop and resume them. Guarded by mu.
+	running bool
 }
 
-// guest is one complete guest. Immutable once in cluster.guests.
+func newCluster(rec journal.Cluster) *cluster {
+	return &cluster{
+		name: rec.Name, op: make(chan struct{}, 1), rec: rec,
+		guests: map[string]*guest{}, partial: map[string]*guest{},
+	}
+}
+
+// guest is one guest. Immutable once in cluster.guests; before and after, it
+// belongs to who has the cluster's turn.
 type guest struct {
-	cluster string
-	spec    *api.GuestSpec
-	dir     string // runtime directory
-	boot    bootFiles
-	machine *qemu.Machine
-	nics    []nic
+	cluster  string
+	spec     *api.GuestSpec
+	dir      string // runtime directory
+	boot     bootFiles
+	machine  machine     // nil: none was launched or found
+	process  *qemu.State // of a process that exists and could not be reached; else nil
+	nics     []nic
+	injected uint64 // frames, on its restart
+
+	// lost says how a partial guest appears to others: not at all (zero) while
+	// it is made. Guarded by cluster.mu.
+	lost api.GuestState
 }
 
 // nic is a guest's card and its port on the switch.
@@ -59,10 +79,43 @@ func (a *Agent) memoryDir(cluster, name string) string {
 	return filepath.Join(a.cfg.MemoryDir, filepath.Base(a.guestDir(cluster, name)))
 }
 
+// enter admits a coordinator's call that makes, releases or ends guests and
+// waits for its turn; the caller ends the turn with leave.
+func (a *Agent) enter(ctx context.Context, name string, f *api.Fence) (c *cluster, leave func(), err error) {
+	if c, err = a.fence(ctx, name, f); err != nil {
+		return nil, nil, err
+	}
+	if err := c.begin(ctx); err != nil {
+		return nil, nil, err
+	}
+	// Meanwhile its coordinator may have been deposed.
+	if _, err := a.fence(ctx, name, f); err != nil {
+		c.end()
+		return nil, nil, err
+	}
+	return c, c.end, nil
+}
+
+// begin waits for the cluster's turn. A caller that gave up does not get it: an
+// old order must not be carried out behind newer ones.
+func (c *cluster) begin(ctx context.Context) error {
+	select {
+	case c.op <- struct{}{}:
+		if ctx.Err() == nil {
+			return nil
+		}
+		c.end() // select chooses freely
+	case <-ctx.Done():
+	}
+	return fmt.Errorf("wait for another call on cluster %s: %w", c.name, context.Cause(ctx))
+}
+
+func (c *cluster) end() { <-c.op }
+
 // fence admits a coordinator's call on a cluster, or refuses one that was
 // deposed. A new store replaces the old one's tokens; the coordinator of a lost
 // store cannot come back, because its store is remembered as retired.
-func (a *Agent) fence(name string, f *api.Fence) (*cluster, error) {
+func (a *Agent) fence(ctx context.Context, name string, f *api.Fence) (*cluster, error) {
 	if err := checkName("cluster", name); err != nil {
 		return nil, err
 	}
@@ -72,11 +125,22 @@ func (a *Agent) fence(name string, f *api.Fence) (*cluster, error) {
 	a.mu.Lock()
 	c, ok := a.clusters[name]
 	if !ok {
-		c = &cluster{name: name, rec: journal.Cluster{Name: name}, guests: map[string]*guest{}}
+		c = newCluster(journal.Cluster{Name: name})
 		a.clusters[name] = c
 	}
 	a.mu.Unlock()
 
+	newer, err := a.admit(c, f)
+	if err != nil || newer == nil {
+		return c, err
+	}
+	// The rounds must know it before this call is acted on (Member.Fence).
+	return c, newer(ctx)
+}
+
+// admit checks f against what the cluster has seen. If f is newer it is
+// journalled, and what comes back tells the cluster's rounds.
+func (a *Agent) admit(c *cluster, f *api.Fence) (tell func(context.Context) error, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	rec := c.rec
@@ -86,7 +150,7 @@ func (a *Agent) fence(name string, f *api.Fence) (*cluster, error) {
 	case rec.Store == f.Store && f.Token < rec.Fence:
 		return nil, fault.New(fault.Stale, "coordinator was deposed (token %d, newest %d)", f.Token, rec.Fence)
 	case rec.Store == f.Store && f.Token == rec.Fence:
-		return c, nil
+		return nil, nil
 	case rec.Store != 0 && rec.Store != f.Store:
 		rec.RetiredStores = append(slices.Clone(rec.RetiredStores), rec.Store)
 	}
@@ -95,7 +159,12 @@ func (a *Agent) fence(name string, f *api.Fence) (*cluster, error) {
 		return nil, err
 	}
 	c.rec = rec
-	return c, nil
+	r := c.round
+	if r == nil {
+		return nil, nil
+	}
+	token := memberToken(len(rec.RetiredStores), f.Token)
+	return func(ctx context.Context) error { return r.fence(ctx, token) }, nil
 }
 
 // update changes the cluster's journal record: durable first, visible after.
@@ -111,16 +180,71 @@ func (a *Agent) update(c *cluster, change func(*journal.Cluster)) error {
 	return nil
 }
 
-// list returns the guests, by name.
+// list returns the complete guests, by name.
 func (c *cluster) list() []*guest {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	out := make([]*guest, 0, len(c.guests))
-	for _, g := range c.guests {
-		out = append(out, g)
+	return byName(c.guests)
+}
+
+// leftovers returns the guests that are being made or only to be destroyed.
+func (c *cluster) leftovers() []*guest {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return byName(c.partial)
+}
+
+func byName(guests map[string]*guest) []*guest {
+	return slices.SortedFunc(maps.Values(guests), func(a, b *guest) int { return strings.Compare(a.spec.Name, b.spec.Name) })
+}
+
+// complete counts g among the guests.
+func (c *cluster) complete(g *guest) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.partial, g.spec.Name)
+	c.guests[g.spec.Name] = g
+}
+
+// setAside takes g out of the guests: from now on it is only to be destroyed.
+func (c *cluster) setAside(g *guest, as api.GuestState) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	g.lost = as
+	delete(c.guests, g.spec.Name)
+	c.partial[g.spec.Name] = g
+}
+
+// forget drops a guest of which nothing is left.
+func (c *cluster) forget(g *guest) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.partial, g.spec.Name)
+}
+
+// memory returns what the cluster's guests take or will take, in bytes.
+func (c *cluster) memory() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var n int64
+	for _, guests := range []map[string]*guest{c.guests, c.partial} {
+		for _, g := range guests {
+			n += int64(g.spec.MemoryBytes)
+		}
 	}
-	slices.SortFunc(out, func(a, b *guest) int { return strings.Compare(a.spec.Name, b.spec.Name) })
-	return out
+	return n
+}
+
+func (c *cluster) isRunning() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.running
+}
+
+func (c *cluster) setRunning(running bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.running = running
 }
 
 func (c *cluster) record() journal.Cluster {
@@ -134,6 +258,9 @@ func (c *cluster) record() journal.Cluster {
 func checkName(what, name string) error {
 	if name == "" || len(name) > 63 {
 		return fault.New(fault.Invalid, "%s name %q: need 1 to 63 characters", what, name)
+	}
+	if name[0] == '-' {
+		return fault.New(fault.Invalid, "%s name %q: begins with -", what, name)
 	}
 	for _, r := range name {
 		if !(r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '-') {
@@ -159,7 +286,7 @@ func decodeSpec(b json.RawMessage) (*api.GuestSpec, error) {
 	return &spec, nil
 }
 
-// removeAll removes a guest's directories. Absent ones are fine.
+// removeFiles removes a guest's directories. Absent ones are fine.
 func (a *Agent) removeFiles(cluster, name string) error {
 	for _, dir := range []string{a.guestDir(cluster, name), a.memoryDir(cluster, name)} {
 		if err := os.RemoveAll(dir); err != nil {

@@ -18,6 +18,7 @@ import (
 	"fermata/nodeagent/journal"
 	"fermata/nodeagent/undo"
 	"fermata/protocol/api"
+	"fermata/protocol/failpoint"
 	"fermata/protocol/fault"
 	"fermata/vmm/qemu"
 )
@@ -25,40 +26,152 @@ import (
 // maxGuests bounds one request. A node of today's largest machines runs fewer.
 const maxGuests = 1024
 
+// maxDevices bounds the cards and disks of a guest before anything is made of
+// them; a machine has fewer places on its bus.
+const maxDevices = 32
+
 // CreateGuests makes the guests of one cluster on this node, stopped and with
 // closed ingress, from nothing or from their images. It calls report as it
 // goes; report is never called by two goroutines at once.
 //
 // It is idempotent: guests that are complete already, in the same life of the
-// cluster, are left alone. On error nothing made by this call is left.
+// cluster, are left alone. On error nothing made by this call is left; what
+// could not be removed is listed by Describe and goes with DestroyGuests.
 func (a *Agent) CreateGuests(ctx context.Context, req *api.CreateGuestsRequest, report func(*api.CreateGuestsUpdate) error) (err error) {
 	if err := checkCreate(req); err != nil {
 		return err
 	}
-	c, err := a.fence(req.GetCluster(), req.GetFence())
+	c, leave, err := a.enter(ctx, req.GetCluster(), req.GetFence())
 	if err != nil {
 		return err
 	}
-	c.op.Lock()
-	defer c.op.Unlock()
+	defer leave()
 
-	missing, err := a.missingGuests(c, req)
+	updates := newReporter(report)
+	missing, err := missingGuests(c, req, updates)
+	if err != nil || len(missing) == 0 {
+		return errors.Join(err, updates.err())
+	}
+	for _, g := range c.leftovers() {
+		if err := a.destroyGuest(ctx, c, g); err != nil {
+			return fault.Wrap(fault.Unavailable, err, "remove what is left of guest %s", g.spec.Name)
+		}
+	}
+	makers, err := a.reserve(c, req, missing)
 	if err != nil {
 		return err
 	}
-	if err := a.checkRoom(c, missing); err != nil {
+	var steps undo.Stack
+	defer func() { err = errors.Join(err, steps.RunUnlessReleased(ctx)) }()
+	_ = steps.Add(ctx, func(context.Context) error { return a.leaveFabric(c) }) // fails only when run
+	for _, m := range makers {
+		m.updates = updates
+		_ = steps.Add(ctx, func(ctx context.Context) error { return a.destroyGuest(ctx, c, m.guest) })
+	}
+	reader, err := a.openImages(ctx, req)
+	if err != nil {
 		return err
 	}
-	var reader *repository.Reader
-	if len(req.Images) > 0 {
-		if err := a.repo.Refresh(ctx); err != nil {
-			return fmt.Errorf("look for new packs: %w", err)
-		}
-		if reader, err = a.repo.NewReader(ctx, req.Packs); err != nil {
-			return fmt.Errorf("open packs: %w", err)
+	if err := a.beginLife(c, req); err != nil {
+		return err
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	for _, m := range makers {
+		m.reader = reader
+		g.Go(func() error {
+			if err := m.make(gctx); err != nil {
+				return fmt.Errorf("create guest %s: %w", m.guest.spec.Name, err)
+			}
+			return nil
+		})
+	}
+	if err := errors.Join(g.Wait(), updates.err()); err != nil {
+		return err
+	}
+	if c.rounds() == nil {
+		if err := a.startRounds(c, nil); err != nil {
+			return err
 		}
 	}
-	err = a.update(c, func(rec *journal.Cluster) {
+	steps.Release()
+	return nil
+}
+
+// missingGuests returns which guests of req are still to be made, and reports
+// the others as created.
+func missingGuests(c *cluster, req *api.CreateGuestsRequest, updates *reporter) ([]int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.guests) > 0 && c.rec.Epoch != req.Epoch {
+		return nil, fault.New(fault.Exists, "cluster %s has guests of epoch %d", c.name, c.rec.Epoch)
+	}
+	var missing []int
+	for i, spec := range req.Guests {
+		have, ok := c.guests[spec.Name]
+		switch {
+		case !ok:
+			missing = append(missing, i)
+		case !proto.Equal(have.spec, spec):
+			return nil, fault.New(fault.Exists, "guest %s of cluster %s exists, and is made otherwise", spec.Name, c.name)
+		default:
+			updates.send(&api.CreateGuestsUpdate{Guest: spec.Name, Created: true, FramesInjected: have.injected})
+		}
+	}
+	// A guest that runs already would be told to wait for its release again.
+	if len(missing) > 0 && len(c.guests) > 0 && c.rec.Released {
+		return nil, fault.New(fault.Exists, "cluster %s runs since epoch %d", c.name, c.rec.Epoch)
+	}
+	return missing, nil
+}
+
+// reserve lists the missing guests as partial, so that their memory counts from
+// now on, or refuses them if it does not fit beside what is there.
+func (a *Agent) reserve(c *cluster, req *api.CreateGuestsRequest, missing []int) ([]*maker, error) {
+	a.room.Lock()
+	defer a.room.Unlock()
+	free := uint64(max(a.memoryFree(), 0))
+	var need uint64
+	makers := make([]*maker, 0, len(missing))
+	for _, i := range missing {
+		spec := req.Guests[i]
+		if spec.MemoryBytes > free || need+spec.MemoryBytes > free {
+			return nil, fault.New(fault.NoSpace, "guest %s of cluster %s needs %d MiB, node %s has %d MiB free for the cluster's guests",
+				spec.Name, c.name, spec.MemoryBytes>>20, a.cfg.Name, (free-need)>>20)
+		}
+		need += spec.MemoryBytes
+		m := &maker{agent: a, cluster: c, guest: &guest{cluster: c.name, spec: spec, dir: a.guestDir(c.name, spec.Name)}}
+		if len(req.Images) > 0 {
+			m.image = req.Images[i]
+		}
+		makers = append(makers, m)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, m := range makers {
+		c.partial[m.guest.spec.Name] = m.guest
+	}
+	return makers, nil
+}
+
+// openImages returns what the images of req are read from; nil if it has none.
+func (a *Agent) openImages(ctx context.Context, req *api.CreateGuestsRequest) (*repository.Reader, error) {
+	if len(req.Images) == 0 {
+		return nil, nil
+	}
+	if err := a.repo.Refresh(ctx); err != nil {
+		return nil, fmt.Errorf("look for new packs: %w", repositoryFault(err))
+	}
+	reader, err := a.repo.NewReader(ctx, req.Packs)
+	if err != nil {
+		return nil, fmt.Errorf("open packs: %w", repositoryFault(err))
+	}
+	return reader, nil
+}
+
+// beginLife journals the life of the cluster that req begins or adds to, and
+// joins it to the wire.
+func (a *Agent) beginLife(c *cluster, req *api.CreateGuestsRequest) error {
+	err := a.update(c, func(rec *journal.Cluster) {
 		rec.Epoch, rec.Released = req.Epoch, false
 		rec.Peers = map[string]string{}
 		for _, p := range req.Peers {
@@ -68,53 +181,23 @@ func (a *Agent) CreateGuests(ctx context.Context, req *api.CreateGuestsRequest, 
 	if err != nil {
 		return err
 	}
-	if err := a.joinFabric(c); err != nil {
-		return err
-	}
+	c.setRunning(false)
+	return a.joinFabric(c)
+}
 
-	var steps undo.Stack
-	defer func() { err = errors.Join(err, steps.RunUnlessReleased(ctx)) }()
-	updates := newReporter(report)
-	g, gctx := errgroup.WithContext(ctx)
-	for i, spec := range req.Guests {
-		if _, ok := missing[spec.Name]; !ok {
-			updates.send(&api.CreateGuestsUpdate{Guest: spec.Name, Created: true})
-			continue
-		}
-		var image *api.GuestImage
-		if len(req.Images) > 0 {
-			image = req.Images[i]
-		}
-		g.Go(func() error {
-			m := maker{agent: a, cluster: c, spec: spec, image: image, reader: reader, steps: &steps, updates: updates}
-			if err := m.make(gctx); err != nil {
-				return fmt.Errorf("create guest %s: %w", spec.Name, err)
-			}
-			return nil
-		})
+// leaveFabric takes a cluster without guests off the wire.
+func (a *Agent) leaveFabric(c *cluster) error {
+	if len(c.list()) > 0 {
+		return nil
 	}
-	if err := errors.Join(g.Wait(), updates.err()); err != nil {
-		return err
-	}
-	c.mu.Lock()
-	started := c.round != nil
-	c.mu.Unlock()
-	if !started {
-		if err := a.startRounds(c, nil); err != nil {
-			return err
-		}
-	}
-	steps.Release()
-	return nil
+	return a.fabric.RemoveCluster(c.name)
 }
 
 // joinFabric tells the switch the life and the peers of a cluster, from its
 // record. A life that left no guests here is ended first.
 func (a *Agent) joinFabric(c *cluster) error {
-	if len(c.list()) == 0 {
-		if err := a.fabric.RemoveCluster(c.name); err != nil {
-			return err
-		}
+	if err := a.leaveFabric(c); err != nil {
+		return err
 	}
 	rec := c.record()
 	if err := a.fabric.CreateCluster(c.name, rec.Epoch); err != nil {
@@ -141,17 +224,13 @@ func checkCreate(req *api.CreateGuestsRequest) error {
 		return fault.New(fault.Invalid, "create: epoch missing")
 	}
 	var errs []error
+	names := map[string]bool{}
 	for i, spec := range req.Guests {
-		errs = append(errs, checkName("guest", spec.GetName()))
-		for _, n := range spec.GetNics() {
-			errs = append(errs, checkName("card", n.GetName()), checkName("network", n.GetNetwork()))
-			if mac, err := net.ParseMAC(n.GetMac()); err != nil || len(mac) != 6 {
-				errs = append(errs, fault.New(fault.Invalid, "guest %s: card %s: %q is not a MAC address", spec.Name, n.Name, n.Mac))
-			}
+		errs = append(errs, checkGuest(spec))
+		if names[spec.GetName()] {
+			errs = append(errs, fault.New(fault.Invalid, "create: guest %s: given twice", spec.GetName()))
 		}
-		for _, d := range spec.GetDisks() {
-			errs = append(errs, checkName("disk", d.GetName()))
-		}
+		names[spec.GetName()] = true
 		if len(req.Images) > 0 && req.Images[i].GetGuest() != spec.GetName() {
 			errs = append(errs, fault.New(fault.Invalid, "create: image %d is of guest %q, not %q", i, req.Images[i].GetGuest(), spec.GetName()))
 		}
@@ -159,64 +238,63 @@ func checkCreate(req *api.CreateGuestsRequest) error {
 	return errors.Join(errs...)
 }
 
-// missingGuests returns what is still to be made of req.
-func (a *Agent) missingGuests(c *cluster, req *api.CreateGuestsRequest) (map[string]*api.GuestSpec, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	missing := map[string]*api.GuestSpec{}
-	for _, spec := range req.Guests {
-		have, ok := c.guests[spec.Name]
-		if !ok {
-			missing[spec.Name] = spec
-			continue
-		}
-		if c.rec.Epoch != req.Epoch || !proto.Equal(have.spec, spec) {
-			return nil, fault.New(fault.Exists, "guest %s of cluster %s exists from epoch %d", spec.Name, c.name, c.rec.Epoch)
-		}
+// checkGuest refuses what would cost something before the driver refuses it.
+func checkGuest(spec *api.GuestSpec) error {
+	errs := []error{checkName("guest", spec.GetName())}
+	invalid := func(format string, args ...any) {
+		errs = append(errs, fault.New(fault.Invalid, "guest "+spec.GetName()+": "+format, args...))
 	}
-	return missing, nil
+	if n := len(spec.GetNics()) + len(spec.GetDisks()); n > maxDevices {
+		invalid("%d cards and disks, limit %d", n, maxDevices)
+		return errors.Join(errs...)
+	}
+	names := map[string]bool{}
+	for _, n := range spec.GetNics() {
+		errs = append(errs, checkName("card", n.GetName()), checkName("network", n.GetNetwork()))
+		if mac, err := net.ParseMAC(n.GetMac()); err != nil || len(mac) != 6 {
+			invalid("card %s: %q is not a MAC address", n.GetName(), n.GetMac())
+		}
+		if names["card "+n.GetName()] {
+			invalid("card %s: given twice", n.GetName())
+		}
+		names["card "+n.GetName()] = true
+	}
+	for _, d := range spec.GetDisks() {
+		errs = append(errs, checkName("disk", d.GetName()))
+		if !filepath.IsAbs(d.GetPath()) {
+			invalid("disk %s: path %q is not absolute", d.GetName(), d.GetPath())
+		}
+		if names["disk "+d.GetName()] {
+			invalid("disk %s: given twice", d.GetName())
+		}
+		names["disk "+d.GetName()] = true
+	}
+	return errors.Join(errs...)
 }
 
-// checkRoom refuses guests whose memory does not fit beside what is there.
-func (a *Agent) checkRoom(c *cluster, missing map[string]*api.GuestSpec) error {
-	var need int64
-	for _, spec := range missing {
-		need += int64(spec.MemoryBytes)
-	}
-	if free := a.memoryFree(); need > free {
-		return fault.New(fault.NoSpace, "cluster %s needs %d MiB for its guests, node %s has %d MiB free", c.name, need>>20, a.cfg.Name, free>>20)
-	}
-	return nil
-}
-
-// maker makes one guest.
+// maker makes one guest. What it leaves when it fails, destroyGuest removes.
 type maker struct {
 	agent   *Agent
 	cluster *cluster
-	spec    *api.GuestSpec
-	image   *api.GuestImage // nil for a fresh boot
-	reader  *repository.Reader
-	steps   *undo.Stack
+	guest   *guest
+	image   *api.GuestImage    // nil for a fresh boot
+	reader  *repository.Reader // nil for a fresh boot
 	updates *reporter
 }
 
 func (m *maker) make(ctx context.Context) (err error) {
-	a := m.agent
+	a, g := m.agent, m.guest
 	// The journal names the guest before anything of it exists, so that an agent
 	// that dies here is followed by one that cleans up.
-	spec, err := encodeSpec(m.spec)
+	spec, err := encodeSpec(g.spec)
 	if err != nil {
 		return err
 	}
-	rec := journal.Guest{Cluster: m.cluster.name, Name: m.spec.Name, Spec: spec}
+	rec := journal.Guest{Cluster: m.cluster.name, Name: g.spec.Name, Spec: spec}
 	if err := a.journal.PutGuest(rec); err != nil {
 		return err
 	}
-	if err := m.steps.Add(ctx, m.forget); err != nil {
-		return err
-	}
-	g := &guest{cluster: m.cluster.name, spec: m.spec, dir: a.guestDir(m.cluster.name, m.spec.Name)}
-	memDir := a.memoryDir(m.cluster.name, m.spec.Name)
+	memDir := a.memoryDir(m.cluster.name, g.spec.Name)
 	for _, dir := range []string{g.dir, memDir} {
 		if err := os.RemoveAll(dir); err != nil {
 			return fmt.Errorf("clear %s: %w", dir, err)
@@ -225,33 +303,30 @@ func (m *maker) make(ctx context.Context) (err error) {
 			return fmt.Errorf("create directory: %w", err)
 		}
 	}
-	files, err := m.placeFiles(ctx, g)
+	files, err := m.placeFiles(ctx)
 	if err != nil {
 		return err
 	}
-	cards, err := m.makeCards(ctx, g)
+	cards, err := m.makeCards()
 	defer func() { err = errors.Join(err, closeCards(cards)) }()
 	if err != nil {
 		return err
 	}
 	cfg := a.machineConfig(g, files, cards, memDir)
 	cfg.Incoming = m.image != nil
-	g.machine, err = qemu.Launch(ctx, cfg)
+	launched, err := qemu.Launch(ctx, cfg)
 	if err != nil {
-		return launchFault(err)
+		return fmt.Errorf("launch: %w", machineFault(err))
 	}
-	if err := m.steps.Add(ctx, g.machine.Kill); err != nil {
-		return err
-	}
+	g.machine = launched
 	if rec.Machine, err = json.Marshal(g.machine.State()); err != nil {
 		return fmt.Errorf("encode machine: %w", err)
 	}
 	if err := a.journal.PutGuest(rec); err != nil {
 		return err
 	}
-	var injected int
 	if m.image != nil {
-		if injected, err = m.restore(ctx, g); err != nil {
+		if err := m.restore(ctx); err != nil {
 			return err
 		}
 	}
@@ -259,27 +334,18 @@ func (m *maker) make(ctx context.Context) (err error) {
 	if err := a.journal.PutGuest(rec); err != nil {
 		return err
 	}
-	m.cluster.mu.Lock()
-	m.cluster.guests[g.spec.Name] = g
-	m.cluster.mu.Unlock()
-	m.updates.send(&api.CreateGuestsUpdate{Guest: g.spec.Name, Created: true, FramesInjected: uint64(injected)})
-	return nil
-}
-
-// forget undoes the journal entry and the files of a guest that was not completed.
-func (m *maker) forget(context.Context) error {
-	m.cluster.mu.Lock()
-	delete(m.cluster.guests, m.spec.Name)
-	m.cluster.mu.Unlock()
-	if err := m.agent.removeFiles(m.cluster.name, m.spec.Name); err != nil {
+	if err := failpoint.Inject(ctx, failpoint.AgentAfterCreate); err != nil {
 		return err
 	}
-	return m.agent.journal.DeleteGuest(m.cluster.name, m.spec.Name)
+	m.cluster.complete(g)
+	m.updates.send(&api.CreateGuestsUpdate{Guest: g.spec.Name, Created: true, FramesInjected: g.injected})
+	return nil
 }
 
 // makeCards makes a socket pair for each NIC and joins its near end to the
 // switch, with closed ingress.
-func (m *maker) makeCards(ctx context.Context, g *guest) ([]qemu.NIC, error) {
+func (m *maker) makeCards() ([]qemu.NIC, error) {
+	g := m.guest
 	var cards []qemu.NIC
 	for _, spec := range g.spec.Nics {
 		near, far, err := fabric.NewPair()
@@ -298,9 +364,6 @@ func (m *maker) makeCards(ctx context.Context, g *guest) ([]qemu.NIC, error) {
 		}
 		port, err := m.agent.attachPort(g, spec, near, far)
 		if err != nil {
-			return cards, err
-		}
-		if err := m.steps.Add(ctx, func(context.Context) error { return port.Detach() }); err != nil {
 			return cards, err
 		}
 		g.nics = append(g.nics, nic{spec: spec, port: port})
@@ -346,10 +409,14 @@ func (a *Agent) attachPort(g *guest, spec *api.NICSpec, near, far *os.File) (*fa
 	if err != nil {
 		return nil, errors.Join(fault.Wrap(fault.Invalid, err, "card %s", spec.Name), near.Close(), far.Close())
 	}
-	return a.fabric.Attach(fabric.PortConfig{
+	port, err := a.fabric.Attach(fabric.PortConfig{
 		Cluster: g.cluster, Network: spec.Network, Guest: g.spec.Name, NIC: spec.Name,
 		MAC: mac, FabricEnd: near, GuestEnd: far, Gated: true,
 	})
+	if errors.Is(err, fabric.ErrExists) {
+		return nil, fault.Wrap(fault.Invalid, err, "")
+	}
+	return port, err
 }
 
 // machineConfig translates a guest's specification for the driver.

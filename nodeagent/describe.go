@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"sync"
 	"time"
 
 	"fermata/protocol/api"
@@ -17,7 +18,7 @@ import (
 
 // statusBudget bounds the question for one guest's run state. A monitor that
 // does not answer must not hide the other guests.
-const statusBudget = 2 * time.Second
+const statusBudget = time.Second
 
 // Describe returns what the node is and what runs on it.
 func (a *Agent) Describe(ctx context.Context) (*api.NodeInfo, error) {
@@ -27,21 +28,48 @@ func (a *Agent) Describe(ctx context.Context) (*api.NodeInfo, error) {
 		Cpus: uint32(runtime.NumCPU()), QemuVersion: a.qemu.Version.String(), Kernel: kernelRelease(),
 		Kvm: canKVM(), Version: a.cfg.Version, Incarnation: a.incarnation,
 	}
+	// All are asked at once: however many monitors hang, the answer is not late.
+	var wg sync.WaitGroup
 	for _, c := range a.allClusters() {
 		for _, g := range c.list() {
-			info.Guests = append(info.Guests, a.guestStatus(ctx, g))
+			s := a.statusOf(g)
+			info.Guests = append(info.Guests, s)
+			wg.Go(func() { askMachine(ctx, g, s) })
 		}
+		info.Guests = append(info.Guests, a.lostGuests(c)...)
 	}
+	wg.Wait()
 	return info, nil
 }
 
-func (a *Agent) guestStatus(ctx context.Context, g *guest) *api.GuestStatus {
+// lostGuests lists what is only to be destroyed.
+func (a *Agent) lostGuests(c *cluster) []*api.GuestStatus {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var out []*api.GuestStatus
+	for _, g := range byName(c.partial) {
+		if g.lost != api.GuestState_GUEST_STATE_UNSPECIFIED {
+			s := a.statusOf(g)
+			s.State = g.lost
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// statusOf returns what is known of a guest without asking anybody.
+func (a *Agent) statusOf(g *guest) *api.GuestStatus {
+	return &api.GuestStatus{
+		Cluster: g.cluster, Name: g.spec.Name, Node: a.cfg.Name, State: api.GuestState_GUEST_STATE_UNKNOWN,
+		MemoryBytes: g.spec.MemoryBytes, Vcpus: g.spec.Vcpus,
+	}
+}
+
+// askMachine adds what the machine of a complete guest says.
+func askMachine(ctx context.Context, g *guest, s *api.GuestStatus) {
 	ctx, cancel := context.WithTimeout(ctx, statusBudget)
 	defer cancel()
-	s := &api.GuestStatus{
-		Cluster: g.cluster, Name: g.spec.Name, Node: a.cfg.Name, State: api.GuestState_GUEST_STATE_UNKNOWN,
-		MemoryBytes: g.spec.MemoryBytes, Vcpus: g.spec.Vcpus, Pid: int32(g.machine.PID()),
-	}
+	s.Pid = int32(g.machine.PID())
 	if status, err := g.machine.Status(ctx); err == nil {
 		switch status {
 		case vmm.StatusRunning:
@@ -59,7 +87,6 @@ func (a *Agent) guestStatus(ctx context.Context, g *guest) *api.GuestStatus {
 			FramesReceived: st.Received, FramesSent: st.Sent, FramesDropped: st.Dropped.Total(), FramesHeld: st.Waiting,
 		})
 	}
-	return s
 }
 
 func canKVM() bool {
@@ -71,9 +98,7 @@ func canKVM() bool {
 func (a *Agent) memoryFree() int64 {
 	free := a.cfg.MemoryBytes
 	for _, c := range a.allClusters() {
-		for _, g := range c.list() {
-			free -= int64(g.spec.MemoryBytes)
-		}
+		free -= c.memory()
 	}
 	return free
 }
@@ -101,7 +126,7 @@ func (a *Agent) ReadConsole(ctx context.Context, req *api.ConsoleRequest, send f
 	}
 	offset := int64(req.Offset)
 	buf := make([]byte, maxChunk)
-	for {
+	for ended := false; ; {
 		n, err := f.ReadAt(buf, offset)
 		if n > 0 {
 			offset += int64(n)
@@ -113,14 +138,14 @@ func (a *Agent) ReadConsole(ctx context.Context, req *api.ConsoleRequest, send f
 		if err != nil && !errors.Is(err, io.EOF) {
 			return fmt.Errorf("read console of guest %s: %w", req.Guest, err)
 		}
-		if !req.Follow {
+		if !req.Follow || ended {
 			return nil
 		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-g.machine.Exited():
-			return nil
+			ended = true // what it printed last is still to be read
 		case <-time.After(consolePoll):
 		}
 	}

@@ -7,27 +7,35 @@ import (
 
 	"fermata/nodeagent/journal"
 	"fermata/protocol/api"
+	"fermata/vmm"
 )
 
 // DestroyGuests ends every guest of the cluster on this node and removes what
 // they left: processes, memory, files, ports. It is idempotent, and also cleans
 // up after guests that were never completed.
 func (a *Agent) DestroyGuests(ctx context.Context, req *api.DestroyGuestsRequest) error {
-	c, err := a.fence(req.GetCluster(), req.GetFence())
+	c, leave, err := a.enter(ctx, req.GetCluster(), req.GetFence())
 	if err != nil {
 		return err
 	}
-	return errors.Join(c.endRound(ctx), a.destroy(ctx, c))
+	defer leave()
+	return a.destroy(ctx, c)
 }
 
+// destroy ends the cluster's guests and its part in rounds.
+//
+// Preconditions: the caller has the cluster's turn.
 func (a *Agent) destroy(ctx context.Context, c *cluster) error {
-	c.op.Lock()
-	defer c.op.Unlock()
+	if err := c.endRound(ctx); err != nil {
+		// Its guests end now, whatever they did.
+		a.log.Warn("round did not end in time", "cluster", c.name, "error", err)
+	}
 	if err := a.update(c, func(rec *journal.Cluster) { rec.Released = false }); err != nil {
 		return err
 	}
+	c.setRunning(false)
 	var errs []error
-	for _, g := range c.list() {
+	for _, g := range append(c.list(), c.leftovers()...) {
 		if err := a.destroyGuest(ctx, c, g); err != nil {
 			errs = append(errs, fmt.Errorf("destroy guest %s: %w", g.spec.Name, err))
 		}
@@ -38,10 +46,25 @@ func (a *Agent) destroy(ctx context.Context, c *cluster) error {
 	return a.fabric.RemoveCluster(c.name)
 }
 
-// destroyGuest keeps the journal entry until nothing of the guest is left.
+// destroyGuest removes a guest, complete or not. The journal names it until
+// nothing else of it is left, and after an error it can be called again.
+//
+// Preconditions: the caller has the cluster's turn.
 func (a *Agent) destroyGuest(ctx context.Context, c *cluster, g *guest) error {
-	if err := g.machine.Kill(ctx); err != nil {
-		return err
+	c.setAside(g, api.GuestState_GUEST_STATE_UNKNOWN)
+	if g.machine == nil && g.process != nil {
+		m, err := attach(ctx, *g.process)
+		if err != nil && !errors.Is(err, vmm.ErrGone) {
+			return fmt.Errorf("find machine: %w", err)
+		}
+		if err == nil {
+			g.machine = m
+		}
+	}
+	if g.machine != nil {
+		if err := g.machine.Kill(ctx); err != nil {
+			return err
+		}
 	}
 	for _, n := range g.nics {
 		if err := n.port.Detach(); err != nil {
@@ -51,20 +74,26 @@ func (a *Agent) destroyGuest(ctx context.Context, c *cluster, g *guest) error {
 	if err := a.removeFiles(c.name, g.spec.Name); err != nil {
 		return err
 	}
-	c.mu.Lock()
-	delete(c.guests, g.spec.Name)
-	c.mu.Unlock()
-	return a.journal.DeleteGuest(c.name, g.spec.Name)
+	if err := a.journal.DeleteGuest(c.name, g.spec.Name); err != nil {
+		return err
+	}
+	c.forget(g)
+	if g.machine != nil {
+		return g.machine.Detach()
+	}
+	return nil
 }
 
 // detach lets go of the guests without harming them.
 func (a *Agent) detach(c *cluster) error {
 	var errs []error
-	for _, g := range c.list() {
+	for _, g := range append(c.list(), c.leftovers()...) {
 		for _, n := range g.nics {
 			errs = append(errs, n.port.Detach())
 		}
-		errs = append(errs, g.machine.Detach())
+		if g.machine != nil {
+			errs = append(errs, g.machine.Detach())
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"fermata/protocol/api"
 	"fermata/protocol/fault"
 	"fermata/vmm/qemu"
@@ -32,11 +34,12 @@ const (
 
 // placeFiles puts the guest's boot files and disk overlays where QEMU will look
 // for them: from the image when there is one, else from the specification.
-func (m *maker) placeFiles(ctx context.Context, g *guest) ([]qemu.Disk, error) {
+func (m *maker) placeFiles(ctx context.Context) ([]qemu.Disk, error) {
+	g := m.guest
 	for _, f := range []struct {
 		name, source string
 		path         *string
-	}{{bootKernel, m.spec.Kernel, &g.boot.Kernel}, {bootInitrd, m.spec.Initrd, &g.boot.Initrd}} {
+	}{{bootKernel, g.spec.Kernel, &g.boot.Kernel}, {bootInitrd, g.spec.Initrd, &g.boot.Initrd}} {
 		target := filepath.Join(g.dir, f.name)
 		switch obj := findObject(m.image, kindBootFile, f.name); {
 		case obj != nil:
@@ -47,7 +50,7 @@ func (m *maker) placeFiles(ctx context.Context, g *guest) ([]qemu.Disk, error) {
 			// A copy of its own, so that the checkpoint holds what this guest was
 			// booted from even after the node's files have changed.
 			if err := copyFile(f.source, target); err != nil {
-				return nil, fault.Wrap(fault.Invalid, err, "%s", f.name)
+				return nil, fmt.Errorf("copy %s: %w", f.name, err)
 			}
 		default:
 			continue
@@ -55,7 +58,7 @@ func (m *maker) placeFiles(ctx context.Context, g *guest) ([]qemu.Disk, error) {
 		*f.path = target
 	}
 	var disks []qemu.Disk
-	for _, d := range m.spec.Disks {
+	for _, d := range g.spec.Disks {
 		if d.ReadOnly {
 			disks = append(disks, qemu.Disk{Name: d.Name, Path: d.Path, Format: qemu.DiskFormat(d.Format), ReadOnly: true})
 			continue
@@ -68,7 +71,7 @@ func (m *maker) placeFiles(ctx context.Context, g *guest) ([]qemu.Disk, error) {
 		} else {
 			obj := findObject(m.image, kindDisk, d.Name)
 			if obj == nil {
-				return nil, fault.New(fault.Corrupt, "image of guest %s lacks disk %s", m.spec.Name, d.Name)
+				return nil, fault.New(fault.Corrupt, "image of guest %s lacks disk %s", g.spec.Name, d.Name)
 			}
 			if err := m.readFile(ctx, obj, path); err != nil {
 				return nil, err
@@ -87,7 +90,11 @@ func createOverlay(ctx context.Context, path string, d *api.DiskSpec) error {
 	}
 	cmd := exec.CommandContext(ctx, "qemu-img", "create", "-q", "-f", "qcow2", "-F", d.Format, "-b", d.Path, path)
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fault.Wrap(fault.Invalid, err, "create overlay of disk %s: %s", d.Name, strings.TrimSpace(string(out)))
+		class := fault.Invalid
+		if strings.Contains(string(out), unix.ENOSPC.Error()) { // all that a tool can tell
+			class = fault.NoSpace
+		}
+		return fault.Wrap(class, err, "create overlay of disk %s: %s", d.Name, strings.TrimSpace(string(out)))
 	}
 	return nil
 }
@@ -108,7 +115,15 @@ func (m *maker) readFile(ctx context.Context, obj *api.ImageObject, path string)
 	return f.Close()
 }
 
+// copyFile copies an ordinary file that the specification names.
 func copyFile(from, to string) error {
+	fi, err := os.Stat(from)
+	if err != nil {
+		return fault.Wrap(fault.Invalid, err, "")
+	}
+	if !fi.Mode().IsRegular() {
+		return fault.New(fault.Invalid, "%s is not a regular file", from)
+	}
 	src, err := os.Open(from)
 	if err != nil {
 		return err

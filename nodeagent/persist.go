@@ -9,12 +9,16 @@ import (
 	"fermata/imageio/repository"
 	"fermata/nodeagent/fabric"
 	"fermata/protocol/api"
+	"fermata/protocol/failpoint"
 )
 
 // persist stores what the pause took and returns once it is durable. The guests
 // run. progress gets bytes looked at, of all bytes; it may be called by several
 // goroutines at once.
 func (s *saving) persist(ctx context.Context, progress func(done, total uint64)) (*api.NodeImage, error) {
+	if err := failpoint.Inject(ctx, failpoint.AgentBeforePersist); err != nil {
+		return nil, err
+	}
 	meter := newMeter(s.rawBytes(), progress)
 	image := &api.NodeImage{Node: s.agent.cfg.Name, QemuVersion: s.agent.qemu.Version.String()}
 	// One guest after the other: PutImage uses all processors by itself, and
@@ -34,7 +38,7 @@ func (s *saving) persist(ctx context.Context, progress func(done, total uint64))
 	image.Packs = result.Packs
 	image.StoredBytes = result.StoredBytes
 	image.NewUniqueBytes = result.NewUniqueBytes
-	return image, nil
+	return image, failpoint.Inject(ctx, failpoint.AgentAfterPersist)
 }
 
 func (s *saving) persistGuest(ctx context.Context, sg *savedGuest, meter *meter) (*api.GuestImage, error) {
@@ -105,13 +109,11 @@ func (s *saving) putFile(ctx context.Context, kind, name, path string) (*api.Ima
 	if err != nil {
 		return nil, fmt.Errorf("size of %s: %w", name, err)
 	}
-	p := &piece{kind: kind, name: name}
 	ref, _, err := s.writer.PutImage(ctx, f, fi.Size(), repository.PutOptions{})
 	if err != nil {
-		return nil, fmt.Errorf("store %s: %w", name, repositoryFault(err))
+		return nil, fmt.Errorf("store %s %s: %w", kind, name, repositoryFault(err))
 	}
-	p.stored = objectOf(kind, name, ref)
-	return p.stored, nil
+	return objectOf(kind, name, ref), nil
 }
 
 // rawBytes is what persist will look at.

@@ -6,15 +6,31 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
+	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"fermata/nodeagent/journal"
+	"fermata/protocol/api"
 	"fermata/vmm"
 	"fermata/vmm/qemu"
 )
 
+const (
+	// attachBudget bounds the search for one guest. A monitor that does not
+	// answer must not keep the other guests without their wire.
+	attachBudget = 5 * time.Second
+
+	// attachWidth bounds how many guests are searched for at once.
+	attachWidth = 16
+)
+
 // recover finds the guests an earlier agent made and joins them to the wire
 // again. Guests that stood still for a checkpoint run again: their round lost
-// this member and cannot commit. What was half made is removed.
+// this member and cannot commit. What was half made is removed. A guest that
+// ended, or cannot be reached, is listed as such until it is destroyed; it does
+// not keep the others waiting.
 func (a *Agent) recover(ctx context.Context) error {
 	clusters, err := a.journal.Clusters()
 	if err != nil {
@@ -26,40 +42,65 @@ func (a *Agent) recover(ctx context.Context) error {
 	}
 	a.mu.Lock()
 	for name, rec := range clusters {
-		a.clusters[name] = &cluster{name: name, rec: rec, guests: map[string]*guest{}}
+		a.clusters[name] = newCluster(rec)
 	}
 	a.mu.Unlock()
-	for _, c := range a.allClusters() {
+	joined := map[string]bool{}
+	for _, rec := range guests {
+		if joined[rec.Cluster] {
+			continue
+		}
+		joined[rec.Cluster] = true
+		c, err := a.clusterOf(rec)
+		if err != nil {
+			return err
+		}
 		if err := a.joinFabric(c); err != nil {
 			return err
 		}
 	}
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(attachWidth)
 	for _, rec := range guests {
-		if err := a.recoverGuest(ctx, rec); err != nil {
-			return fmt.Errorf("guest %s of cluster %s: %w", rec.Name, rec.Cluster, err)
-		}
+		g.Go(func() error {
+			if err := a.recoverGuest(gctx, rec); err != nil {
+				return fmt.Errorf("guest %s of cluster %s: %w", rec.Name, rec.Cluster, err)
+			}
+			return nil
+		})
 	}
-	if err := a.recoverRounds(ctx); err != nil {
+	if err := g.Wait(); err != nil {
 		return err
 	}
-	var errs []error
 	for _, c := range a.allClusters() {
-		if c.record().Released {
-			errs = append(errs, runGuests(ctx, c.alive(ctx)))
+		if err := a.leaveFabric(c); err != nil {
+			return err
 		}
-		if len(c.list()) == 0 {
-			errs = append(errs, a.fabric.RemoveCluster(c.name))
+		if c.record().Released {
+			if err := letRun(ctx, c); err != nil { // finishReleases tries again
+				a.log.Error("guests that were released do not run", "cluster", c.name, "error", err)
+			}
 		}
 	}
-	return errors.Join(errs...)
+	return a.recoverRounds()
 }
 
-func (a *Agent) recoverGuest(ctx context.Context, rec journal.Guest) error {
+func (a *Agent) clusterOf(rec journal.Guest) (*cluster, error) {
 	a.mu.Lock()
+	defer a.mu.Unlock()
 	c := a.clusters[rec.Cluster]
-	a.mu.Unlock()
 	if c == nil {
-		return errors.New("journal names a guest of a cluster it does not know")
+		return nil, fmt.Errorf("journal names guest %s of cluster %s, which it does not know", rec.Name, rec.Cluster)
+	}
+	return c, nil
+}
+
+// recoverGuest finds one guest. Its error is one of the journal; whatever is
+// the matter with the guest is logged, and the guest set aside.
+func (a *Agent) recoverGuest(ctx context.Context, rec journal.Guest) error {
+	c, err := a.clusterOf(rec)
+	if err != nil {
+		return err
 	}
 	spec, err := decodeSpec(rec.Spec)
 	if err != nil {
@@ -69,26 +110,54 @@ func (a *Agent) recoverGuest(ctx context.Context, rec journal.Guest) error {
 	if err != nil {
 		return err
 	}
-	machine, err := attach(ctx, state)
-	switch {
-	case errors.Is(err, vmm.ErrGone):
-		a.log.Warn("guest ended while no agent ran", "cluster", rec.Cluster, "guest", rec.Name)
-		if err := a.removeFiles(rec.Cluster, rec.Name); err != nil {
-			return err
-		}
-		return a.journal.DeleteGuest(rec.Cluster, rec.Name)
-	case err != nil:
-		return fmt.Errorf("find running machine: %w", err)
-	}
-	g := &guest{cluster: rec.Cluster, spec: spec, dir: a.guestDir(rec.Cluster, rec.Name), machine: machine}
+	g := &guest{cluster: rec.Cluster, spec: spec, dir: a.guestDir(rec.Cluster, rec.Name)}
 	g.boot = bootFiles{Kernel: state.Config.Kernel, Initrd: state.Config.Initrd}
-	if !rec.Created {
-		a.log.Warn("guest was half made when its agent ended", "cluster", rec.Cluster, "guest", rec.Name)
-		return a.destroyGuest(ctx, c, g)
+	if state.PID != 0 {
+		g.process = &state
 	}
-	for _, n := range spec.Nics {
-		near, far, err := machine.NICFiles(n.Name)
+	log := a.log.With("cluster", rec.Cluster, "guest", rec.Name)
+	ctx, cancel := context.WithTimeout(ctx, attachBudget)
+	defer cancel()
+	if !rec.Created {
+		log.Warn("guest was half made when its agent ended")
+		if err := a.destroyGuest(ctx, c, g); err != nil {
+			log.Error("half made guest cannot be removed", "error", err)
+		}
+		return nil
+	}
+	switch err := a.takeBack(ctx, g, state); {
+	case err == nil:
+		c.complete(g)
+		log.Info("guest found again", "pid", g.machine.PID())
+	case errors.Is(err, vmm.ErrGone):
+		log.Warn("guest ended while no agent ran", "error", err)
+		c.setAside(g, api.GuestState_GUEST_STATE_DEAD)
+		// Its console stays for whoever wants to know why; its memory need not.
+		if err := os.RemoveAll(a.memoryDir(rec.Cluster, rec.Name)); err != nil {
+			log.Error("memory of a guest that ended cannot be removed", "error", err)
+		}
+	default:
+		log.Error("guest cannot be reached", "error", err)
+		c.setAside(g, api.GuestState_GUEST_STATE_UNKNOWN)
+	}
+	return nil
+}
+
+// takeBack finds the guest's process and joins its cards to the wire, gated.
+func (a *Agent) takeBack(ctx context.Context, g *guest, state qemu.State) error {
+	m, err := attach(ctx, state)
+	if err != nil {
+		return fmt.Errorf("find machine: %w", err)
+	}
+	g.machine, g.process = m, nil
+	for _, n := range g.spec.Nics {
+		near, far, err := m.NICFiles(n.Name)
 		if err != nil {
+			select {
+			case <-m.Exited():
+				err = errors.Join(vmm.ErrGone, err)
+			default:
+			}
 			return fmt.Errorf("take card %s back: %w", n.Name, err)
 		}
 		port, err := a.attachPort(g, n, near, far)
@@ -97,19 +166,19 @@ func (a *Agent) recoverGuest(ctx context.Context, rec journal.Guest) error {
 		}
 		g.nics = append(g.nics, nic{spec: n, port: port})
 	}
-	c.mu.Lock()
-	c.guests[rec.Name] = g
-	c.mu.Unlock()
-	a.log.Info("guest found again", "cluster", rec.Cluster, "guest", rec.Name, "pid", machine.PID())
 	return nil
 }
 
 // attach takes the process over; a guest that never had one is gone.
-func attach(ctx context.Context, state qemu.State) (*qemu.Machine, error) {
+func attach(ctx context.Context, state qemu.State) (machine, error) {
 	if state.PID == 0 {
 		return nil, vmm.ErrGone
 	}
-	return qemu.Attach(ctx, state)
+	m, err := qemu.Attach(ctx, state)
+	if err != nil {
+		return nil, err
+	}
+	return m, nil
 }
 
 // machineState returns the record of a guest's process. An agent that died
@@ -128,15 +197,4 @@ func (a *Agent) machineState(rec journal.Guest) (qemu.State, error) {
 		return qemu.State{}, nil
 	}
 	return state, err
-}
-
-// alive returns the guests whose process runs.
-func (c *cluster) alive(ctx context.Context) []*guest {
-	var out []*guest
-	for _, g := range c.list() {
-		if s, err := g.machine.Status(ctx); err == nil && s != vmm.StatusDead {
-			out = append(out, g)
-		}
-	}
-	return out
 }

@@ -19,11 +19,11 @@ const (
 )
 
 // register announces the node to whichever coordinator leads and keeps its
-// lease, until ctx ends.
+// lease, until ctx ends, which is no error.
 func (a *Agent) register(ctx context.Context) error {
 	if len(a.cfg.Coordinators) == 0 {
 		<-ctx.Done()
-		return ctx.Err()
+		return nil
 	}
 	conns := make([]*grpc.ClientConn, 0, len(a.cfg.Coordinators))
 	for _, addr := range a.cfg.Coordinators {
@@ -45,7 +45,7 @@ func (a *Agent) register(ctx context.Context) error {
 				a.log.Info("registered", "coordinator", a.cfg.Coordinators[next])
 			}
 		case ctx.Err() != nil:
-			return ctx.Err()
+			return nil
 		default:
 			if registered {
 				a.log.Warn("lost the coordinator, guests run on", "coordinator", a.cfg.Coordinators[next], "error", err)
@@ -56,7 +56,7 @@ func (a *Agent) register(ctx context.Context) error {
 		registered = err == nil
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return nil
 		case <-time.After(wait):
 		}
 	}

@@ -4,53 +4,107 @@ import (
 	"context"
 	"errors"
 	"fmt"
-
-	"golang.org/x/sync/errgroup"
+	"sync"
+	"time"
 
 	"fermata/nodeagent/journal"
 	"fermata/protocol/api"
+	"fermata/protocol/failpoint"
 	"fermata/protocol/fault"
 )
 
+// releaseRetry spaces attempts to let guests run that could not be found
+// running by an agent that started again.
+const releaseRetry = 5 * time.Second
+
 // ReleaseGuests lets the cluster's guests run and opens their ingress, so that
 // frames held for them, recorded ones first, are delivered in order. It is
-// idempotent.
+// idempotent: once all run, a call that comes again, or late, changes nothing.
 func (a *Agent) ReleaseGuests(ctx context.Context, req *api.ReleaseGuestsRequest) error {
-	c, err := a.fence(req.GetCluster(), req.GetFence())
+	c, leave, err := a.enter(ctx, req.GetCluster(), req.GetFence())
 	if err != nil {
 		return err
 	}
-	c.op.Lock()
-	defer c.op.Unlock()
+	defer leave()
 	guests := c.list()
 	if len(guests) == 0 {
 		return fault.New(fault.NotFound, "cluster %s has no guests on node %s", c.name, a.cfg.Name)
+	}
+	if err := failpoint.Inject(ctx, failpoint.AgentBeforeRelease); err != nil {
+		return err
 	}
 	// Journalled first: an agent that dies below is followed by one that lets
 	// all of them run.
 	if err := a.update(c, func(rec *journal.Cluster) { rec.Released = true }); err != nil {
 		return err
 	}
-	return runGuests(ctx, guests)
+	return letRun(ctx, c)
 }
 
-// runGuests makes all guests run and opens their ingress. It tries all of them,
-// whatever fails.
-func runGuests(ctx context.Context, guests []*guest) error {
-	var g errgroup.Group
+// letRun makes all guests of a released cluster run and opens their ingress. It
+// tries all of them, whatever fails. When all run it does nothing any more: from
+// then on a guest that stands still does so for a round.
+//
+// Preconditions: the caller has the cluster's turn.
+func letRun(ctx context.Context, c *cluster) error {
+	if c.isRunning() {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, resumeBudget)
+	defer cancel()
+	guests := c.list()
 	errs := make([]error, len(guests))
-	for i, guest := range guests {
-		g.Go(func() error {
-			if err := guest.machine.Continue(ctx); err != nil {
-				errs[i] = fmt.Errorf("continue guest %s: %w", guest.spec.Name, err)
-				return nil
+	var wg sync.WaitGroup
+	for i, g := range guests {
+		wg.Go(func() {
+			if err := g.machine.Continue(ctx); err != nil {
+				errs[i] = fmt.Errorf("continue guest %s: %w", g.spec.Name, err)
+				return
 			}
-			guest.ungate()
-			return nil
+			g.ungate()
 		})
 	}
-	_ = g.Wait()
-	return errors.Join(errs...)
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	c.setRunning(true)
+	return nil
+}
+
+// finishReleases goes on letting the guests run of clusters that were released
+// before this agent started, until all of them do or ctx ends.
+func (a *Agent) finishReleases(ctx context.Context) {
+	for left := true; left; {
+		left = false
+		for _, c := range a.allClusters() {
+			if !c.record().Released || c.isRunning() || len(c.list()) == 0 {
+				continue
+			}
+			if err := a.finishRelease(ctx, c); err != nil {
+				left = true
+				a.log.Error("guests that were released do not run", "cluster", c.name, "error", err)
+			}
+		}
+		if left {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(releaseRetry):
+			}
+		}
+	}
+}
+
+func (a *Agent) finishRelease(ctx context.Context, c *cluster) error {
+	if err := c.begin(ctx); err != nil {
+		return err
+	}
+	defer c.end()
+	if !c.record().Released {
+		return nil // destroyed meanwhile
+	}
+	return letRun(ctx, c)
 }
 
 func (g *guest) ungate() {

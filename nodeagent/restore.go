@@ -26,30 +26,31 @@ const (
 
 // restore fills a machine that waits for its state: memory first, because
 // loading devices reads rings in guest memory, then devices, then the frames
-// that were on their way to the guest. It returns how many frames those were.
-func (m *maker) restore(ctx context.Context, g *guest) (frames int, err error) {
-	if err := m.checkMachine(ctx, g); err != nil {
-		return 0, err
+// that were on their way to the guest.
+func (m *maker) restore(ctx context.Context) error {
+	g := m.guest
+	if err := m.checkMachine(ctx); err != nil {
+		return err
 	}
 	for _, mem := range g.machine.Memory() {
 		obj := findObject(m.image, kindMemory, mem.Name)
 		if obj == nil || obj.SizeBytes != mem.Size {
-			return 0, fault.New(fault.Mismatch, "image of guest %s has no memory block %s of %d bytes", g.spec.Name, mem.Name, mem.Size)
+			return fault.New(fault.Mismatch, "image of guest %s has no memory block %s of %d bytes", g.spec.Name, mem.Name, mem.Size)
 		}
 		if err := m.restoreMemory(ctx, obj, mem); err != nil {
-			return 0, fmt.Errorf("restore memory %s: %w", mem.Name, err)
+			return fmt.Errorf("restore memory %s: %w", mem.Name, err)
 		}
 	}
 	devices := findObject(m.image, kindDevices, kindDevices)
 	if devices == nil {
-		return 0, fault.New(fault.Corrupt, "image of guest %s lacks its device state", g.spec.Name)
+		return fault.New(fault.Corrupt, "image of guest %s lacks its device state", g.spec.Name)
 	}
 	state, err := m.readBytes(ctx, devices, maxDeviceState)
 	if err != nil {
-		return 0, fmt.Errorf("read device state: %w", err)
+		return fmt.Errorf("read device state: %w", err)
 	}
 	if err := g.machine.LoadDevices(ctx, state); err != nil {
-		return 0, fmt.Errorf("load device state: %w", err)
+		return fmt.Errorf("load device state: %w", machineFault(err))
 	}
 	for _, n := range g.nics {
 		obj := findObject(m.image, kindChannel, n.spec.Name)
@@ -58,22 +59,23 @@ func (m *maker) restore(ctx context.Context, g *guest) (frames int, err error) {
 		}
 		b, err := m.readBytes(ctx, obj, maxChannelState)
 		if err != nil {
-			return 0, fmt.Errorf("read channel state of %s: %w", n.spec.Name, err)
+			return fmt.Errorf("read channel state of %s: %w", n.spec.Name, err)
 		}
 		recorded, err := fabric.DecodeFrames(b)
 		if err != nil {
-			return 0, fault.Wrap(fault.Corrupt, err, "channel state of %s", n.spec.Name)
+			return fault.Wrap(fault.Corrupt, err, "channel state of %s", n.spec.Name)
 		}
 		if err := n.port.Inject(recorded); err != nil {
-			return 0, fmt.Errorf("inject channel state of %s: %w", n.spec.Name, err)
+			return fmt.Errorf("inject channel state of %s: %w", n.spec.Name, err)
 		}
-		frames += len(recorded)
+		g.injected += uint64(len(recorded))
 	}
-	return frames, nil
+	return nil
 }
 
 // checkMachine refuses to pour a state into a machine it was not taken from.
-func (m *maker) checkMachine(ctx context.Context, g *guest) error {
+func (m *maker) checkMachine(ctx context.Context) error {
+	g := m.guest
 	var was qemu.Description
 	if err := json.Unmarshal(m.image.Machine, &was); err != nil {
 		return fault.Wrap(fault.Corrupt, err, "machine description of guest %s", g.spec.Name)
@@ -110,7 +112,7 @@ func (m *maker) readObject(ctx context.Context, obj *api.ImageObject, dst io.Wri
 		return err
 	}
 	err = m.reader.ReadImage(ctx, ref, dst, repository.ReadOptions{Progress: func(done int64) {
-		m.updates.send(&api.CreateGuestsUpdate{Guest: m.spec.Name, DoneBytes: uint64(done), TotalBytes: obj.SizeBytes})
+		m.updates.send(&api.CreateGuestsUpdate{Guest: m.guest.spec.Name, DoneBytes: uint64(done), TotalBytes: obj.SizeBytes})
 	}})
 	return repositoryFault(err)
 }
@@ -145,6 +147,8 @@ func repositoryFault(err error) error {
 		return fault.Wrap(fault.Corrupt, err, "repository lacks an object")
 	case errors.Is(err, repository.ErrNewerFormat):
 		return fault.Wrap(fault.Mismatch, err, "repository")
+	case errors.Is(err, repository.ErrPackMissing):
+		return fault.Wrap(fault.Aborted, err, "repository")
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
 		return fault.Wrap(fault.NoSpace, err, "repository")
 	default:
@@ -152,14 +156,18 @@ func repositoryFault(err error) error {
 	}
 }
 
-// launchFault gives an error of the driver its class.
-func launchFault(err error) error {
+// machineFault gives an error of the driver its class.
+func machineFault(err error) error {
 	switch {
 	case errors.Is(err, vmm.ErrNoSpace):
-		return fault.Wrap(fault.NoSpace, err, "launch")
+		return fault.Wrap(fault.NoSpace, err, "")
 	case errors.Is(err, vmm.ErrUnsupported), errors.Is(err, vmm.ErrUnfitMemory):
-		return fault.Wrap(fault.Invalid, err, "launch")
+		return fault.Wrap(fault.Invalid, err, "")
+	case errors.Is(err, vmm.ErrCorrupt), errors.Is(err, vmm.ErrStateSize):
+		return fault.Wrap(fault.Corrupt, err, "")
+	case errors.Is(err, vmm.ErrIncompatible):
+		return fault.Wrap(fault.Mismatch, err, "")
 	default:
-		return fmt.Errorf("launch: %w", err)
+		return err
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"fermata/protocol/api"
+	"fermata/protocol/failpoint"
 	"fermata/protocol/fault"
 	"fermata/protocol/round"
 )
@@ -63,8 +64,13 @@ type answer struct {
 }
 
 // startRounds begins to take part in the cluster's rounds. record is the
-// newest journal record of its member, or nil for guests that were just made.
+// newest journal record of its member, or nil for a life that has just begun.
 func (a *Agent) startRounds(c *cluster, record []byte) error {
+	if record == nil {
+		if err := a.journal.DeleteRound(c.name); err != nil { // of an earlier life
+			return err
+		}
+	}
 	rec := c.record()
 	cfg := round.MemberConfig{
 		Cluster: c.name, Node: round.NodeID(a.cfg.Name), Epoch: round.Epoch(rec.Epoch),
@@ -104,7 +110,7 @@ func newMember(cfg round.MemberConfig, record []byte) (*round.Member, error) {
 
 // recoverRounds takes up the rounds of the clusters that still have guests
 // here. A round that was cut short lets its guests run.
-func (a *Agent) recoverRounds(context.Context) error {
+func (a *Agent) recoverRounds() error {
 	records, err := a.journal.Rounds()
 	if err != nil {
 		return err
@@ -135,12 +141,12 @@ func (r *roundRun) run(ctx context.Context) {
 	ticker := time.NewTicker(roundTick)
 	defer ticker.Stop()
 	for {
-		r.flush()
+		r.flush(ctx)
 		select {
 		case in := <-r.inputs:
 			in(r.member)
 		case <-ticker.C:
-			r.member.Tick()
+			r.tick()
 		case <-ctx.Done():
 			return
 		}
@@ -159,12 +165,24 @@ func (r *roundRun) drainInputs(workDone <-chan struct{}) {
 	}
 }
 
+// tick passes time on. What it ends has used up its budget.
+func (r *roundRun) tick() {
+	before := r.member.Phase()
+	r.member.Tick()
+	switch after := r.member.Phase(); {
+	case after == before:
+	case after == round.MemberFailing, after == round.MemberFailed:
+		r.agent.log.Warn("budget used up", "cluster", r.cluster.name, "epoch", r.member.Epoch(), "reason", r.member.Reason())
+		r.classify(r.member.Epoch(), fault.Deadline)
+	}
+}
+
 // flush does what the member asks for, in the order that package round demands.
-func (r *roundRun) flush() {
+func (r *roundRun) flush(ctx context.Context) {
 	for r.member.HasReady() {
 		ready := r.member.Ready()
 		if ready.Journal != nil {
-			if err := r.store(*ready.Journal); err != nil {
+			if err := r.store(ctx, *ready.Journal); err != nil {
 				r.agent.log.Error("round cannot be journalled", "cluster", r.cluster.name, "epoch", r.member.Epoch(), "error", err)
 				r.member.JournalFailed()
 				continue
@@ -177,21 +195,28 @@ func (r *roundRun) flush() {
 	}
 }
 
-func (r *roundRun) store(j round.Journal) error {
+func (r *roundRun) store(ctx context.Context, j round.Journal) error {
+	if err := failpoint.Inject(ctx, failpoint.AgentBeforeJournal); err != nil {
+		return err
+	}
 	b, err := json.Marshal(j)
 	if err != nil {
 		return fmt.Errorf("encode round: %w", err)
 	}
-	return r.agent.journal.PutRound(r.cluster.name, b)
+	if err := r.agent.journal.PutRound(r.cluster.name, b); err != nil {
+		return err
+	}
+	return failpoint.Inject(ctx, failpoint.AgentAfterJournal)
 }
 
 func (r *roundRun) answer(reply round.Reply) {
 	key := callKey{reply.Call, reply.Round.Epoch}
 	a := answer{payload: reply.Payload}
 	if reply.Result == round.ResultFailed {
-		class, ok := r.class[reply.Round.Epoch]
-		if !ok {
-			class = fault.Aborted
+		class := r.class[reply.Round.Epoch]
+		switch class {
+		case fault.None, fault.Unavailable, fault.Busy, fault.Unknown:
+			class = fault.Aborted // the others would have the coordinator ask again
 		}
 		a.err = fault.New(class, "%s", reply.Reason)
 	}
@@ -203,10 +228,32 @@ func (r *roundRun) answer(reply round.Reply) {
 
 // post hands an input to the owner. It gives up when the owner has ended.
 func (r *roundRun) post(in func(*round.Member)) {
+	_ = r.ask(context.Background(), in)
+}
+
+// ask is post that also gives up with ctx. When it returns nil, the owner runs
+// in before anything that is asked later.
+func (r *roundRun) ask(ctx context.Context, in func(*round.Member)) error {
 	select {
 	case r.inputs <- in:
+		return nil
 	case <-r.stopped:
+		return fault.Wrap(fault.Unavailable, errLeaving, "rounds of cluster %s", r.cluster.name)
+	case <-ctx.Done():
+		return fmt.Errorf("rounds of cluster %s are busy: %w", r.cluster.name, context.Cause(ctx))
 	}
+}
+
+// fence makes a newer coordinator's token known to the member.
+func (r *roundRun) fence(ctx context.Context, t round.Token) error {
+	refused := make(chan error, 1)
+	if err := r.ask(ctx, func(m *round.Member) { refused <- m.Fence(t) }); err != nil {
+		return err
+	}
+	if err := <-refused; err != nil {
+		return roundFault(err)
+	}
+	return nil
 }
 
 // failed hands the failure of a step to the owner and remembers its class, so
@@ -214,35 +261,54 @@ func (r *roundRun) post(in func(*round.Member)) {
 func (r *roundRun) failed(e round.Epoch, step round.Step, err error) {
 	r.agent.log.Warn("step failed", "cluster", r.cluster.name, "epoch", e, "step", step, "error", err)
 	r.post(func(m *round.Member) {
-		if _, ok := r.class[e]; !ok {
-			clear(r.class) // older rounds are over
-			r.class[e] = fault.ClassOf(err)
-		}
+		r.classify(e, fault.ClassOf(err))
 		m.StepFailed(e, step, err.Error())
 	})
+}
+
+// classify remembers the class of a round's first failure.
+func (r *roundRun) classify(e round.Epoch, class fault.Class) {
+	if _, ok := r.class[e]; !ok {
+		clear(r.class) // older rounds are over
+		r.class[e] = class
+	}
 }
 
 // call gives a request to the member and waits for its answer.
 func (r *roundRun) call(ctx context.Context, req round.Request) ([]byte, error) {
 	wait := make(chan answer, 1)
-	refused := make(chan error, 1)
-	r.post(func(m *round.Member) {
+	err := r.ask(ctx, func(m *round.Member) {
 		if err := m.Step(req); err != nil {
-			refused <- roundFault(err)
+			wait <- answer{err: roundFault(err)}
 			return
 		}
+		r.forsake(m.Epoch())
 		key := callKey{req.Call, req.Round.Epoch}
 		r.waiting[key] = append(r.waiting[key], wait)
 	})
-	select {
-	case err := <-refused:
+	if err != nil {
 		return nil, err
+	}
+	select {
 	case a := <-wait:
 		return a.payload, a.err
 	case <-r.stopped:
 		return nil, fault.Wrap(fault.Unavailable, errLeaving, "%s", req)
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return nil, context.Cause(ctx)
+	}
+}
+
+// forsake answers who waits for a round that the member has left: no reply comes.
+func (r *roundRun) forsake(newest round.Epoch) {
+	for key, waits := range r.waiting {
+		if key.epoch >= newest {
+			continue
+		}
+		for _, w := range waits {
+			w <- answer{err: fault.New(fault.Stale, "round %d has begun", newest)} // buffered
+		}
+		delete(r.waiting, key)
 	}
 }
 
@@ -258,8 +324,17 @@ func roundFault(err error) error {
 	return fault.Wrap(class, err, "round")
 }
 
+// rounds returns the driver of the cluster's rounds; nil: it takes part in none.
+func (c *cluster) rounds() *roundRun {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.round
+}
+
 // endRound gives up a round in progress, lets its guests run and stops taking
-// part in further ones.
+// part in further ones. It waits no longer than leaveBudget.
+//
+// On error: a guest may stand still; the attempts to let it run go on.
 func (c *cluster) endRound(ctx context.Context) error {
 	c.mu.Lock()
 	r := c.round
@@ -270,26 +345,31 @@ func (c *cluster) endRound(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, leaveBudget)
 	defer cancel()
-	r.post(func(m *round.Member) { m.StepFailed(m.Epoch(), round.StepAbort, errLeaving.Error()) })
-	err := r.awaitFree(ctx)
+	err := r.awaitRunning(ctx)
 	r.cancel()
-	<-r.stopped
-	return err
+	select {
+	case <-r.stopped:
+		return err
+	case <-ctx.Done():
+		return errors.Join(err, fmt.Errorf("rounds of cluster %s do not end: %w", c.name, ctx.Err()))
+	}
 }
 
-// awaitFree waits until no guest stands still for the round.
-func (r *roundRun) awaitFree(ctx context.Context) error {
+// awaitRunning fails the round in progress and waits until no guest stands
+// still for it.
+func (r *roundRun) awaitRunning(ctx context.Context) error {
+	fail := func(m *round.Member) { m.StepFailed(m.Epoch(), round.StepAbort, errLeaving.Error()) }
+	if err := r.ask(ctx, fail); err != nil {
+		return err
+	}
 	ticker := time.NewTicker(roundTick / 5)
 	defer ticker.Stop()
 	for {
-		free := make(chan bool, 1)
-		r.post(func(m *round.Member) { free <- m.Phase() != round.MemberFailing && !m.HasReady() && r.worker.idle() })
-		select {
-		case ok := <-free:
-			if ok {
-				return nil
-			}
-		case <-r.stopped:
+		phase := make(chan round.MemberPhase, 1)
+		if err := r.ask(ctx, func(m *round.Member) { phase <- m.Phase() }); err != nil {
+			return err
+		}
+		if <-phase != round.MemberFailing {
 			return nil
 		}
 		select {
@@ -302,8 +382,8 @@ func (r *roundRun) awaitFree(ctx context.Context) error {
 
 // member returns the driver of the cluster's rounds and the token by which its
 // caller is known to it.
-func (a *Agent) member(id *api.Round) (*roundRun, round.Request, error) {
-	c, err := a.fence(id.GetCluster(), id.GetFence())
+func (a *Agent) member(ctx context.Context, id *api.Round) (*roundRun, round.Request, error) {
+	c, err := a.fence(ctx, id.GetCluster(), id.GetFence())
 	if err != nil {
 		return nil, round.Request{}, err
 	}
@@ -331,7 +411,7 @@ func memberToken(retired int, token uint64) round.Token {
 
 // PrepareRound answers when the node's guests are ready to be cut.
 func (a *Agent) PrepareRound(ctx context.Context, in *api.PrepareRoundRequest) (*api.PrepareRoundReply, error) {
-	r, req, err := a.member(in.GetRound())
+	r, req, err := a.member(ctx, in.GetRound())
 	if err != nil {
 		return nil, err
 	}
@@ -351,7 +431,7 @@ func (a *Agent) PrepareRound(ctx context.Context, in *api.PrepareRoundRequest) (
 
 // CutRound answers when the node's guests run again.
 func (a *Agent) CutRound(ctx context.Context, in *api.CutRoundRequest) (*api.CutRoundReply, error) {
-	r, req, err := a.member(in.GetRound())
+	r, req, err := a.member(ctx, in.GetRound())
 	if err != nil {
 		return nil, err
 	}
@@ -362,7 +442,7 @@ func (a *Agent) CutRound(ctx context.Context, in *api.CutRoundRequest) (*api.Cut
 // PersistRound answers when the node's image is durable, and reports progress
 // until then.
 func (a *Agent) PersistRound(ctx context.Context, in *api.PersistRoundRequest, report func(*api.PersistRoundUpdate) error) error {
-	r, req, err := a.member(in.GetRound())
+	r, req, err := a.member(ctx, in.GetRound())
 	if err != nil {
 		return err
 	}
@@ -391,7 +471,7 @@ func (a *Agent) PersistRound(ctx context.Context, in *api.PersistRoundRequest, r
 
 // FinishRound answers when the node knows the outcome durably.
 func (a *Agent) FinishRound(ctx context.Context, in *api.FinishRoundRequest) error {
-	r, req, err := a.member(in.GetRound())
+	r, req, err := a.member(ctx, in.GetRound())
 	if err != nil {
 		return err
 	}
@@ -399,8 +479,13 @@ func (a *Agent) FinishRound(ctx context.Context, in *api.FinishRoundRequest) err
 	if in.Committed {
 		req.Outcome = round.Committed
 	}
-	_, err = r.call(ctx, req)
-	return err
+	if err := failpoint.Inject(ctx, failpoint.AgentBeforeFinish); err != nil {
+		return err
+	}
+	if _, err := r.call(ctx, req); err != nil {
+		return err
+	}
+	return failpoint.Inject(ctx, failpoint.AgentAfterFinish)
 }
 
 // callFor makes a call whose answer is the message into.

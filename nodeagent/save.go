@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -15,6 +17,7 @@ import (
 	"fermata/nodeagent/capture"
 	"fermata/nodeagent/fabric"
 	"fermata/protocol/api"
+	"fermata/protocol/failpoint"
 	"fermata/protocol/fault"
 	"fermata/vmm"
 )
@@ -32,14 +35,15 @@ type saving struct {
 	writer  *repository.Writer
 	endCut  func() // closes the cut on the wire; nil before beginCut
 	guests  []*savedGuest
+	loose   sync.WaitGroup // copying that a step may have left behind; see apart
 }
 
 // savedGuest is one guest's part of the cut.
 type savedGuest struct {
 	*guest
 	report  *api.GuestReport
-	stopAt  time.Time // just before the order to stop; zero: not stopped by us
-	held    bool      // the guard watches it
+	stopAt  time.Time // just before the guard was told
+	held    bool      // may stand still for this round; the guard watches it
 	devices []byte
 	pieces  []*piece
 	frames  []recordedFrames
@@ -81,11 +85,18 @@ func (s *saving) gateAndDrain(ctx context.Context) error {
 	begun := time.Now()
 	for _, sg := range s.guests {
 		for _, n := range sg.nics {
-			n.port.Gate()
+			if err := n.port.Gate(); err != nil {
+				return err
+			}
 		}
 	}
-	return s.each(ctx, "drain", func(ctx context.Context, sg *savedGuest) error {
-		ctx, cancel := context.WithTimeout(ctx, s.agent.cfg.DrainBudget)
+	if err := failpoint.Inject(ctx, failpoint.AgentAfterGate); err != nil {
+		return err
+	}
+	// Whoever does not drain must leave time for the rest of the pause.
+	budget := min(s.agent.cfg.DrainBudget, s.budget/2)
+	err := s.each(ctx, "drain", func(ctx context.Context, sg *savedGuest) error {
+		ctx, cancel := context.WithTimeout(ctx, budget)
 		defer cancel()
 		for _, n := range sg.nics {
 			err := n.port.Drain(ctx)
@@ -99,6 +110,10 @@ func (s *saving) gateAndDrain(ctx context.Context) error {
 		sg.report.GateUs = micros(begun)
 		return nil
 	})
+	if err != nil {
+		return err
+	}
+	return failpoint.Inject(ctx, failpoint.AgentAfterDrain)
 }
 
 // stop makes all guests stand still and empties the wire behind them: frames
@@ -106,11 +121,11 @@ func (s *saving) gateAndDrain(ctx context.Context) error {
 // sent are read and switched.
 func (s *saving) stop(ctx context.Context) error {
 	err := s.each(ctx, "stop", func(ctx context.Context, sg *savedGuest) error {
+		sg.stopAt = time.Now()
 		if err := s.agent.guard.Hold(sg.machine.State().GuardPath, s.budget+guardSlack); err != nil {
 			return err
 		}
 		sg.held = true
-		sg.stopAt = time.Now()
 		if err := sg.machine.Stop(ctx); err != nil {
 			return err
 		}
@@ -126,7 +141,10 @@ func (s *saving) stop(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return s.agent.fabric.DrainEgress(ctx, s.cluster.name)
+	if err := s.agent.fabric.DrainEgress(ctx, s.cluster.name); err != nil {
+		return err
+	}
+	return failpoint.Inject(ctx, failpoint.AgentAfterStop)
 }
 
 // guardSlack is how much later than the agent's own deadline the guard acts, so
@@ -136,15 +154,18 @@ const guardSlack = 2 * time.Second
 // saveState takes device state, then memory and disks, of all guests. Saving
 // devices may still write guest memory, so memory comes after it.
 func (s *saving) saveState(ctx context.Context) error {
-	return s.each(ctx, "save", func(ctx context.Context, sg *savedGuest) (err error) {
+	err := s.each(ctx, "save", func(ctx context.Context, sg *savedGuest) (err error) {
 		begun := time.Now()
 		if sg.devices, err = sg.machine.SaveDevices(ctx); err != nil {
 			return err
 		}
 		sg.report.DevicesUs = micros(begun)
+		if err := failpoint.Inject(ctx, failpoint.AgentAfterSaveDevices); err != nil {
+			return err
+		}
 		begun = time.Now()
 		for _, mem := range sg.machine.Memory() {
-			if err := s.savePiece(ctx, sg, kindMemory, mem.Name, mem.Path, int64(mem.Size)); err != nil {
+			if err := s.savePiece(ctx, sg, kindMemory, mem.Name, mem.Path); err != nil {
 				return err
 			}
 		}
@@ -152,12 +173,7 @@ func (s *saving) saveState(ctx context.Context) error {
 			if d.ReadOnly {
 				continue
 			}
-			path := overlayPath(sg.dir, d.Name)
-			fi, err := os.Stat(path)
-			if err != nil {
-				return fmt.Errorf("disk %s: %w", d.Name, err)
-			}
-			if err := s.savePiece(ctx, sg, kindDisk, d.Name, path, fi.Size()); err != nil {
+			if err := s.savePiece(ctx, sg, kindDisk, d.Name, overlayPath(sg.dir, d.Name)); err != nil {
 				return err
 			}
 		}
@@ -173,27 +189,65 @@ func (s *saving) saveState(ctx context.Context) error {
 		}
 		return nil
 	})
+	if err != nil {
+		return err
+	}
+	return failpoint.Inject(ctx, failpoint.AgentAfterSaveMemory)
 }
 
-func (s *saving) savePiece(ctx context.Context, sg *savedGuest, kind, name, path string, size int64) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return fmt.Errorf("open %s %s: %w", kind, name, err)
-	}
-	defer f.Close()
+// savePiece takes one memory block or disk overlay.
+func (s *saving) savePiece(ctx context.Context, sg *savedGuest, kind, name, path string) error {
 	p := &piece{kind: kind, name: name}
 	sg.pieces = append(sg.pieces, p)
-	p.copy, err = s.agent.budget.CopyFile(f, size)
+	return s.apart(ctx, func() error {
+		if err := s.takePiece(ctx, p, path); err != nil {
+			return fmt.Errorf("%s %s: %w", kind, name, err)
+		}
+		return nil
+	})
+}
+
+// apart runs f and waits for it no longer than ctx: a disk or filesystem that
+// hangs must not keep guests from running. What f touches is its own until
+// loose is done.
+func (s *saving) apart(ctx context.Context, f func() error) error {
+	done := make(chan error, 1)
+	s.loose.Go(func() { done <- f() })
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// takePiece copies a piece, or stores it at once when the copy would take more
+// memory than is left.
+func (s *saving) takePiece(ctx context.Context, p *piece, path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	take := s.agent.budget.CopyFile
+	if p.kind == kindMemory {
+		take = s.agent.budget.CopyMemory
+	}
+	p.copy, err = take(ctx, f, fi.Size())
 	if !errors.Is(err, capture.ErrOverBudget) {
 		return err
 	}
 	s.agent.log.Warn("capture budget is used up, storing inside the pause",
-		"guest", sg.spec.Name, "piece", name, "epoch", s.epoch)
-	data, err := capture.Data(f, size)
+		"cluster", s.cluster.name, "epoch", s.epoch, "piece", p.name)
+	data, err := capture.Data(f, fi.Size())
 	if err != nil {
 		return err
 	}
-	return s.store(ctx, p, f, size, data, nil)
+	return s.store(ctx, p, f, fi.Size(), data, nil)
 }
 
 // store puts one piece into the repository.
@@ -207,8 +261,8 @@ func (s *saving) store(ctx context.Context, p *piece, src io.ReaderAt, size int6
 }
 
 // beginCut opens the cut on the wire and calls marker for each of the other
-// members once all their markers are here.
-func (s *saving) beginCut(others []string, marker func(node string)) error {
+// members once all their markers are here, or broken when they cannot come.
+func (s *saving) beginCut(others []string, marker func(node string), broken func(error)) error {
 	if err := s.agent.fabric.BeginCut(s.cluster.name, s.epoch, others); err != nil {
 		return err
 	}
@@ -219,31 +273,50 @@ func (s *saving) beginCut(others []string, marker func(node string)) error {
 	}
 	go func() {
 		err := s.agent.fabric.WaitMarkers(ctx, s.cluster.name, s.epoch)
-		if err != nil {
-			// The pause budget ends the round if it still needs them.
-			s.agent.log.Debug("markers missing", "cluster", s.cluster.name, "epoch", s.epoch, "error", err)
-			return
-		}
-		for _, node := range others {
-			marker(node)
+		switch {
+		case ctx.Err() != nil: // the cut has ended
+		case err != nil:
+			broken(err)
+		default:
+			for _, node := range others {
+				marker(node)
+			}
 		}
 	}()
 	return nil
 }
 
 // sendMarkers tells the other members that no frame of before the cut follows.
-func (s *saving) sendMarkers() error {
-	return s.agent.fabric.SendMarkers(s.cluster.name, s.epoch)
+func (s *saving) sendMarkers(ctx context.Context) error {
+	if err := failpoint.Inject(ctx, failpoint.AgentBeforeMark); err != nil {
+		return err
+	}
+	if err := s.agent.fabric.SendMarkers(s.cluster.name, s.epoch); err != nil {
+		return err
+	}
+	return failpoint.Inject(ctx, failpoint.AgentAfterMark)
 }
 
 // recordChannels keeps what was sent before the cut and not received before it.
-func (s *saving) recordChannels(discard bool) error {
+// It is the last step before the guests run, and so the one that makes sure that
+// all have stood still until here.
+func (s *saving) recordChannels(ctx context.Context, discard bool) error {
+	if err := failpoint.Inject(ctx, failpoint.AgentAfterCloseChannels); err != nil {
+		return err
+	}
+	for _, sg := range s.guests {
+		// An agent that was itself stopped for a while does not count that time in
+		// ticks; the guard does, and may have let the guest run.
+		if stood := time.Since(sg.stopAt); stood > s.budget {
+			return fault.New(fault.Deadline, "guest %s has stood still for %s: pause budget of %s is used up", sg.spec.Name, stood, s.budget)
+		}
+	}
 	if discard {
-		return nil
+		return failpoint.Inject(ctx, failpoint.AgentAfterRecordChannels)
 	}
 	state, err := s.agent.fabric.ChannelState(s.cluster.name, s.epoch)
 	if err != nil {
-		return fmt.Errorf("record channels: %w", err)
+		return err
 	}
 	for _, sg := range s.guests {
 		for _, n := range sg.nics {
@@ -255,47 +328,63 @@ func (s *saving) recordChannels(discard bool) error {
 			sg.report.FramesRecorded += uint64(len(frames))
 		}
 	}
-	return nil
+	return failpoint.Inject(ctx, failpoint.AgentAfterRecordChannels)
 }
 
 // resume makes every guest that this round stopped run again and opens all
 // ingress. It tries all guests, whatever fails, and may be called in any state.
 func (s *saving) resume(ctx context.Context) error {
 	errs := make([]error, len(s.guests))
-	g := errgroup.Group{}
+	var wg sync.WaitGroup
 	for i, sg := range s.guests {
-		g.Go(func() error {
-			errs[i] = s.resumeGuest(ctx, sg)
-			return nil
-		})
+		wg.Go(func() { errs[i] = s.resumeGuest(ctx, sg) })
 	}
-	_ = g.Wait()
-	if s.endCut != nil {
-		s.endCut()
-	}
+	wg.Wait()
+	s.closeCut()
 	return errors.Join(errs...)
 }
 
 func (s *saving) resumeGuest(ctx context.Context, sg *savedGuest) error {
 	if sg.held {
 		begun := time.Now()
-		sg.report.ChannelsUs = uint64(max(begun.Sub(sg.stopAt).Microseconds()-int64(sg.report.StopUs+sg.report.DevicesUs+sg.report.MemoryUs), 0))
-		if err := sg.machine.Continue(ctx); err != nil {
+		switch err := sg.machine.Continue(ctx); {
+		case errors.Is(err, vmm.ErrGone):
+			// Nothing is left to run. What was saved of it is as good as before.
+			s.agent.log.Warn("guest ended while it stood still", "cluster", s.cluster.name, "guest", sg.spec.Name, "error", err)
+		case err != nil:
 			return fmt.Errorf("continue guest %s: %w", sg.spec.Name, err)
 		}
 		sg.report.ResumeUs = micros(begun)
 		sg.report.PauseUs = micros(sg.stopAt)
-		if err := s.agent.guard.Release(sg.machine.State().GuardPath); err != nil {
-			return err
-		}
+		sg.report.ChannelsUs = sg.report.PauseUs - min(sg.report.PauseUs,
+			sg.report.StopUs+sg.report.DevicesUs+sg.report.MemoryUs+sg.report.ResumeUs)
 		sg.held = false
+		if err := s.agent.guard.Release(sg.machine.State().GuardPath); err != nil {
+			// The guest runs, and that is all the guard could do for it.
+			s.agent.log.Error("guard does not answer", "error", err)
+		}
 	}
 	sg.ungate()
 	return nil
 }
 
-// discard frees what the round holds. Nothing of it was made visible.
+// standing tells whether a guest may still stand still for this round.
+func (s *saving) standing() bool {
+	return slices.ContainsFunc(s.guests, func(sg *savedGuest) bool { return sg.held })
+}
+
+func (s *saving) closeCut() {
+	if s.endCut != nil {
+		s.endCut()
+	}
+}
+
+// discard frees the memory that the round holds, and gives up what of the image
+// is not durable yet. It waits for copying that was left behind. It is
+// idempotent and lets no guest run.
 func (s *saving) discard() error {
+	s.closeCut()
+	s.loose.Wait()
 	var errs []error
 	for _, sg := range s.guests {
 		for _, p := range sg.pieces {

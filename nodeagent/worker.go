@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -11,6 +12,7 @@ import (
 
 	"fermata/imageio/repository"
 	"fermata/protocol/api"
+	"fermata/protocol/failpoint"
 	"fermata/protocol/fault"
 	"fermata/protocol/round"
 	"fermata/vmm"
@@ -22,16 +24,16 @@ const resumeBudget = 5 * time.Second
 
 // worker carries out the actions of a cluster's member, one after the other.
 //
-// Concurrency: hand and idle may be called beside run.
+// Concurrency: hand may be called beside run.
 type worker struct {
-	run_   *roundRun
-	saving *saving // owned by run's goroutine; nil when no round holds anything
+	rounds *roundRun // immutable
+	saving *saving   // owned by run's goroutine; nil when no round holds anything
 
 	mu      sync.Mutex
 	queue   []job              // guarded by mu
 	batch   int                // guarded by mu; number of the last hand
-	busy    bool               // guarded by mu
-	abandon context.CancelFunc // guarded by mu; cancels the job in progress
+	current round.ID           // guarded by mu; of the job in progress
+	abandon context.CancelFunc // guarded by mu; cancels the job in progress; nil: none is
 	wake    chan struct{}      // buffered 1; raised when queue grows
 }
 
@@ -42,7 +44,7 @@ type job struct {
 }
 
 func newWorker(r *roundRun) *worker {
-	return &worker{run_: r, wake: make(chan struct{}, 1)}
+	return &worker{rounds: r, wake: make(chan struct{}, 1)}
 }
 
 // hand queues actions. Abandon acts at once. It never blocks.
@@ -54,8 +56,8 @@ func (w *worker) hand(actions []round.Action) {
 	w.batch++
 	for _, a := range actions {
 		if a.Kind == round.Abandon {
-			w.queue = nil
-			if w.abandon != nil {
+			w.queue = slices.DeleteFunc(w.queue, func(j job) bool { return j.Round == a.Round })
+			if w.abandon != nil && w.current == a.Round {
 				w.abandon()
 			}
 			continue
@@ -69,13 +71,6 @@ func (w *worker) hand(actions []round.Action) {
 	}
 }
 
-// idle reports that nothing is queued or in progress.
-func (w *worker) idle() bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return !w.busy && len(w.queue) == 0
-}
-
 // run works until ctx ends, and then frees what is held.
 func (w *worker) run(ctx context.Context) {
 	for {
@@ -85,7 +80,9 @@ func (w *worker) run(ctx context.Context) {
 			case <-w.wake:
 				continue
 			case <-ctx.Done():
-				w.free()
+				if err := w.free(); err != nil {
+					w.rounds.agent.log.Error("end of rounds", "cluster", w.rounds.cluster.name, "error", err)
+				}
 				return
 			}
 		}
@@ -102,38 +99,33 @@ func (w *worker) next(ctx context.Context) (job, context.Context, bool) {
 	}
 	j := w.queue[0]
 	w.queue = w.queue[1:]
-	w.busy = true
+	w.current = j.Round
 	ctx, w.abandon = context.WithCancel(ctx)
 	return j, ctx, true
 }
 
+// finish ends the job in progress. A failure takes those behind it of its batch
+// along, except one to resume, which must not keep the memory of a round.
 func (w *worker) finish(j job, err error) {
 	w.mu.Lock()
-	w.busy = false
 	w.abandon()
 	w.abandon = nil
-	if err != nil {
-		kept := w.queue[:0]
-		for _, q := range w.queue {
-			if q.batch != j.batch {
-				kept = append(kept, q)
-			}
-		}
-		w.queue = kept
+	if err != nil && j.Kind != round.ResumeGuests {
+		w.queue = slices.DeleteFunc(w.queue, func(q job) bool { return q.batch == j.batch })
 	}
 	w.mu.Unlock()
 	switch {
 	case err == nil:
 	case j.Kind.Step() == "": // not answered
-		w.run_.agent.log.Warn("action failed", "cluster", w.run_.cluster.name, "action", j.Action.String(), "error", err)
+		w.rounds.agent.log.Warn("action failed", "cluster", w.rounds.cluster.name, "action", j.Action.String(), "error", err)
 	default:
-		w.run_.failed(j.Round.Epoch, j.Kind.Step(), err)
+		w.rounds.failed(j.Round.Epoch, j.Kind.Step(), err)
 	}
 }
 
 // do carries out one action and hands its event back.
 func (w *worker) do(ctx context.Context, a round.Action) error {
-	r, s, epoch := w.run_, w.saving, a.Round.Epoch
+	r, s, epoch := w.rounds, w.saving, a.Round.Epoch
 	begun := time.Now()
 	defer func() {
 		r.agent.log.Debug("action done", "cluster", r.cluster.name, "epoch", epoch, "action", a.Kind.String(), "elapsed", time.Since(begun))
@@ -144,7 +136,7 @@ func (w *worker) do(ctx context.Context, a round.Action) error {
 	case round.ResumeGuests:
 		return w.resume(ctx, epoch)
 	case round.KeepImage, round.DiscardImage, round.ForgetImage:
-		return w.free()
+		return w.discard()
 	}
 	if s == nil || s.epoch != uint64(epoch) {
 		return fault.New(fault.Internal, "nothing prepared for epoch %d", epoch)
@@ -159,7 +151,7 @@ func (w *worker) do(ctx context.Context, a round.Action) error {
 		r.post(func(m *round.Member) { m.GuestsStopped(epoch) })
 		return nil
 	case round.SendMarkers:
-		return s.sendMarkers()
+		return s.sendMarkers(ctx)
 	case round.SaveState:
 		if err := s.saveState(ctx); err != nil {
 			return err
@@ -167,7 +159,7 @@ func (w *worker) do(ctx context.Context, a round.Action) error {
 		r.post(func(m *round.Member) { m.StateSaved(epoch) })
 		return nil
 	case round.RecordChannels:
-		return s.recordChannels(a.Options.DiscardChannels)
+		return s.recordChannels(ctx, a.Options.DiscardChannels)
 	case round.StartPersist:
 		return w.persist(ctx, s, epoch)
 	default:
@@ -177,9 +169,15 @@ func (w *worker) do(ctx context.Context, a round.Action) error {
 
 // prepare checks that every guest can be cut and reserves what the round needs.
 func (w *worker) prepare(ctx context.Context, a round.Action) error {
-	r := w.run_
+	r := w.rounds
 	if err := w.free(); err != nil {
 		return err
+	}
+	if !r.cluster.isRunning() {
+		return fault.New(fault.Invalid, "guests are not released")
+	}
+	for _, g := range r.cluster.leftovers() {
+		return fault.New(fault.Invalid, "guest %s is lost, must run", g.spec.Name)
 	}
 	if err := r.agent.repo.Refresh(ctx); err != nil {
 		return fmt.Errorf("look for new packs: %w", repositoryFault(err))
@@ -212,14 +210,20 @@ func (w *worker) prepare(ctx context.Context, a round.Action) error {
 			others = append(others, string(m))
 		}
 	}
-	if err := s.beginCut(others, func(node string) {
-		r.post(func(m *round.Member) { m.MarkerFrom(a.Round.Epoch, round.NodeID(node)) })
-	}); err != nil {
+	err = s.beginCut(others,
+		func(node string) {
+			r.post(func(m *round.Member) { m.MarkerFrom(a.Round.Epoch, round.NodeID(node)) })
+		},
+		func(err error) { r.failed(a.Round.Epoch, round.StepCloseChannels, err) })
+	if err != nil {
 		return err
 	}
 	payload, err := proto.Marshal(reply)
 	if err != nil {
 		return fmt.Errorf("encode answer: %w", err)
+	}
+	if err := failpoint.Inject(ctx, failpoint.AgentAfterPrepare); err != nil {
+		return err
 	}
 	r.post(func(m *round.Member) { m.GuestsPrepared(a.Round.Epoch, payload) })
 	return nil
@@ -230,7 +234,13 @@ func (w *worker) resume(ctx context.Context, epoch round.Epoch) error {
 	if s := w.saving; s != nil {
 		ctx, cancel := context.WithTimeout(ctx, resumeBudget)
 		defer cancel()
+		if err := failpoint.Inject(ctx, failpoint.AgentBeforeResume); err != nil {
+			return err
+		}
 		if err := s.resume(ctx); err != nil {
+			return err
+		}
+		if err := failpoint.Inject(ctx, failpoint.AgentAfterResume); err != nil {
 			return err
 		}
 		for _, sg := range s.guests {
@@ -241,12 +251,12 @@ func (w *worker) resume(ctx context.Context, epoch round.Epoch) error {
 	if err != nil {
 		return fmt.Errorf("encode answer: %w", err)
 	}
-	w.run_.post(func(m *round.Member) { m.GuestsResumed(epoch, payload) })
+	w.rounds.post(func(m *round.Member) { m.GuestsResumed(epoch, payload) })
 	return nil
 }
 
 func (w *worker) persist(ctx context.Context, s *saving, epoch round.Epoch) error {
-	r := w.run_
+	r := w.rounds
 	r.done.Store(0)
 	r.total.Store(s.rawBytes())
 	image, err := s.persist(ctx, func(done, total uint64) {
@@ -260,18 +270,34 @@ func (w *worker) persist(ctx context.Context, s *saving, epoch round.Epoch) erro
 	if err != nil {
 		return fmt.Errorf("encode answer: %w", err)
 	}
+	// A member that waits for the outcome holds no memory.
+	if err := w.discard(); err != nil {
+		return err
+	}
 	r.post(func(m *round.Member) { m.PersistDone(epoch, payload) })
 	return nil
 }
 
-// free drops what the last round holds; guests it left stopped run.
-func (w *worker) free() error {
+// discard drops what the last round holds, but keeps account of guests that
+// could not be resumed: the state machine asks for them again.
+func (w *worker) discard() error {
 	s := w.saving
 	if s == nil {
 		return nil
 	}
-	w.saving = nil
+	err := s.discard()
+	if !s.standing() {
+		w.saving = nil
+	}
+	return err
+}
+
+// free is discard after a last attempt to let guests run.
+func (w *worker) free() error {
+	if w.saving == nil {
+		return nil
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), resumeBudget)
 	defer cancel()
-	return errors.Join(s.resume(ctx), s.discard())
+	return errors.Join(w.saving.resume(ctx), w.discard())
 }

@@ -7,6 +7,7 @@
 package capture
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +15,7 @@ import (
 	"runtime"
 	"sync"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"fermata/imageio/extent"
@@ -32,6 +34,13 @@ type Budget struct {
 
 // NewBudget returns a budget of n bytes.
 func NewBudget(n int64) *Budget { return &Budget{free: n} }
+
+// Free returns what may still be taken, in bytes.
+func (b *Budget) Free() int64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.free
+}
 
 func (b *Budget) take(n int64) bool {
 	b.mu.Lock()
@@ -63,13 +72,56 @@ type Copy struct {
 
 var _ io.ReaderAt = (*Copy)(nil)
 
-// CopyFile copies the first size bytes of f. Nothing may write f meanwhile:
-// its guest stands still.
+// CopyMemory copies the first size bytes, whole pages, of a guest's memory
+// file, by way of a mapping. Nothing may write f meanwhile: its guest stands
+// still.
 //
 // On error nothing is held.
-func (b *Budget) CopyFile(f *os.File, size int64) (_ *Copy, err error) {
+func (b *Budget) CopyMemory(ctx context.Context, f *os.File, size int64) (*Copy, error) {
+	if size%pageBytes != 0 {
+		return nil, fmt.Errorf("copy %d bytes of %s: not whole pages", size, f.Name())
+	}
+	return b.copy(ctx, f, size, func(dst []byte, data extent.Set) error {
+		src, err := mapFile(f, size)
+		if err != nil {
+			return err
+		}
+		err = eachPiece(ctx, data, func(e extent.Extent) error {
+			for off := e.Off; off < e.End(); off += pageBytes {
+				if p := src[off : off+pageBytes]; !isZero(p) {
+					copy(dst[off:off+pageBytes], p)
+				}
+			}
+			return nil
+		})
+		if err := unix.Munmap(src); err != nil {
+			return fmt.Errorf("unmap %s: %w", f.Name(), err)
+		}
+		return err
+	})
+}
+
+// CopyFile copies the first size bytes of an ordinary file, such as a disk
+// overlay, under the conditions of CopyMemory. It reads: a failing disk under a
+// mapping would end the whole process with SIGBUS.
+func (b *Budget) CopyFile(ctx context.Context, f *os.File, size int64) (*Copy, error) {
+	return b.copy(ctx, f, size, func(dst []byte, data extent.Set) error {
+		return eachPiece(ctx, data, func(e extent.Extent) error {
+			if _, err := f.ReadAt(dst[e.Off:min(e.End(), size)], e.Off); err != nil {
+				return fmt.Errorf("copy %s: %w", f.Name(), err)
+			}
+			return nil
+		})
+	})
+}
+
+// copy takes what the copy needs and has fill write it.
+func (b *Budget) copy(ctx context.Context, f *os.File, size int64, fill func(dst []byte, data extent.Set) error) (_ *Copy, err error) {
 	if size == 0 {
 		return &Copy{}, nil
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, context.Cause(ctx)
 	}
 	data, err := Data(f, size)
 	if err != nil {
@@ -80,61 +132,48 @@ func (b *Budget) CopyFile(f *os.File, size int64) (_ *Copy, err error) {
 		return nil, fmt.Errorf("copy %d bytes of %s: %w", need, f.Name(), ErrOverBudget)
 	}
 	c := &Copy{budget: b, taken: need, size: size, data: data}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, c.Close())
-		}
-	}()
-	rounded := (size + pageBytes - 1) &^ (pageBytes - 1)
-	if c.mem, err = mapAnonymous(rounded); err != nil {
-		return nil, err
+	if c.mem, err = mapAnonymous((size + pageBytes - 1) &^ (pageBytes - 1)); err == nil {
+		err = fill(c.mem, data)
 	}
-	if size%pageBytes != 0 {
-		// Not a memory block: a file whose last page is partial cannot be mapped
-		// safely to its end while it may be truncated by others.
-		for e := range data.All() {
-			if _, err := f.ReadAt(c.mem[e.Off:min(e.End(), size)], e.Off); err != nil {
-				return nil, fmt.Errorf("copy %s: %w", f.Name(), err)
-			}
-		}
-		return c, nil
-	}
-	src, err := mapFile(f, size)
 	if err != nil {
-		return nil, err
-	}
-	copyPages(c.mem, src, data)
-	if err := unix.Munmap(src); err != nil {
-		return nil, fmt.Errorf("unmap %s: %w", f.Name(), err)
+		return nil, errors.Join(err, c.Close())
 	}
 	return c, nil
 }
 
-// copyPages copies the non-zero pages of data, on all processors.
-func copyPages(dst, src []byte, data extent.Set) {
-	// pieceBytes is what one worker copies at a time: large enough to make
-	// handing out free, small enough to keep all workers busy to the end.
+// eachPiece calls f for pieces of data, on all processors, until all are done,
+// one fails or ctx ends.
+func eachPiece(ctx context.Context, data extent.Set, f func(extent.Extent) error) error {
+	// pieceBytes is what one worker takes at a time: large enough to make
+	// handing out free, small enough to keep all workers busy to the end, and to
+	// give up within milliseconds.
 	const pieceBytes = 4 << 20
+	g, ctx := errgroup.WithContext(ctx)
 	pieces := make(chan extent.Extent, 64)
-	var wg sync.WaitGroup
 	for range runtime.GOMAXPROCS(0) {
-		wg.Go(func() {
+		g.Go(func() error {
 			for e := range pieces {
-				for off := e.Off; off < e.End(); off += pageBytes {
-					if p := src[off : off+pageBytes]; !isZero(p) {
-						copy(dst[off:off+pageBytes], p)
-					}
+				if err := f(e); err != nil {
+					return err
 				}
 			}
+			return nil
 		})
 	}
-	for e := range data.All() {
-		for off := e.Off; off < e.End(); off += pieceBytes {
-			pieces <- extent.Extent{Off: off, Len: min(pieceBytes, e.End()-off)}
+	g.Go(func() error {
+		defer close(pieces)
+		for e := range data.All() {
+			for off := e.Off; off < e.End(); off += pieceBytes {
+				select {
+				case pieces <- extent.Extent{Off: off, Len: min(pieceBytes, e.End()-off)}:
+				case <-ctx.Done():
+					return context.Cause(ctx)
+				}
+			}
 		}
-	}
-	close(pieces)
-	wg.Wait()
+		return nil
+	})
+	return g.Wait()
 }
 
 // Size returns the bytes of the copied file, holes included.

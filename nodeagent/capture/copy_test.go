@@ -2,6 +2,7 @@ package capture
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"math/rand/v2"
@@ -56,7 +57,11 @@ func TestCopyFile_EqualsTheFile(t *testing.T) {
 			rt.Fatal(err)
 		}
 		budget := NewBudget(1 << 20)
-		c, err := budget.CopyFile(f, size)
+		take := budget.CopyFile
+		if size%pageBytes == 0 && rapid.Bool().Draw(rt, "memory") {
+			take = budget.CopyMemory
+		}
+		c, err := take(t.Context(), f, size)
 		if err != nil {
 			rt.Fatal(err)
 		}
@@ -91,11 +96,32 @@ func TestCopyFile_RefusesOverBudget(t *testing.T) {
 	f := sparseFile(t, t.TempDir(), 16*pageBytes, map[int64][]byte{0: bytes.Repeat([]byte{1}, 4*pageBytes)})
 	defer f.Close()
 	budget := NewBudget(3 * pageBytes)
-	if _, err := budget.CopyFile(f, 16*pageBytes); !errors.Is(err, ErrOverBudget) {
+	if _, err := budget.CopyFile(t.Context(), f, 16*pageBytes); !errors.Is(err, ErrOverBudget) {
 		t.Fatalf("error = %v, want ErrOverBudget", err)
 	}
 	if budget.free != 3*pageBytes {
 		t.Errorf("a refused copy took %d bytes", 3*pageBytes-budget.free)
+	}
+}
+
+func TestCopy_GivesUpWithItsContext(t *testing.T) {
+	f := sparseFile(t, t.TempDir(), 4*pageBytes, map[int64][]byte{0: bytes.Repeat([]byte{1}, 4*pageBytes)})
+	defer f.Close()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	stop := errors.New("pause is over")
+	budget := NewBudget(1 << 20)
+	fill := func([]byte, extent.Set) error {
+		cancel(stop) // in the middle of the work
+		return eachPiece(ctx, extent.Of(extent.Extent{Len: 1 << 40}), func(extent.Extent) error { return nil })
+	}
+	if _, err := budget.copy(ctx, f, 4*pageBytes, fill); !errors.Is(err, stop) {
+		t.Errorf("error = %v, want the context's cause", err)
+	}
+	if budget.free != 1<<20 {
+		t.Errorf("a copy that was given up keeps %d bytes", 1<<20-budget.free)
+	}
+	if _, err := budget.CopyMemory(ctx, f, 4*pageBytes); !errors.Is(err, stop) {
+		t.Errorf("error = %v, want the context's cause", err)
 	}
 }
 
@@ -128,7 +154,7 @@ func BenchmarkCopyFile(b *testing.B) {
 	defer f.Close()
 	b.SetBytes(size)
 	for b.Loop() {
-		c, err := NewBudget(size).CopyFile(f, size)
+		c, err := NewBudget(size).CopyMemory(b.Context(), f, size)
 		if err != nil {
 			b.Fatal(err)
 		}

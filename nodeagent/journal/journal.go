@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
+	bbolterrors "go.etcd.io/bbolt/errors"
 )
 
 // openTimeout bounds the wait for another process that still holds the file.
@@ -70,7 +71,7 @@ func Open(dir string) (*Journal, error) {
 	}
 	path := filepath.Join(dir, "journal.db")
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: openTimeout})
-	if errors.Is(err, bbolt.ErrTimeout) {
+	if errors.Is(err, bbolterrors.ErrTimeout) {
 		return nil, fmt.Errorf("open %s: %w", path, ErrLocked)
 	}
 	if err != nil {
@@ -109,6 +110,11 @@ func (j *Journal) PutRound(cluster string, record []byte) error {
 	return j.update(func(tx *bbolt.Tx) error {
 		return tx.Bucket(bucketRounds).Put([]byte(cluster), record)
 	})
+}
+
+// DeleteRound forgets the rounds of a cluster whose life has ended.
+func (j *Journal) DeleteRound(cluster string) error {
+	return j.update(func(tx *bbolt.Tx) error { return tx.Bucket(bucketRounds).Delete([]byte(cluster)) })
 }
 
 // DeleteGuest forgets a guest of which nothing is left.

@@ -19,7 +19,8 @@ func TestJournal_SurvivesReopen(t *testing.T) {
 	gone := Guest{Cluster: "c", Name: "g2", Spec: json.RawMessage(`{}`)}
 	for _, err := range []error{
 		j.PutCluster(cluster), j.PutGuest(guest), j.PutGuest(gone),
-		j.DeleteGuest("c", "g2"), j.PutRound("c", []byte("record")), j.Close(),
+		j.DeleteGuest("c", "g2"), j.PutRound("c", []byte("record")),
+		j.PutRound("ended", []byte("record")), j.DeleteRound("ended"), j.Close(),
 	} {
 		if err != nil {
 			t.Fatal(err)

@@ -1,0 +1,234 @@
+package nodeagent
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"fermata/imageio/repository"
+	"fermata/nodeagent/capture"
+	"fermata/nodeagent/fabric"
+	"fermata/nodeagent/guard"
+	"fermata/nodeagent/journal"
+	"fermata/protocol/api"
+	"fermata/vmm"
+	"fermata/vmm/qemu"
+	"fermata/vmm/vmmtest"
+)
+
+// fakeMachine is a fake with places where a test makes it fail. A hook that is
+// nil does nothing.
+type fakeMachine struct {
+	*vmmtest.Fake
+	dir string
+
+	onStop, onContinue, onSave func(context.Context) error
+	memoryPath                 string // instead of the real one
+}
+
+var _ machine = (*fakeMachine)(nil)
+
+func (m *fakeMachine) PID() int            { return os.Getpid() }
+func (m *fakeMachine) ConsolePath() string { return filepath.Join(m.dir, "console") }
+func (m *fakeMachine) State() qemu.State {
+	return qemu.State{GuardPath: filepath.Join(m.dir, "guard.sock")}
+}
+
+func (m *fakeMachine) Describe(context.Context) (qemu.Description, error) {
+	return qemu.Description{}, nil
+}
+
+func (m *fakeMachine) Stop(ctx context.Context) error {
+	if m.onStop != nil {
+		if err := m.onStop(ctx); err != nil {
+			return err
+		}
+	}
+	return m.Fake.Stop(ctx)
+}
+
+func (m *fakeMachine) Continue(ctx context.Context) error {
+	if m.onContinue != nil {
+		if err := m.onContinue(ctx); err != nil {
+			return err
+		}
+	}
+	return m.Fake.Continue(ctx)
+}
+
+func (m *fakeMachine) SaveDevices(ctx context.Context) ([]byte, error) {
+	if m.onSave != nil {
+		if err := m.onSave(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return m.Fake.SaveDevices(ctx)
+}
+
+func (m *fakeMachine) Memory() []vmm.Memory {
+	blocks := m.Fake.Memory()
+	if m.memoryPath != "" {
+		blocks[0].Path = m.memoryPath
+	}
+	return blocks
+}
+
+// bench is an agent with journal, repository, fabric and guard, all real, and a
+// released cluster c of fake machines.
+type bench struct {
+	t        *testing.T
+	agent    *Agent
+	cluster  *cluster
+	machines []*fakeMachine
+	fence    *api.Fence
+}
+
+func newBench(t *testing.T, guests int) *bench {
+	t.Helper()
+	dir := t.TempDir()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	must(err)
+	a, err := New(Config{
+		Name: "n1", StateDir: filepath.Join(dir, "state"), MemoryDir: filepath.Join(dir, "memory"),
+		RepositoryDir: filepath.Join(dir, "repository"), Listen: "127.0.0.1:1", FabricListen: "127.0.0.1:1",
+		Plaintext: true, MemoryBytes: 1 << 30, CaptureBytes: 1 << 30, Logger: hclog.NewNullLogger(),
+	})
+	must(err)
+	a.journal, err = journal.Open(a.cfg.StateDir)
+	must(err)
+	a.repo, err = repository.Create(t.Context(), repository.Config{Dir: a.cfg.RepositoryDir})
+	must(err)
+	a.budget = capture.NewBudget(a.cfg.CaptureBytes)
+	a.fabric, err = fabric.New(a.fabricConfig(listener))
+	must(err)
+	exe, err := os.Executable()
+	must(err)
+	a.guard, err = guard.Start([]string{exe, "guard"}, os.Stderr)
+	must(err)
+	ctx, cancel := context.WithCancel(context.Background())
+	ran := make(chan error, 1)
+	go func() { ran <- a.fabric.Run(ctx) }()
+
+	b := &bench{t: t, agent: a, fence: &api.Fence{Token: 1, Store: 1}}
+	b.cluster, err = a.fence(t.Context(), "c", b.fence)
+	must(err)
+	c := b.cluster
+	must(a.update(c, func(rec *journal.Cluster) { rec.Epoch, rec.Released = 1, true }))
+	must(a.joinFabric(c))
+	for i := range guests {
+		name := fmt.Sprintf("g%d", i+1)
+		m := &fakeMachine{dir: a.guestDir("c", name)}
+		must(os.MkdirAll(m.dir, 0o700))
+		m.Fake, err = vmmtest.NewFake(vmmtest.FakeConfig{
+			Name: name, MemoryPath: filepath.Join(m.dir, "ram"), MemoryBytes: vmmtest.ProgramMemory, ConsolePath: m.ConsolePath(),
+		})
+		must(err)
+		c.complete(&guest{cluster: "c", spec: &api.GuestSpec{Name: name, MemoryBytes: vmmtest.ProgramMemory}, dir: m.dir, machine: m})
+		b.machines = append(b.machines, m)
+	}
+	must(letRun(t.Context(), c))
+	must(a.startRounds(c, nil))
+	t.Cleanup(func() {
+		if err := c.endRound(context.Background()); err != nil {
+			t.Error(err)
+		}
+		for _, m := range b.machines {
+			m.Crash()
+		}
+		cancel()
+		for _, err := range []error{<-ran, a.guard.Close(), a.journal.Close()} {
+			if err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	return b
+}
+
+func (b *bench) round(epoch uint64) *api.Round {
+	return &api.Round{Fence: b.fence, Cluster: "c", Epoch: epoch}
+}
+
+// cut prepares and cuts.
+func (b *bench) cut(epoch uint64, budget time.Duration) error {
+	b.t.Helper()
+	_, err := b.agent.PrepareRound(b.t.Context(), &api.PrepareRoundRequest{
+		Round: b.round(epoch), Nodes: []string{"n1"}, PauseBudgetMs: uint64(budget.Milliseconds()),
+	})
+	if err != nil {
+		b.t.Fatalf("prepare: %v", err)
+	}
+	_, err = b.agent.CutRound(b.t.Context(), &api.CutRoundRequest{Round: b.round(epoch)})
+	return err
+}
+
+func (b *bench) finish(epoch uint64, committed bool) {
+	b.t.Helper()
+	if err := b.agent.FinishRound(b.t.Context(), &api.FinishRoundRequest{Round: b.round(epoch), Committed: committed}); err != nil {
+		b.t.Fatalf("finish: %v", err)
+	}
+}
+
+// checkpoint runs a whole round, which must succeed.
+func (b *bench) checkpoint(epoch uint64) *api.NodeImage {
+	b.t.Helper()
+	if err := b.cut(epoch, stepBudget); err != nil {
+		b.t.Fatalf("cut: %v", err)
+	}
+	var image *api.NodeImage
+	err := b.agent.PersistRound(b.t.Context(), &api.PersistRoundRequest{Round: b.round(epoch)}, func(u *api.PersistRoundUpdate) error {
+		image = u.Image
+		return nil
+	})
+	if err != nil {
+		b.t.Fatalf("persist: %v", err)
+	}
+	b.finish(epoch, true)
+	return image
+}
+
+func (b *bench) await(what string, is func() bool) {
+	b.t.Helper()
+	deadline := time.Now().Add(stepBudget)
+	for !is() {
+		if time.Now().After(deadline) {
+			b.t.Fatalf("waited %s for: %s", stepBudget, what)
+		}
+		time.Sleep(time.Millisecond) // between looks
+	}
+}
+
+func (b *bench) status(i int) vmm.Status {
+	b.t.Helper()
+	s, err := b.machines[i].Status(context.Background())
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return s
+}
+
+// allRun waits until every guest runs.
+func (b *bench) allRun() {
+	b.t.Helper()
+	for i, m := range b.machines {
+		b.await("guest "+m.Name()+" to run", func() bool { return b.status(i) == vmm.StatusRunning })
+	}
+}
+
+// nothingCopied checks that all memory of copies was given back.
+func (b *bench) nothingCopied() {
+	b.t.Helper()
+	b.await("the budget of copies to be whole", func() bool { return b.agent.budget.Free() == b.agent.cfg.CaptureBytes })
+}
