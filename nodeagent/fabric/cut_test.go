@@ -506,6 +506,41 @@ func TestCut_OrphanIsRefused(t *testing.T) {
 	checkCut(t, 3, records)
 }
 
+// A frame that has left the socket and waits in the reader's hands is in no
+// queue yet: the node must not pass its point.
+func TestCut_FrameInTheReadersHandsIsNotDrained(t *testing.T) {
+	w := newWorld(t, 1, 2, 0, func(cfg *fabric.Config) { cfg.HoldBytes = 100 })
+	n := w.nodes[0]
+	a, b := n.guests[0], n.guests[1]
+	must(t, n.fabric.BeginCut(clusterName, 2, w.members()))
+	for _, p := range n.ports {
+		must(t, p.Gate())
+		must(t, p.Drain(budget(t)))
+	}
+	a.send(b.id, 60)
+	a.send(b.id, 60) // the hold queue takes one
+	awaitTrue(t, "both frames received", func() bool { return n.ports[0].Stats().Received == 2 })
+	a.stop()
+	b.stop()
+	if err := n.fabric.SendMarkers(clusterName, 2); !errors.Is(err, fabric.ErrNotDrained) {
+		t.Fatalf("markers with a frame in the reader's hands: %v, want %v", err, fabric.ErrNotDrained)
+	}
+	must(t, n.fabric.DrainEgress(budget(t), clusterName))
+	must(t, n.fabric.SendMarkers(clusterName, 2))
+	state, err := n.fabric.ChannelState(clusterName, 2)
+	must(t, err)
+	if got := len(state[n.ports[1].Key()]); got != 2 {
+		t.Errorf("channel state of %d frames, want 2", got)
+	}
+	n.fabric.EndCut(clusterName, 2)
+	if got := clusterStats(t, n).Epoch; got != 2 {
+		t.Errorf("cluster is in epoch %d after the cut, want 2", got)
+	}
+	if err := n.fabric.BeginCut(clusterName, 2, w.members()); !errors.Is(err, fabric.ErrStale) {
+		t.Errorf("second cut of an epoch: %v, want %v", err, fabric.ErrStale)
+	}
+}
+
 func TestCut_ChecksItsPreconditions(t *testing.T) {
 	w := newWorld(t, 2, 1, 0, nil)
 	n := w.nodes[0]

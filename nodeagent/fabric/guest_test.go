@@ -116,7 +116,8 @@ type guest struct {
 	purged   int    // frames lost inside QEMU
 	received []stamp
 	sent     []stamp
-	txFull   []byte // frame that did not fit into the socket, or nil
+	txFull   []byte // frame that is being sent, or nil
+	held     bool   // it did not fit into the socket
 	seq      uint64
 }
 
@@ -286,6 +287,7 @@ func (g *guest) send(dst, size int) bool {
 	g.sent = append(g.sent, stamp{src: g.id, dst: dst, seq: g.seq, size: max(size, testHeader)})
 	for g.txFull != nil {
 		err := g.writeOne(g.txFull)
+		g.held = err == unix.EAGAIN
 		if err == nil {
 			g.txFull = nil
 			break

@@ -227,6 +227,7 @@ func (c *cluster) enter(node string, conn net.Conn) (*inbound, error) {
 	if c.links[node] == nil {
 		return nil, fmt.Errorf("node %s is not a peer yet", node)
 	}
+	c.links[node].wake()
 	in := c.inbound[node]
 	if in == nil {
 		in = &inbound{node: node, turn: make(chan struct{}, 1)}

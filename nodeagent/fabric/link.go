@@ -35,6 +35,9 @@ type link struct {
 	life    uint64             // immutable; see hello
 	cancel  context.CancelFunc // ends run
 	ended   chan struct{}      // closed by run
+	awake   chan struct{}      // holds a token when the peer is known to be there
+	// minWait and maxWait are minBackoff and maxBackoff outside tests. Immutable.
+	minWait, maxWait time.Duration
 
 	mu        sync.Mutex
 	address   string       // guarded by mu
@@ -61,6 +64,9 @@ func newLink(c *cluster, peer Peer) (l *link, run func()) {
 		life:    c.fabric.links.Add(1),
 		cancel:  cancel,
 		ended:   make(chan struct{}),
+		awake:   make(chan struct{}, 1),
+		minWait: minBackoff,
+		maxWait: maxBackoff,
 		address: peer.Address,
 		epoch:   c.epoch.Load(),
 		first:   1,
@@ -150,6 +156,16 @@ func (l *link) relax() {
 	l.room.raise()
 }
 
+// wake makes a link that is down try again at once. The peer has just dialled
+// us, so it is there; without this the first frames of a cluster whose nodes
+// come one after the other would wait for maxBackoff.
+func (l *link) wake() {
+	select {
+	case l.awake <- struct{}{}:
+	default: // a token is there already
+	}
+}
+
 // close ends the link, drops what it holds and returns when run has ended.
 func (l *link) close() {
 	l.mu.Lock()
@@ -185,7 +201,7 @@ func (l *link) stats() LinkStats {
 func (l *link) run(ctx context.Context) {
 	defer close(l.ended)
 	log := l.fabric.log.With("cluster", l.cluster.name, "peer", l.node)
-	backoff := minBackoff
+	backoff := l.minWait
 	refused := ""
 	for {
 		up, err := l.session(ctx)
@@ -193,7 +209,7 @@ func (l *link) run(ctx context.Context) {
 			return
 		}
 		if up {
-			backoff, refused = minBackoff, ""
+			backoff, refused = l.minWait, ""
 			log.Warn("link lost, reconnecting", "error", err)
 		} else if err.Error() != refused {
 			// The same refusal many times is one event.
@@ -202,10 +218,12 @@ func (l *link) run(ctx context.Context) {
 		}
 		select {
 		case <-time.After(backoff):
+			backoff = min(2*backoff, l.maxWait)
+		case <-l.awake:
+			backoff = l.minWait
 		case <-ctx.Done():
 			return
 		}
-		backoff = min(2*backoff, maxBackoff)
 	}
 }
 

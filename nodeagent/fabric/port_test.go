@@ -54,6 +54,24 @@ func TestPort_GateHoldsInOrderAndUngateDelivers(t *testing.T) {
 	}
 }
 
+// socketCapacity is how many frames of size bytes a guest's socket takes.
+func socketCapacity(t *testing.T, size int) uint64 {
+	t.Helper()
+	fabricEnd, guestEnd := mustPair(t)
+	defer guestEnd.Close()
+	defer fabricEnd.Close()
+	if err := fabricEnd.SetWriteDeadline(time.Now().Add(50 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	for n := uint64(0); ; n++ {
+		if _, err := fabricEnd.Write(make([]byte, size)); errors.Is(err, os.ErrDeadlineExceeded) {
+			return n
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // A gate that closes while the writer waits for a full guest must get the frame
 // back, not leave it to slip in later.
 func TestPort_GateInterruptsAWaitingWriter(t *testing.T) {
@@ -64,7 +82,8 @@ func TestPort_GateInterruptsAWaitingWriter(t *testing.T) {
 	b.deaf = true
 	b.mu.Unlock()
 	sendMany(a, b, 1000)
-	awaitTrue(t, "guest's socket is full", func() bool { s := port.Stats(); return s.Sent+s.Waiting == 1000 && s.Waiting > 0 })
+	full := socketCapacity(t, 1000) + 1 // one is inside QEMU
+	awaitTrue(t, "guest's socket is full", func() bool { return port.Stats().Sent == full })
 	if err := port.Gate(); err != nil {
 		t.Fatal(err)
 	}
@@ -293,4 +312,41 @@ func TestAttach_Refuses(t *testing.T) {
 	if _, err := n.fabric.Attach(good); err == nil {
 		t.Error("attach without a socket pair succeeded")
 	}
+}
+
+// A stop would purge the frame that QEMU could not send for want of room, so a
+// guest that is held up is not drained.
+func TestPort_DrainWaitsForEgressHeldUp(t *testing.T) {
+	const frames = 6000 // more than the socket takes
+	w := newWorld(t, 1, 2, 0, func(cfg *fabric.Config) { cfg.HoldBytes = 4096 })
+	n := w.nodes[0]
+	a, b := n.guests[0], n.guests[1]
+	if err := n.ports[1].Gate(); err != nil {
+		t.Fatal(err)
+	}
+	sent := make(chan struct{})
+	go func() {
+		defer close(sent)
+		sendMany(a, b, frames)
+	}()
+	awaitTrue(t, "frame that does not fit", func() bool {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return a.txFull != nil && a.held
+	})
+	if err := n.ports[0].Gate(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if err := n.ports[0].Drain(ctx); !errors.Is(err, fabric.ErrNotDrained) {
+		t.Fatalf("drain of a guest that is held up: %v, want %v", err, fabric.ErrNotDrained)
+	}
+	n.ports[1].Ungate()
+	if err := n.ports[0].Drain(budget(t)); err != nil {
+		t.Fatal(err)
+	}
+	n.ports[0].Ungate()
+	<-sent
+	w.awaitAll()
 }

@@ -330,6 +330,58 @@ func TestReceive_UnknownNetworkIsCounted(t *testing.T) {
 	}
 }
 
+// A connection to where the peer was must not be used once the peer has moved.
+func TestLink_MoveWhileDialling(t *testing.T) {
+	c := &cluster{name: "c", fabric: &Fabric{}}
+	l, _ := newLink(c, Peer{Node: "there", Address: "old"})
+	l.setAddress("new")
+	if err := l.resume(nil, "old", 0); err == nil {
+		t.Error("connection to the old address is used")
+	}
+	if err := l.resume(nil, "new", 0); err != nil {
+		t.Errorf("connection to the new address: %v", err)
+	}
+}
+
+// A peer that dials shows that it is there: the link to it does not wait for
+// its backoff.
+func TestLink_PeerThatDialsWakesTheLinkToIt(t *testing.T) {
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lis.Close()
+	l := newRawLink(t)
+	c, err := l.f.clusterNamed("c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, run := newLink(c, Peer{Node: "late", Address: lis.Addr().String()})
+	out.minWait, out.maxWait = time.Hour, time.Hour
+	go run()
+	defer out.close()
+	c.mu.Lock()
+	c.links = map[string]*link{"there": c.links["there"], "late": out}
+	c.mu.Unlock()
+
+	refuse := func() {
+		t.Helper()
+		if err := lis.(*net.TCPListener).SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		conn, err := lis.Accept()
+		if err != nil {
+			t.Fatalf("no attempt to reach the peer: %v", err)
+		}
+		_ = conn.Close()
+	}
+	refuse() // the peer is not ready; next attempt in an hour
+	h := goodHello()
+	h.from = "late"
+	l.dial(h)
+	refuse() // the next attempt came all the same
+}
+
 func TestFifo(t *testing.T) {
 	var q fifo[int]
 	var want []int
