@@ -25,7 +25,7 @@ func (l *lab) startEtcd(dir string) *client {
 		Etcd: coordinator.Etcd{Embedded: &etcdembed.Config{
 			Dir: filepath.Join(l.dir, dir), Listen: "unix:" + filepath.Join(l.dir, dir+".sock"), UnsafeNoFsync: true,
 		}, LeaderTTL: 2 * time.Second},
-		Repository: l.repoConfig(), NodeLeaseTTL: 2 * time.Second, ShutdownGrace: time.Second,
+		Repository: l.repoConfig(), NodeLeaseTTL: 10 * time.Second, ShutdownGrace: time.Second,
 		Logger: l.logger().Named("c0"),
 	})
 	if err != nil {

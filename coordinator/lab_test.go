@@ -3,6 +3,7 @@ package coordinator_test
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -27,7 +28,13 @@ import (
 	"fermata/protocol/fault/faultgrpc"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// TestMain lets a few tests wait at once; the command line still has the last word.
+func TestMain(m *testing.M) {
+	if err := flag.Set("test.parallel", "4"); err != nil {
+		panic(err) // the flag is the testing package's
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // patience bounds every wait of a test; a regression fails, it does not hang.
 const patience = 20 * time.Second
@@ -42,6 +49,7 @@ type lab struct {
 	agents   map[string]*coordinatortest.Agent
 	disk     *coordinatortest.Disk
 	timeouts coordinator.Timeouts
+	leaseTTL time.Duration
 }
 
 // quick are timeouts for tests of what hangs: short, but not for a machine that
@@ -70,7 +78,7 @@ func newLab(t *testing.T, nodes ...string) *lab {
 			t.Error(err)
 		}
 	})
-	l := &lab{t: t, dir: dir, disk: &coordinatortest.Disk{}, agents: map[string]*coordinatortest.Agent{}}
+	l := &lab{t: t, dir: dir, disk: &coordinatortest.Disk{}, leaseTTL: 10 * time.Second, agents: map[string]*coordinatortest.Agent{}}
 	if l.repo, err = repository.Create(t.Context(), l.repoConfig()); err != nil {
 		t.Fatal(err)
 	}
@@ -148,7 +156,7 @@ func (l *lab) start(i int) *client {
 	c, err := coordinator.New(coordinator.Config{
 		Listen: []string{l.address(i)}, Plaintext: true,
 		State:      &coordinator.State{Store: l.store, Elector: coordinatortest.Candidate{Election: l.election, Address: l.address(i)}},
-		Repository: l.repoConfig(), Timeouts: l.timeouts, NodeLeaseTTL: time.Second,
+		Repository: l.repoConfig(), Timeouts: l.timeouts, NodeLeaseTTL: l.leaseTTL,
 		ShutdownGrace: time.Second, Logger: l.logger().Named(fmt.Sprintf("c%d", i)),
 	})
 	if err != nil {

@@ -267,6 +267,7 @@ func TestConsole_IsHandedOn(t *testing.T) {
 
 func TestRegister(t *testing.T) {
 	l := newLab(t, "n1")
+	l.leaseTTL = time.Second
 	c := l.ready(0)
 	for name, info := range map[string]*api.NodeInfo{
 		"no name":    {Address: "127.0.0.1:1", FabricAddress: "127.0.0.1:1"},
