@@ -43,7 +43,7 @@ func perform(ctx context.Context, o options, progress io.Writer) (_ *report, err
 	}
 	say := newNarrator(progress)
 	app := guests.Cluster{
-		Count: o.Guests, Work: guests.RunMPI | guests.RunCanary, Tick: 100 * time.Millisecond,
+		Count: o.Guests, Work: guests.RunMPI | guests.RunCanary, Tick: 250 * time.Millisecond,
 		MPI: guests.MPI{Side: 1024, Iterations: 600, Every: 25},
 		// Three times the default rate, so that frames are in flight at every cut.
 		Canary: guests.Canary{Rate: 300, SizeBytes: 200},
@@ -83,7 +83,7 @@ func perform(ctx context.Context, o options, progress io.Writer) (_ *report, err
 	if err := l.Command(ctx, progress, nil, "cluster", "start", clusterName); err != nil {
 		return nil, err
 	}
-	watch := &watch{labrun.Consoles{Lab: l, Cluster: clusterName, Count: o.Guests}}
+	watch := &watcher{labrun.Consoles{Lab: l, Cluster: clusterName, Count: o.Guests}}
 	say.act("waiting for the guests to boot and the MPI program to start")
 	if err := watch.Await(ctx, bootBudget, "the MPI program's first iterations", watch.mpiHasBegun); err != nil {
 		return nil, err
@@ -122,6 +122,7 @@ func perform(ctx context.Context, o options, progress io.Writer) (_ *report, err
 	if err := l.Start(ctx); err != nil {
 		return nil, err
 	}
+	watch = &watcher{labrun.Consoles{Lab: l, Cluster: clusterName, Count: o.Guests}}
 	begun := time.Now()
 	var restarted restart
 	if err := l.Command(ctx, progress, &restarted, "restart", clusterName, "--from", "latest", "--on", swapped(r.Guests), "-o", "json"); err != nil {

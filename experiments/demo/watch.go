@@ -9,8 +9,8 @@ import (
 	"fermata/experiments/labrun"
 )
 
-// watch knows what the demo waits for on the guests' consoles.
-type watch struct{ labrun.Consoles }
+// watcher knows what the demo waits for on the guests' consoles.
+type watcher struct{ labrun.Consoles }
 
 // iteration returns the last iteration guest 1 has reported, 0 before the first.
 func iteration(all map[string][]byte) int {
@@ -23,11 +23,11 @@ func iteration(all map[string][]byte) int {
 	return last
 }
 
-func (w *watch) mpiHasBegun(all map[string][]byte) (bool, error) { return iteration(all) > 0, nil }
+func (w *watcher) mpiHasBegun(all map[string][]byte) (bool, error) { return iteration(all) > 0, nil }
 
 // mpiHasGoneOn says yes once guest 1 reports another iteration than at the
 // first question.
-func (w *watch) mpiHasGoneOn() func(map[string][]byte) (bool, error) {
+func (w *watcher) mpiHasGoneOn() func(map[string][]byte) (bool, error) {
 	first := -1
 	return func(all map[string][]byte) (bool, error) {
 		now := iteration(all)
@@ -38,7 +38,7 @@ func (w *watch) mpiHasGoneOn() func(map[string][]byte) (bool, error) {
 	}
 }
 
-func (w *watch) mpiDone(ctx context.Context) (bool, error) {
+func (w *watcher) mpiDone(ctx context.Context) (bool, error) {
 	all, err := w.Read(ctx)
 	if err != nil {
 		return false, err
@@ -54,7 +54,7 @@ func (w *watch) mpiDone(ctx context.Context) (bool, error) {
 
 // allTick says yes once every guest has printed a heartbeat. After a restart
 // consoles begin empty.
-func (w *watch) allTick(all map[string][]byte) (bool, error) {
+func (w *watcher) allTick(all map[string][]byte) (bool, error) {
 	for _, console := range all {
 		ticks := 0
 		labrun.Each(console, func(l guests.Line) {
@@ -69,12 +69,12 @@ func (w *watch) allTick(all map[string][]byte) (bool, error) {
 	return true, nil
 }
 
-func (w *watch) complete(all map[string][]byte) (bool, error) {
+func (w *watcher) complete(all map[string][]byte) (bool, error) {
 	s, err := summarise(all)
 	return s.Complete, err
 }
 
-func (w *watch) summary(ctx context.Context) (guests.Summary, error) {
+func (w *watcher) summary(ctx context.Context) (guests.Summary, error) {
 	all, err := w.Read(ctx)
 	if err != nil {
 		return guests.Summary{}, err

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"os/exec"
+	"strconv"
 	"strings"
 	"time"
 
@@ -12,28 +13,37 @@ import (
 )
 
 // Consoles reads what a cluster's guests print, through the operator's command
-// line. The guests are those of package guests, g1 to gCount.
+// line. The guests are those of package guests, g1 to gCount. Make a new one
+// after a restart: consoles begin anew.
+//
+// Concurrency: one goroutine at a time.
 type Consoles struct {
 	Lab     *Lab
 	Cluster string
 	Count   int
+
+	have map[string][]byte // read so far, by guest
 }
 
-// Read returns all consoles, by guest.
+// Read returns all consoles from their beginning, by guest. It asks for what is
+// new only, since the guests need the processors. The caller must not change them.
 func (c *Consoles) Read(ctx context.Context) (map[string][]byte, error) {
-	out := map[string][]byte{}
+	if c.have == nil {
+		c.have = map[string][]byte{}
+	}
 	for i := 1; i <= c.Count; i++ {
 		name := guests.Name(i)
-		cmd := exec.CommandContext(ctx, c.Lab.Fermata, "--lab", c.Lab.Dir, "cluster", "console", c.Cluster, name)
+		cmd := exec.CommandContext(ctx, c.Lab.Fermata, "--lab", c.Lab.Dir, "cluster", "console", c.Cluster, name,
+			"--offset", strconv.Itoa(len(c.have[name])))
 		var complaints bytes.Buffer
 		cmd.Stderr = &complaints
 		b, err := cmd.Output()
 		if err != nil {
 			return nil, fmt.Errorf("read console of %s: %w: %s", name, err, lastLine(complaints.String()))
 		}
-		out[name] = b
+		c.have[name] = append(c.have[name], b...)
 	}
-	return out, nil
+	return c.have, nil
 }
 
 // Each calls f for every line a guest's console holds.
@@ -45,9 +55,12 @@ func Each(console []byte, f func(guests.Line)) {
 	}
 }
 
+// consoleEvery spaces looks at all consoles: each takes a process a guest.
+const consoleEvery = time.Second
+
 // Await reads all consoles until is says yes.
 func (c *Consoles) Await(ctx context.Context, budget time.Duration, what string, is func(map[string][]byte) (bool, error)) error {
-	return Poll(ctx, budget, what, func() (bool, error) {
+	return pollEach(ctx, consoleEvery, budget, what, func() (bool, error) {
 		all, err := c.Read(ctx)
 		if err != nil {
 			return false, err

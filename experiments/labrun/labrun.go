@@ -37,14 +37,21 @@ type Lab struct {
 	Args    []string // further arguments of `fermata lab`
 	Prefix  []string // command that is given the lab's command line and executes it; none by default
 
-	cmd  *exec.Cmd
-	done chan error // buffered 1; the lab's end
+	cmd    *exec.Cmd
+	done   chan error // buffered 1; the lab's end
+	others []string   // memory of other labs, seen before the first start
 }
 
 func (l *Lab) log() string { return filepath.Join(l.Dir, "lab.log") }
 
 // Start runs `fermata lab` and waits until all nodes are registered.
-func (l *Lab) Start(ctx context.Context) error {
+func (l *Lab) Start(ctx context.Context) (err error) {
+	if l.others == nil {
+		if l.others, err = memoryFiles(); err != nil {
+			return err
+		}
+		l.others = append(l.others, "") // looked
+	}
 	log, err := os.OpenFile(l.log(), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
 	if err != nil {
 		return fmt.Errorf("open log: %w", err)
@@ -241,16 +248,23 @@ func (l *Lab) CheckNothingLeft() error {
 	if bytes.Contains(mounts, []byte(l.Dir)) {
 		left = append(left, "a mount below "+l.Dir)
 	}
-	shm, err := filepath.Glob("/dev/shm/fermata-lab-*")
+	memory, err := memoryFiles()
 	if err != nil {
 		return err
 	}
-	left = append(left, shm...)
+	for _, path := range memory {
+		if !slices.Contains(l.others, path) {
+			left = append(left, path)
+		}
+	}
 	if len(left) > 0 {
 		return fmt.Errorf("left behind: %s", strings.Join(left, ", "))
 	}
 	return nil
 }
+
+// memoryFiles lists the guests' memory of all labs on this machine.
+func memoryFiles() ([]string, error) { return filepath.Glob("/dev/shm/fermata-lab-*") }
 
 // alive tells whether a process exists and is not a zombie.
 func alive(pid int) bool {
@@ -264,9 +278,13 @@ func alive(pid int) bool {
 
 // Poll asks until done says yes, or the budget ends.
 func Poll(ctx context.Context, budget time.Duration, what string, done func() (bool, error)) error {
+	return pollEach(ctx, pollEvery, budget, what, done)
+}
+
+func pollEach(ctx context.Context, every, budget time.Duration, what string, done func() (bool, error)) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, budget, fmt.Errorf("waited %s for %s", budget, what))
 	defer cancel()
-	ticker := time.NewTicker(pollEvery)
+	ticker := time.NewTicker(every)
 	defer ticker.Stop()
 	for {
 		ok, err := done()
