@@ -4,7 +4,7 @@
 // in a socket this package can read. That makes it possible to cut a cluster at
 // one consistent instant and lose, double or reorder no frame, whatever its
 // protocol. The fabric does not stop guests, does not store what it records and
-// does not know of rounds; it refuses frames between clusters.
+// does not know of rounds. It passes no frame from one cluster to another.
 //
 // # Parts
 //

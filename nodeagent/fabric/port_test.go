@@ -82,8 +82,8 @@ func TestPort_GateInterruptsAWaitingWriter(t *testing.T) {
 	b.deaf = true
 	b.mu.Unlock()
 	sendMany(a, b, 1000)
-	full := socketCapacity(t, 1000) + 1 // one is inside QEMU
-	awaitTrue(t, "guest's socket is full", func() bool { return port.Stats().Sent == full })
+	full := socketCapacity(t, 1000)
+	awaitTrue(t, "guest's socket is full", func() bool { return port.Stats().Sent >= full })
 	if err := port.Gate(); err != nil {
 		t.Fatal(err)
 	}
