@@ -197,6 +197,9 @@ func (r *restart) inspect(ctx context.Context, epoch uint64) (*source, error) {
 	if err != nil {
 		return nil, fault.Wrap(fault.Corrupt, err, "")
 	}
+	if err := r.checkMachines(ctx, s); err != nil {
+		return nil, err
+	}
 	parts, where, err := plan(s, r.seen, restriction{on: r.req.GetOn(), nodes: r.req.GetNodes(), replaces: name})
 	if err != nil {
 		return nil, err
@@ -216,6 +219,23 @@ func (r *restart) inspect(ctx context.Context, epoch uint64) (*source, error) {
 		parts[i].Packs = m.Packs
 	}
 	return &source{manifest: m, spec: s, parts: parts, where: where}, nil
+}
+
+// checkMachines compares the checkpoint's machines with those that the cluster,
+// if it is known, is specified with.
+func (r *restart) checkMachines(ctx context.Context, then *spec.Spec) error {
+	c, err := r.t.c.store.Cluster(ctx, r.req.GetCluster())
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return nil
+	case err != nil:
+		return err
+	}
+	now, err := spec.Decode("specification of cluster "+c.Name, c.Spec)
+	if err != nil {
+		return err
+	}
+	return sameMachines(now, then)
 }
 
 // claim makes the cluster's record fit the checkpoint and begins the operation.

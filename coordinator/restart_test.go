@@ -444,8 +444,8 @@ func TestRestart_CoordinatorReplaced(t *testing.T) {
 	}
 }
 
-// A checkpoint of a cluster that was made anew with other guests brings back
-// the guests it holds.
+// A cluster that was made anew with other guests is not what the checkpoint
+// holds: only when the operator deletes it do the checkpoint's guests come back.
 func TestRestart_SpecificationOfTheCheckpoint(t *testing.T) {
 	l := newLab(t, "n1", "n2")
 	c := l.ready(0)
@@ -457,6 +457,12 @@ func TestRestart_SpecificationOfTheCheckpoint(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.create("web", "x", "y", "z")
+	if _, err := c.restart(&api.RestartRequest{Cluster: "web"}); fault.ClassOf(err) != fault.Mismatch || !strings.Contains(err.Error(), "guest x") {
+		t.Errorf("restart of a cluster with other guests: %v, want class mismatch naming them", err)
+	}
+	if _, err := c.DeleteCluster(t.Context(), &api.DeleteClusterRequest{Name: "web"}); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := c.restart(&api.RestartRequest{Cluster: "web"}); err != nil {
 		t.Fatal(err)
 	}
