@@ -49,9 +49,10 @@ func TestPort_GateHoldsInOrderAndUngateDelivers(t *testing.T) {
 	port.Ungate()
 	sendMany(a, b, 10)
 	w.awaitAll()
-	if s := port.Stats(); s.Waiting != 0 || s.WaitingBytes != 0 || s.Gated {
-		t.Errorf("open port with nothing to do says %+v", s)
-	}
+	awaitTrue(t, "open port has nothing to do", func() bool {
+		s := port.Stats()
+		return s.Waiting == 0 && s.WaitingBytes == 0 && !s.Gated
+	})
 }
 
 // socketCapacity is how many frames of size bytes a guest's socket takes.
