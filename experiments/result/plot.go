@@ -1,6 +1,7 @@
 package result
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"image/color"
@@ -62,11 +63,19 @@ func WriteSVG(w io.Writer, panels ...Panel) error {
 		plots[i] = []*plot.Plot{drawn}
 	}
 	svg := vgsvg.New(panelWidth, panelHeight*vg.Length(len(panels)))
+	canvas := draw.New(svg)
+	canvas.FillPolygon(color.White, []vg.Point{canvas.Min, {X: canvas.Max.X, Y: canvas.Min.Y}, canvas.Max, {X: canvas.Min.X, Y: canvas.Max.Y}})
 	tiles := draw.Tiles{Rows: len(panels), Cols: 1, PadY: vg.Points(12), PadTop: vg.Points(6), PadBottom: vg.Points(6), PadLeft: vg.Points(6), PadRight: vg.Points(6)}
-	for i, row := range plot.Align(plots, tiles, draw.New(svg)) {
+	for i, row := range plot.Align(plots, tiles, canvas) {
 		plots[i][0].Draw(row[0])
 	}
-	if _, err := svg.WriteTo(w); err != nil {
+	var b bytes.Buffer
+	if _, err := svg.WriteTo(&b); err != nil {
+		return fmt.Errorf("encode drawing: %w", err)
+	}
+	// A reader without the fonts by whose widths it was laid out sees similar ones.
+	drawing := bytes.ReplaceAll(b.Bytes(), []byte("font-family:Liberation Sans;"), []byte("font-family:Liberation Sans,Arial,sans-serif;"))
+	if _, err := w.Write(drawing); err != nil {
 		return fmt.Errorf("write drawing: %w", err)
 	}
 	return nil
@@ -127,7 +136,7 @@ func (p Panel) plot() (*plot.Plot, error) {
 	}
 	// Room for the legend above the dots, and whole powers of ten as ends.
 	drawn.Y.Min = math.Pow(10, math.Floor(math.Log10(drawn.Y.Min)))
-	drawn.Y.Max = math.Pow(10, math.Ceil(math.Log10(drawn.Y.Max))+0.5)
+	drawn.Y.Max = math.Pow(10, math.Ceil(math.Log10(drawn.Y.Max))+1)
 	drawn.X.Min, drawn.X.Max = -0.5, float64(len(p.Groups))-0.5
 	return drawn, nil
 }

@@ -1,0 +1,164 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"fermata/experiments/labrun"
+	"fermata/experiments/result"
+	"fermata/protocol/mustrun"
+)
+
+// TestRun_Quick runs the whole experiment, and decodes what it prints strictly.
+func TestRun_Quick(t *testing.T) {
+	mustrun.Need(t, mustrun.QEMU, mustrun.UFFD, mustrun.NetNS, mustrun.GuestImage)
+	image, err := mustrun.GuestDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	scratch := t.TempDir()
+	drawing := filepath.Join(t.TempDir(), "pause.svg")
+	var out bytes.Buffer
+	err = run(t.Context(), []string{"--quick", "-o", "json", "--svg", drawing, "--dir", scratch, "--guest-dir", image}, &out, testLog{t})
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc, err := result.Decode[row](&out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if doc.Experiment != "pause" || len(doc.Rows) != len(methods) || len(doc.Goals) != 6 {
+		t.Fatalf("document of %q with %d rows and %d goals", doc.Experiment, len(doc.Rows), len(doc.Goals))
+	}
+	for i, r := range doc.Rows {
+		t.Logf("%s: pause %s, silence %s, durable %s, parts %s", r.Method, r.PauseMS, r.SilenceMS, r.DurableMS, parts(r))
+		if r.Method != methods[i] || len(r.PauseMS) != quickN {
+			t.Errorf("row %d is of %s with n=%d", i, r.Method, len(r.PauseMS))
+		}
+		for n := range r.PauseMS {
+			// Whoever reports a pause, the console is silent at least that long,
+			// but for what one look a millisecond misses.
+			if r.PauseMS[n] <= 0 || r.SilenceMS[n] < r.PauseMS[n]-2 || r.DurableMS[n] < r.PauseMS[n] {
+				t.Errorf("%s: paused %v ms, silent %v ms, durable after %v ms", r.Method, r.PauseMS[n], r.SilenceMS[n], r.DurableMS[n])
+			}
+			if r.NonZeroBytes[n] < float64(r.BallastBytes+r.LoadBytes) {
+				t.Errorf("%s: %v bytes are not zero, less than ballast and load", r.Method, r.NonZeroBytes[n])
+			}
+			if (r.Method != fermataNext) != (r.StoredBytes[n] > float64(r.BallastBytes)) {
+				t.Errorf("%s: stored %v bytes, ballast is %d", r.Method, r.StoredBytes[n], r.BallastBytes)
+			}
+		}
+	}
+	if fi, err := os.Stat(drawing); err != nil || fi.Size() == 0 {
+		t.Errorf("drawing: %v", err)
+	}
+	nothingLeft(t, scratch)
+}
+
+// TestTrial_Interrupted ends trials in the middle, as Ctrl-C does.
+func TestTrial_Interrupted(t *testing.T) {
+	mustrun.Need(t, mustrun.QEMU, mustrun.NetNS, mustrun.GuestImage)
+	image, err := mustrun.GuestDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	binary := filepath.Join(t.TempDir(), "fermata")
+	if out, err := exec.Command("go", "build", "-o", binary, "fermata/cmd/fermata").CombinedOutput(); err != nil {
+		t.Fatalf("build fermata: %v\n%s", err, out)
+	}
+	x := &experiment{dir: t.TempDir(), fermata: binary}
+	kernel, original := imageFiles(image)
+	initrd := filepath.Join(t.TempDir(), "initrd.img")
+	if err := writeInitrd(initrd, original); err != nil {
+		t.Fatal(err)
+	}
+	g, err := newGuest(minSize, kernel, initrd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range x.subjects() {
+		t.Run(s.name, func(t *testing.T) {
+			ctx, interrupt := context.WithCancel(t.Context())
+			done := make(chan error, 1)
+			go func() {
+				_, err := s.trial(ctx, g)
+				done <- err
+			}()
+			var memory string
+			err := labrun.Poll(t.Context(), time.Minute, "a guest to run", func() (bool, error) {
+				select {
+				case err := <-done:
+					done <- err
+					return false, errors.Join(errors.New("the trial ended"), err)
+				default:
+				}
+				for _, line := range processes(t, x.dir) {
+					if strings.HasPrefix(filepath.Base(line), result.QEMU) {
+						memory = regexp.MustCompile(`/dev/shm/fermata-lab-[0-9a-f]+`).FindString(line)
+						return true, nil
+					}
+				}
+				return false, nil
+			})
+			interrupt()
+			ended := <-done
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !errors.Is(ended, context.Canceled) {
+				t.Errorf("trial ended with %v", ended)
+			}
+			nothingLeft(t, x.dir)
+			if _, err := os.Stat(memory); memory != "" && !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("guest's memory is left: %v", err)
+			}
+		})
+	}
+}
+
+// nothingLeft looks for files in scratch and for processes that know it.
+func nothingLeft(t *testing.T, scratch string) {
+	t.Helper()
+	entries, err := os.ReadDir(scratch)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		t.Errorf("left behind: %s", e.Name())
+	}
+	for _, line := range processes(t, scratch) {
+		t.Errorf("left behind: %s", line)
+	}
+}
+
+// processes are the command lines that name a path below dir, ours aside.
+func processes(t *testing.T, dir string) []string {
+	t.Helper()
+	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var lines []string
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err == nil && bytes.Contains(b, []byte(dir+"/")) {
+			lines = append(lines, string(bytes.ReplaceAll(b, []byte{0}, []byte{' '})))
+		}
+	}
+	return lines
+}
+
+type testLog struct{ t *testing.T }
+
+func (l testLog) Write(b []byte) (int, error) {
+	l.t.Log(strings.TrimRight(string(b), "\n"))
+	return len(b), nil
+}
