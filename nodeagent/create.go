@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
 	"fermata/imageio/repository"
@@ -340,83 +339,6 @@ func (m *maker) make(ctx context.Context) (err error) {
 	m.cluster.complete(g)
 	m.updates.send(&api.CreateGuestsUpdate{Guest: g.spec.Name, Created: true, FramesInjected: g.injected})
 	return nil
-}
-
-// makeCards makes a socket pair for each NIC and joins its near end to the
-// switch, with closed ingress.
-func (m *maker) makeCards() ([]qemu.NIC, error) {
-	g := m.guest
-	var cards []qemu.NIC
-	for _, spec := range g.spec.Nics {
-		near, far, err := fabric.NewPair()
-		if err != nil {
-			return nil, err
-		}
-		// QEMU inherits both ends, so the pair outlives this agent. The switch
-		// takes the files over; QEMU gets copies.
-		card := qemu.NIC{Name: spec.Name, MAC: spec.Mac}
-		if card.File, err = dupFile(far); err == nil {
-			card.Keep, err = dupFile(near)
-		}
-		cards = append(cards, card)
-		if err != nil {
-			return cards, errors.Join(err, near.Close(), far.Close())
-		}
-		port, err := m.agent.attachPort(g, spec, near, far)
-		if err != nil {
-			return cards, err
-		}
-		g.nics = append(g.nics, nic{spec: spec, port: port})
-	}
-	return cards, nil
-}
-
-// dupFile returns a second descriptor of f. It must not use f.Fd, which may
-// change the file's mode for all who share it.
-func dupFile(f *os.File) (*os.File, error) {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return nil, fmt.Errorf("copy descriptor of %s: %w", f.Name(), err)
-	}
-	fd, dupErr := -1, error(nil)
-	if err := raw.Control(func(orig uintptr) {
-		fd, dupErr = unix.FcntlInt(orig, unix.F_DUPFD_CLOEXEC, 0)
-	}); err != nil {
-		return nil, fmt.Errorf("copy descriptor of %s: %w", f.Name(), err)
-	}
-	if dupErr != nil {
-		return nil, fmt.Errorf("copy descriptor of %s: %w", f.Name(), dupErr)
-	}
-	return os.NewFile(uintptr(fd), f.Name()), nil
-}
-
-func closeCards(cards []qemu.NIC) error {
-	var errs []error
-	for _, c := range cards {
-		for _, f := range []*os.File{c.File, c.Keep} {
-			if f != nil {
-				errs = append(errs, f.Close())
-			}
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// attachPort joins one card to its network, gated. The switch owns both files
-// from here on.
-func (a *Agent) attachPort(g *guest, spec *api.NICSpec, near, far *os.File) (*fabric.Port, error) {
-	mac, err := net.ParseMAC(spec.Mac)
-	if err != nil {
-		return nil, errors.Join(fault.Wrap(fault.Invalid, err, "card %s", spec.Name), near.Close(), far.Close())
-	}
-	port, err := a.fabric.Attach(fabric.PortConfig{
-		Cluster: g.cluster, Network: spec.Network, Guest: g.spec.Name, NIC: spec.Name,
-		MAC: mac, FabricEnd: near, GuestEnd: far, Gated: true,
-	})
-	if errors.Is(err, fabric.ErrExists) {
-		return nil, fault.Wrap(fault.Invalid, err, "")
-	}
-	return port, err
 }
 
 // machineConfig translates a guest's specification for the driver.
