@@ -6,6 +6,8 @@ package labrun
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -37,21 +39,14 @@ type Lab struct {
 	Args    []string // further arguments of `fermata lab`
 	Prefix  []string // command that is given the lab's command line and executes it; none by default
 
-	cmd    *exec.Cmd
-	done   chan error // buffered 1; the lab's end
-	others []string   // memory of other labs, seen before the first start
+	cmd  *exec.Cmd
+	done chan error // buffered 1; the lab's end
 }
 
 func (l *Lab) log() string { return filepath.Join(l.Dir, "lab.log") }
 
 // Start runs `fermata lab` and waits until all nodes are registered.
-func (l *Lab) Start(ctx context.Context) (err error) {
-	if l.others == nil {
-		if l.others, err = memoryFiles(); err != nil {
-			return err
-		}
-		l.others = append(l.others, "") // looked
-	}
+func (l *Lab) Start(ctx context.Context) error {
 	log, err := os.OpenFile(l.log(), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
 	if err != nil {
 		return fmt.Errorf("open log: %w", err)
@@ -248,23 +243,17 @@ func (l *Lab) CheckNothingLeft() error {
 	if bytes.Contains(mounts, []byte(l.Dir)) {
 		left = append(left, "a mount below "+l.Dir)
 	}
-	memory, err := memoryFiles()
-	if err != nil {
-		return err
-	}
-	for _, path := range memory {
-		if !slices.Contains(l.others, path) {
-			left = append(left, path)
-		}
+	// Where a lab keeps guests' memory: cmd/internal/lab, layout.memory.
+	sum := sha256.Sum256([]byte(l.Dir))
+	memory := "/dev/shm/fermata-lab-" + hex.EncodeToString(sum[:6])
+	if _, err := os.Stat(memory); !errors.Is(err, os.ErrNotExist) {
+		left = append(left, memory)
 	}
 	if len(left) > 0 {
 		return fmt.Errorf("left behind: %s", strings.Join(left, ", "))
 	}
 	return nil
 }
-
-// memoryFiles lists the guests' memory of all labs on this machine.
-func memoryFiles() ([]string, error) { return filepath.Glob("/dev/shm/fermata-lab-*") }
 
 // alive tells whether a process exists and is not a zombie.
 func alive(pid int) bool {
