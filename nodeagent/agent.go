@@ -185,7 +185,7 @@ func (a *Agent) serve(ctx context.Context, l net.Listener) error {
 // leave is the end of a clean exit: guests that stand still for a round run
 // again, then they are ended or let go of.
 func (a *Agent) leave(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, leaveBudget)
+	ctx, cancel := context.WithTimeout(ctx, exitBudget)
 	defer cancel()
 	clusters := a.allClusters()
 	errs := make([]error, len(clusters))

@@ -25,6 +25,10 @@ const (
 	// leaveBudget bounds the wait for a round to let its guests run when the
 	// cluster or the agent ends.
 	leaveBudget = 15 * time.Second
+
+	// exitBudget bounds a clean exit: leaveBudget, a call that still has the turn
+	// of a cluster, and where guests are ended, the freeing of their memory.
+	exitBudget = time.Minute
 )
 
 // errLeaving ends a round because its cluster or agent ends.
