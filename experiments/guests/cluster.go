@@ -66,7 +66,7 @@ type MPI struct {
 	Every      int // iterations between two MPI-ITER lines
 }
 
-// DemoMPI keeps four guests on two cores under TCG busy for 60 to 90 seconds
+// DemoMPI keeps four guests on two cores under TCG busy for some 80 seconds
 // (README.md): long enough for two checkpoints and a restart.
 func DemoMPI() MPI { return MPI{Side: 1024, Iterations: 1000, Every: 50} }
 
