@@ -83,6 +83,11 @@ func TestConfig_AllowUnportableCPU(t *testing.T) {
 // an existing machine type.
 func TestConfig_Arguments(t *testing.T) {
 	c := goodConfig()
+	c.VCPUs = 1
+	if got := c.smpArgument(); got != "1,maxcpus=2,sockets=2,cores=1,threads=1" {
+		t.Errorf("one vCPU: -smp %s leaves TCG no reason for barriers", got)
+	}
+	c.VCPUs = 2
 	c.Incoming = true
 	got := strings.Join(c.arguments(), "\n")
 	for _, want := range []string{
