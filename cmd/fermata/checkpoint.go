@@ -143,7 +143,7 @@ it hits, and the exit status is that of class corrupt.`,
 					return err
 				}
 				if !doc.Intact {
-					return fault.New(fault.Corrupt, "damaged objects: %d", len(doc.Damage))
+					return fault.New(fault.Corrupt, "damaged objects: %d, first %s", len(doc.Damage), doc.Damage[0].Object)
 				}
 				return nil
 			})

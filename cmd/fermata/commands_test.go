@@ -182,7 +182,7 @@ func TestFollow_NoResultIsUnknown(t *testing.T) {
 
 func TestVerify_DamageIsShownAndFails(t *testing.T) {
 	r := fermata(t, operatortest.New(t), "checkpoints", "verify", "demo@2")
-	if r.status != fault.Corrupt.ExitCode() || r.stderr != "fermata: verify checkpoint demo@2: damaged objects: 2\n" {
+	if r.status != fault.Corrupt.ExitCode() || r.stderr != "fermata: verify checkpoint demo@2: damaged objects: 2, first pack 1c\n" {
 		t.Errorf("status %d, stderr %q", r.status, r.stderr)
 	}
 	golden(t, "checkpoints-verify-damaged.table", r.stdout)
