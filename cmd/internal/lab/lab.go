@@ -22,6 +22,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"fermata/imageio/repository"
+	"fermata/protocol/fault"
 	"fermata/protocol/identity"
 )
 
@@ -201,9 +202,19 @@ func (l *lab) prepare(ctx context.Context) error {
 			return err
 		}
 	}
-	_, err := repository.Create(ctx, repository.Config{Dir: l.cfg.Repository})
-	if err != nil && !errors.Is(err, repository.ErrExists) {
-		return fmt.Errorf("create repository: %w", err)
+	repo := repository.Config{Dir: l.cfg.Repository}
+	_, err := repository.Create(ctx, repo)
+	if errors.Is(err, repository.ErrExists) {
+		// Opened only to tell here, rather than in a daemon's log, what is wrong with it.
+		_, err = repository.Open(ctx, repo)
+	}
+	switch {
+	case errors.Is(err, repository.ErrNewerFormat):
+		return fault.Wrap(fault.Mismatch, err, "repository")
+	case errors.Is(err, repository.ErrCorrupt):
+		return fault.Wrap(fault.Corrupt, err, "repository")
+	case err != nil:
+		return fmt.Errorf("repository: %w", err)
 	}
 	return nil
 }
