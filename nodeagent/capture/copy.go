@@ -182,6 +182,15 @@ func (c *Copy) Size() int64 { return c.size }
 // Data returns the ranges that may hold something other than zeros.
 func (c *Copy) Data() extent.Set { return c.data }
 
+// Lend implements repository.Lender: the copy is in memory already, so that
+// storing it need not copy it once more. The bytes stay valid until Close.
+func (c *Copy) Lend(off int64, n int) ([]byte, error) {
+	if off < 0 || n < 0 || off+int64(n) > c.size {
+		return nil, fmt.Errorf("lend [%d,+%d) of a copy of %d bytes: %w", off, n, c.size, io.ErrUnexpectedEOF)
+	}
+	return c.mem[off:][:n:n], nil
+}
+
 // ReadAt implements io.ReaderAt.
 func (c *Copy) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 || off >= c.size {
