@@ -155,7 +155,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(o.missing(), o.room()); err != nil {
+	if err := o.missing(); err != nil {
+		return err
+	}
+	if err := o.room(); err != nil {
 		return err
 	}
 	doc := result.Document[row]{Experiment: name}

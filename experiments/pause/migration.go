@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -91,7 +92,7 @@ func takeInBackground(ctx context.Context, p *peer, image string) (taken, error)
 // migration is one of a peer's guest into a file.
 type migration struct {
 	peer   *peer
-	image  string
+	image  string   // alone in a directory of its own
 	closed *os.File // inotify(7): readable when the writer has closed the image
 }
 
@@ -121,9 +122,12 @@ func (p *peer) prepare(ctx context.Context, image string, inBackground bool) (_ 
 	}
 }
 
-// watchImage makes the file, to be told when another process has written it.
+// watchImage tells when another process has written a file of that name. The
+// file must not exist before: ext4 flushes a file that replaces another when it
+// is closed, which QEMU waits for before it answers cont.
 func watchImage(image string) (*os.File, error) {
-	if err := os.WriteFile(image, nil, 0o600); err != nil {
+	dir := filepath.Dir(image)
+	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, err
 	}
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
@@ -131,7 +135,7 @@ func watchImage(image string) (*os.File, error) {
 		return nil, err
 	}
 	watch := os.NewFile(uintptr(fd), "inotify")
-	if _, err := unix.InotifyAddWatch(fd, image, unix.IN_CLOSE_WRITE); err != nil {
+	if _, err := unix.InotifyAddWatch(fd, dir, unix.IN_CLOSE_WRITE); err != nil {
 		return nil, errors.Join(err, watch.Close())
 	}
 	return watch, nil

@@ -154,7 +154,7 @@ func (x *experiment) peerTrial(ctx context.Context, g guest, ram ramKind, take f
 	if err != nil {
 		return nil, err
 	}
-	t, err := observe(ctx, p.console, func() (taken, error) { return take(ctx, p, filepath.Join(dir, "image")) })
+	t, err := observe(ctx, p.console, func() (taken, error) { return take(ctx, p, filepath.Join(dir, "image", "ram")) })
 	if err != nil {
 		return nil, err
 	}
