@@ -35,6 +35,7 @@ type saving struct {
 	writer  *repository.Writer
 	endCut  func() // closes the cut on the wire; nil before beginCut
 	guests  []*savedGuest
+	places  []*place
 	loose   sync.WaitGroup // copying that a step may have left behind; see apart
 }
 
@@ -45,6 +46,7 @@ type savedGuest struct {
 	stopAt  time.Time // just before the guard was told
 	held    bool      // may stand still for this round; the guard watches it
 	devices []byte
+	warm    map[string]*capture.Warm // places for copies, by memory block
 	pieces  []*piece
 	frames  []recordedFrames
 }
@@ -199,8 +201,12 @@ func (s *saving) saveState(ctx context.Context) error {
 func (s *saving) savePiece(ctx context.Context, sg *savedGuest, kind, name, path string) error {
 	p := &piece{kind: kind, name: name}
 	sg.pieces = append(sg.pieces, p)
+	var warm *capture.Warm
+	if kind == kindMemory {
+		warm = sg.warm[name]
+	}
 	return s.apart(ctx, func() error {
-		if err := s.takePiece(ctx, p, path); err != nil {
+		if err := s.takePiece(ctx, p, path, warm); err != nil {
 			return fmt.Errorf("%s %s: %w", kind, name, err)
 		}
 		return nil
@@ -221,9 +227,45 @@ func (s *saving) apart(ctx context.Context, f func() error) error {
 	}
 }
 
-// takePiece copies a piece, or stores it at once when the copy would take more
-// memory than is left.
-func (s *saving) takePiece(ctx context.Context, p *piece, path string) error {
+// warmBudget bounds the making of places for copies. It is a matter of speed
+// only: what is not ready by then is made inside the pause.
+const warmBudget = 5 * time.Second
+
+// place is where the memory of one block will be copied to. It belongs to the
+// goroutine that makes it until loose is done.
+type place struct{ warm *capture.Warm }
+
+// warm makes places for copies of all guests' memory while they run.
+func (s *saving) warm(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, warmBudget)
+	defer cancel()
+	for _, sg := range s.guests {
+		sg.warm = map[string]*capture.Warm{}
+		for _, mem := range sg.machine.Memory() {
+			p := &place{}
+			s.places = append(s.places, p)
+			err := s.apart(ctx, func() error {
+				f, err := os.Open(mem.Path)
+				if err != nil {
+					return err
+				}
+				p.warm, err = s.agent.budget.Warm(ctx, f, int64(mem.Size))
+				return errors.Join(err, f.Close())
+			})
+			switch {
+			case err == nil:
+				sg.warm[mem.Name] = p.warm
+			case !errors.Is(err, capture.ErrOverBudget) && !errors.Is(err, context.DeadlineExceeded):
+				return fmt.Errorf("memory of guest %s: %w", sg.spec.Name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// takePiece copies a piece, into a place made ready before if there is one, or
+// stores it at once when the copy would take more memory than is left.
+func (s *saving) takePiece(ctx context.Context, p *piece, path string, warm *capture.Warm) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
@@ -233,11 +275,14 @@ func (s *saving) takePiece(ctx context.Context, p *piece, path string) error {
 	if err != nil {
 		return err
 	}
-	take := s.agent.budget.CopyFile
-	if p.kind == kindMemory {
-		take = s.agent.budget.CopyMemory
+	switch {
+	case warm != nil:
+		p.copy, err = warm.Copy(ctx, f)
+	case p.kind == kindMemory:
+		p.copy, err = s.agent.budget.CopyMemory(ctx, f, fi.Size())
+	default:
+		p.copy, err = s.agent.budget.CopyFile(ctx, f, fi.Size())
 	}
-	p.copy, err = take(ctx, f, fi.Size())
 	if !errors.Is(err, capture.ErrOverBudget) {
 		return err
 	}
@@ -321,8 +366,14 @@ func (s *saving) discard() error {
 				errs = append(errs, p.copy.Close())
 			}
 		}
-		sg.pieces, sg.devices, sg.frames = nil, nil, nil
+		sg.warm, sg.pieces, sg.devices, sg.frames = nil, nil, nil, nil
 	}
+	for _, p := range s.places {
+		if p.warm != nil {
+			errs = append(errs, p.warm.Close())
+		}
+	}
+	s.places = nil
 	if s.writer != nil {
 		errs = append(errs, s.writer.Abort())
 	}

@@ -204,6 +204,9 @@ func (w *worker) prepare(ctx context.Context, a round.Action) error {
 		s.guests = append(s.guests, &savedGuest{guest: g, report: &api.GuestReport{Name: g.spec.Name, Node: r.agent.cfg.Name}})
 		reply.Guests = append(reply.Guests, g.spec.Name)
 	}
+	if err := s.warm(ctx); err != nil {
+		return err
+	}
 	var others []string
 	for _, m := range a.Members {
 		if m != round.NodeID(r.agent.cfg.Name) {

@@ -74,31 +74,15 @@ var _ io.ReaderAt = (*Copy)(nil)
 
 // CopyMemory copies the first size bytes, whole pages, of a guest's memory
 // file, by way of a mapping. Nothing may write f meanwhile: its guest stands
-// still.
+// still. Warm, called before, makes it several times faster.
 //
 // On error nothing is held.
 func (b *Budget) CopyMemory(ctx context.Context, f *os.File, size int64) (*Copy, error) {
-	if size%pageBytes != 0 {
-		return nil, fmt.Errorf("copy %d bytes of %s: not whole pages", size, f.Name())
+	w, err := b.reserve(f, size)
+	if err != nil {
+		return nil, err
 	}
-	return b.copy(ctx, f, size, func(dst []byte, data extent.Set) error {
-		src, err := mapFile(f, size)
-		if err != nil {
-			return err
-		}
-		err = eachPiece(ctx, data, func(e extent.Extent) error {
-			for off := e.Off; off < e.End(); off += pageBytes {
-				if p := src[off : off+pageBytes]; !isZero(p) {
-					copy(dst[off:off+pageBytes], p)
-				}
-			}
-			return nil
-		})
-		if err := unix.Munmap(src); err != nil {
-			return fmt.Errorf("unmap %s: %w", f.Name(), err)
-		}
-		return err
-	})
+	return w.Copy(ctx, f)
 }
 
 // CopyFile copies the first size bytes of an ordinary file, such as a disk

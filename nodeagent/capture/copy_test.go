@@ -163,3 +163,60 @@ func BenchmarkCopyFile(b *testing.B) {
 		}
 	}
 }
+
+// TestWarm_CopiesWhatIsThereAtTheCut changes memory between the two calls.
+func TestWarm_CopiesWhatIsThereAtTheCut(t *testing.T) {
+	f := sparseFile(t, t.TempDir(), 64*pageBytes, map[int64][]byte{1: bytes.Repeat([]byte{1}, pageBytes), 2: bytes.Repeat([]byte{2}, pageBytes)})
+	defer f.Close()
+	budget := NewBudget(1 << 20)
+	w, err := budget.Warm(t.Context(), f, 64*pageBytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The guest goes on: it clears a page, changes one, and touches a new one.
+	for n, b := range map[int64]byte{1: 0, 2: 7, 40: 9} {
+		if _, err := f.WriteAt(bytes.Repeat([]byte{b}, pageBytes), n*pageBytes); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(f.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := w.Copy(t.Context(), f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := io.ReadAll(io.NewSectionReader(c, 0, c.Size()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Error("the copy is not what was there at the cut")
+	}
+	if err := errors.Join(c.Close(), w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if free := budget.Free(); free != 1<<20 {
+		t.Errorf("budget has %d bytes left, want all", free)
+	}
+}
+
+func TestWarm_GrowsWithinTheBudgetOnly(t *testing.T) {
+	f := sparseFile(t, t.TempDir(), 64*pageBytes, map[int64][]byte{0: bytes.Repeat([]byte{1}, 2*pageBytes)})
+	defer f.Close()
+	budget := NewBudget(3 * pageBytes)
+	w, err := budget.Warm(t.Context(), f, 64*pageBytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt(bytes.Repeat([]byte{1}, 2*pageBytes), 32*pageBytes); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Copy(t.Context(), f); !errors.Is(err, ErrOverBudget) {
+		t.Errorf("copy beyond the budget: %v", err)
+	}
+	if free := budget.Free(); free != 3*pageBytes {
+		t.Errorf("budget has %d bytes left, want all", free)
+	}
+}
