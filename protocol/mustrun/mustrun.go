@@ -37,8 +37,14 @@ func Tiers() []Tier { return []Tier{QEMU, KVM, UFFD, NetNS, Etcd, GuestImage} }
 
 // Need returns when the machine has every tier. Otherwise it ends the test:
 // skipped with the reason, or failed if FERMATA_MUST_RUN names a missing tier.
+//
+// Tests that boot Linux guests (tier GuestImage) take minutes and are left out
+// of go test -short, which is for the time between two keystrokes.
 func Need(t testing.TB, tiers ...Tier) {
 	t.Helper()
+	if testing.Short() && slices.Contains(tiers, GuestImage) {
+		t.Skip("boots Linux guests: not with -short")
+	}
 	must, err := parse(os.Getenv(Env))
 	if err != nil {
 		t.Fatal(err)
