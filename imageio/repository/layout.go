@@ -218,13 +218,23 @@ func (r *Repository) makeDirs(ctx context.Context) error {
 	return r.fs.SyncDir(r.cfg.Dir)
 }
 
-// ensureDir makes a directory whose parent exists, durably. It syncs the
-// parent even if the directory was there: whoever made it may not have yet.
+// ensureDir makes a directory of the repository, durably. It syncs the parent
+// even if the directory was there: whoever made it may not have yet. A parent
+// below the repository's own directory is made, too: tools that copy
+// repositories may have left it out while it was empty.
 func (r *Repository) ensureDir(dir string) error {
-	if err := mkdir(r.fs.Mkdir, dir); err != nil {
+	parent := filepath.Dir(dir)
+	err := mkdir(r.fs.Mkdir, dir)
+	if errors.Is(err, fs.ErrNotExist) && parent != filepath.Clean(r.cfg.Dir) && strings.HasPrefix(parent, filepath.Clean(r.cfg.Dir)+string(filepath.Separator)) {
+		if err := r.ensureDir(parent); err != nil {
+			return err
+		}
+		err = mkdir(r.fs.Mkdir, dir)
+	}
+	if err != nil {
 		return err
 	}
-	return r.fs.SyncDir(filepath.Dir(dir))
+	return r.fs.SyncDir(parent)
 }
 
 func mkdir(do func(string) error, dir string) error {
