@@ -41,6 +41,8 @@ const (
 	groupShare = 0.8  // of a group's width taken by its samples
 	dotRadius  = 1.8  // points
 	medianPart = 0.35 // of a sample's width, to each side
+	margin     = 0.1  // decades below and above the dots
+	legendPart = 0.45 // of the dots' height left free above them for the legend
 )
 
 // colours can be told apart by the colour-blind (Okabe and Ito).
@@ -134,9 +136,9 @@ func (p Panel) plot() (*plot.Plot, error) {
 			return nil, err
 		}
 	}
-	// Room for the legend above the dots, and whole powers of ten as ends.
-	drawn.Y.Min = math.Pow(10, math.Floor(math.Log10(drawn.Y.Min)))
-	drawn.Y.Max = math.Pow(10, math.Ceil(math.Log10(drawn.Y.Max))+1)
+	low, high := math.Log10(drawn.Y.Min)-margin, math.Log10(drawn.Y.Max)+margin
+	high += legendPart * (high - low)
+	drawn.Y.Min, drawn.Y.Max = math.Pow(10, low), math.Pow(10, high)
 	drawn.X.Min, drawn.X.Max = -0.5, float64(len(p.Groups))-0.5
 	return drawn, nil
 }
@@ -175,14 +177,22 @@ func (s Series) addTo(drawn *plot.Plot, c color.RGBA, offset, width float64) err
 	return nil
 }
 
-// decades marks 1, 2 and 5 of every power of ten, and names them.
+// decades marks the powers of ten, and where there are few of them 2 and 5 times
+// that, too.
 type decades struct{}
+
+// fewDecades is what fits with three names each.
+const fewDecades = 3
 
 // Ticks implements plot.Ticker.
 func (decades) Ticks(low, high float64) []plot.Tick {
+	digits := []float64{1, 2, 5}
+	if math.Log10(high/low) > fewDecades {
+		digits = digits[:1]
+	}
 	var ticks []plot.Tick
 	for power := math.Floor(math.Log10(low)); power <= math.Log10(high); power++ {
-		for _, digit := range []float64{1, 2, 5} {
+		for _, digit := range digits {
 			if v := digit * math.Pow(10, power); v >= low && v <= high {
 				ticks = append(ticks, plot.Tick{Value: v, Label: strconv.FormatFloat(v, 'g', 6, 64)})
 			}
