@@ -289,18 +289,35 @@ func (c *Coordinator) setTerm(t *term) {
 	c.term = t
 }
 
-// leading returns the present term. On error (unavailable) another coordinator
-// leads, and the message says where it is.
+// takeoverWait bounds how long a call waits for this coordinator to take over:
+// it was just started, or the leader has just died. It covers the default time
+// after which a dead leader's lease ends.
+const takeoverWait = 12 * time.Second
+
+// leading returns the present term. It waits a while when no other coordinator
+// is known to lead. On error (unavailable) another one does, and the message
+// says where it is.
 func (c *Coordinator) leading(ctx context.Context) (*term, error) {
-	c.mu.Lock()
-	t := c.term
-	c.mu.Unlock()
-	if t != nil {
-		return t, nil
+	ctx, cancel := context.WithTimeout(ctx, takeoverWait)
+	defer cancel()
+	ticker := time.NewTicker(50 * time.Millisecond)
+	defer ticker.Stop()
+	for {
+		c.mu.Lock()
+		t := c.term
+		c.mu.Unlock()
+		if t != nil {
+			return t, nil
+		}
+		address, err := c.elector.Leader(ctx)
+		known := err == nil && address != ""
+		if known && address != c.advertised() {
+			return nil, fault.New(fault.Unavailable, "this coordinator does not lead; ask the one at %s", address)
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return nil, fault.New(fault.Unavailable, "no coordinator leads at present; try again")
+		}
 	}
-	address, err := c.elector.Leader(ctx)
-	if err != nil || address == "" {
-		return nil, fault.New(fault.Unavailable, "no coordinator leads at present; try again")
-	}
-	return nil, fault.New(fault.Unavailable, "this coordinator does not lead; ask the one at %s", address)
 }
