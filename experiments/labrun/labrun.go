@@ -91,6 +91,7 @@ type Failed struct {
 	Args   []string
 	Status int
 	Line   string // the last it said
+	Said   string // all of it
 }
 
 func (f *Failed) Error() string {
@@ -117,7 +118,7 @@ func (l *Lab) Command(ctx context.Context, progress io.Writer, into any, args ..
 	err := cmd.Run()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
-		return &Failed{Args: args, Status: exit.ExitCode(), Line: lastLine(complaints.String())}
+		return &Failed{Args: args, Status: exit.ExitCode(), Line: lastLine(complaints.String()), Said: complaints.String()}
 	}
 	if err != nil {
 		return fmt.Errorf("fermata %s: %w", strings.Join(args, " "), err)

@@ -125,8 +125,7 @@ func (r *rig) must(into any, args ...string) {
 	}
 }
 
-// refused runs a command that is to fail with a class, in one line that
-// mentions all of words.
+// refused runs a command that is to fail with a class and to mention all of words.
 func (r *rig) refused(class fault.Class, words []string, args ...string) {
 	r.Helper()
 	err := r.Command(r.Context(), testLog{r.T}, nil, args...)
@@ -140,8 +139,8 @@ func (r *rig) refused(class fault.Class, words []string, args ...string) {
 		r.Errorf("fermata %s: exit status %d, want %d (%s)", strings.Join(args, " "), failed.Status, class.ExitCode(), class)
 	}
 	for _, w := range words {
-		if !strings.Contains(failed.Line, w) {
-			r.Errorf("fermata %s: message %q does not mention %q", strings.Join(args, " "), failed.Line, w)
+		if !strings.Contains(failed.Said, w) {
+			r.Errorf("fermata %s: message %q does not mention %q", strings.Join(args, " "), failed.Said, w)
 		}
 	}
 }
