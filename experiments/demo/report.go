@@ -111,6 +111,15 @@ func (r *report) setSummary(s guests.Summary) {
 	r.Canary = canaryResult{Sent: t.Sent, Received: t.Received, Lost: t.Lost, Doubled: t.Doubled, Reordered: t.Reordered, Corrupt: t.Corrupt}
 }
 
+// inconclusive tells whether nothing was in flight at the cut: then nothing can
+// have been lost with it or saved by it.
+func (r *report) inconclusive() bool {
+	if r.Control {
+		return r.Canary.Lost == 0
+	}
+	return r.Checkpoints[len(r.Checkpoints)-1].FramesRecorded == 0
+}
+
 // verdict tells what the run did not prove.
 func (r *report) verdict(control bool) error {
 	var errs []error
