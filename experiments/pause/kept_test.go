@@ -1,0 +1,31 @@
+package main
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"fermata/experiments/result"
+)
+
+// TestKept_IsADocument reads the result that is kept in the tree as this code
+// reads documents.
+func TestKept_IsADocument(t *testing.T) {
+	f, err := os.Open("../results/pause.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	doc, err := result.Decode[row](f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if doc.Experiment != name || doc.Commit == result.UnknownCommit || strings.HasSuffix(doc.Commit, "-modified") {
+		t.Errorf("kept is a document of %q at commit %q", doc.Experiment, doc.Commit)
+	}
+	for _, r := range doc.Rows {
+		if len(r.PauseMS) < defaultN {
+			t.Errorf("%s at %s was measured %d times, want %d or more", r.Method, size(r.MemoryBytes), len(r.PauseMS), defaultN)
+		}
+	}
+}
