@@ -1,9 +1,7 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"io"
 
 	"fermata/experiments/guests"
 	"fermata/experiments/labrun"
@@ -70,7 +68,7 @@ func (w *watcher) allTick(all map[string][]byte) (bool, error) {
 }
 
 func (w *watcher) complete(all map[string][]byte) (bool, error) {
-	s, err := summarise(all)
+	s, err := labrun.Summarise(all)
 	return s.Complete, err
 }
 
@@ -79,13 +77,5 @@ func (w *watcher) summary(ctx context.Context) (guests.Summary, error) {
 	if err != nil {
 		return guests.Summary{}, err
 	}
-	return summarise(all)
-}
-
-func summarise(all map[string][]byte) (guests.Summary, error) {
-	readers := map[string]io.Reader{}
-	for name, b := range all {
-		readers[name] = bytes.NewReader(b)
-	}
-	return guests.Summarise(readers)
+	return labrun.Summarise(all)
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"os/exec"
 	"strconv"
 	"strings"
@@ -67,4 +68,13 @@ func (c *Consoles) Await(ctx context.Context, budget time.Duration, what string,
 		}
 		return is(all)
 	})
+}
+
+// Summarise is guests.Summarise of what Read returned.
+func Summarise(all map[string][]byte) (guests.Summary, error) {
+	readers := map[string]io.Reader{}
+	for name, b := range all {
+		readers[name] = bytes.NewReader(b)
+	}
+	return guests.Summarise(readers)
 }

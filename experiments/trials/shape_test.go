@@ -3,7 +3,6 @@ package trials
 import (
 	"bytes"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -71,7 +70,7 @@ func TestCluster_OfUnlikeGuests(t *testing.T) {
 	t.Logf("%d frames recorded", cp.FramesRecorded)
 	r.must(nil, "rollback", r.cluster, "--on", "g1=n2,g2=n1")
 	complete := func(all map[string][]byte) (bool, error) {
-		s, err := summarise(all)
+		s, err := labrun.Summarise(all)
 		return s.CanaryComplete, err
 	}
 	if err := r.consoles().Await(t.Context(), bootBudget, "the canary's account", complete); err != nil {
@@ -81,21 +80,13 @@ func TestCluster_OfUnlikeGuests(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := summarise(all)
+	s, err := labrun.Summarise(all)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if !s.Totals.Clean() || s.Totals.Sent < 5000 {
 		t.Errorf("canary: %+v", s.Totals)
 	}
-}
-
-func summarise(all map[string][]byte) (guests.Summary, error) {
-	readers := map[string]io.Reader{}
-	for name, b := range all {
-		readers[name] = bytes.NewReader(b)
-	}
-	return guests.Summarise(readers)
 }
 
 // TestCoordinator_OnRealEtcd runs the lab against Debian's etcd server in place
