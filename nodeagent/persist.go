@@ -109,11 +109,11 @@ func (s *saving) putFile(ctx context.Context, kind, name, path string) (*api.Ima
 	if err != nil {
 		return nil, fmt.Errorf("size of %s: %w", name, err)
 	}
-	ref, _, err := s.writer.PutImage(ctx, f, fi.Size(), repository.PutOptions{})
+	img, err := s.writer.PutImage(ctx, f, fi.Size(), repository.PutOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("store %s %s: %w", kind, name, repositoryFault(err))
 	}
-	return objectOf(kind, name, ref), nil
+	return objectOf(kind, name, img.Ref), nil
 }
 
 // rawBytes is what persist will look at.

@@ -297,11 +297,11 @@ func (s *saving) takePiece(ctx context.Context, p *piece, path string, warm *cap
 
 // store puts one piece into the repository.
 func (s *saving) store(ctx context.Context, p *piece, src io.ReaderAt, size int64, data extent.Set, progress func(int64)) error {
-	ref, stats, err := s.writer.PutImage(ctx, src, size, repository.PutOptions{Data: &data, Progress: progress})
+	img, err := s.writer.PutImage(ctx, src, size, repository.PutOptions{Data: &data, Progress: progress})
 	if err != nil {
 		return fmt.Errorf("store %s %s: %w", p.kind, p.name, repositoryFault(err))
 	}
-	p.stored, p.stats = objectOf(p.kind, p.name, ref), stats
+	p.stored, p.stats = objectOf(p.kind, p.name, img.Ref), img.Stats
 	return nil
 }
 

@@ -106,7 +106,7 @@ func benchPut(b *testing.B, r *Repository, src io.ReaderAt) (Ref, Result) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	ref, _, err := w.PutImage(b.Context(), src, benchBytes, PutOptions{})
+	img, err := w.PutImage(b.Context(), src, benchBytes, PutOptions{})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -114,7 +114,7 @@ func benchPut(b *testing.B, r *Repository, src io.ReaderAt) (Ref, Result) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	return ref, res
+	return img.Ref, res
 }
 
 func BenchmarkReadImage(b *testing.B) {

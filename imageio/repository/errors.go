@@ -25,6 +25,14 @@ var (
 	// it was swept before the round claimed it. The round must be aborted; the
 	// next one stores the pages again.
 	ErrPackMissing = errors.New("pack is missing")
+	// ErrBaseGone says that an image cannot be the Base of another: its Writer
+	// did not finish, it was put through another Repository value, or a pack
+	// that holds it is not relied on any more, because it was swept or is
+	// damaged. The image is to be put without a Base.
+	ErrBaseGone = errors.New("base image is gone")
+	// ErrDiverged says that an image differs from its Base where it was said
+	// not to.
+	ErrDiverged = errors.New("differs from base where nothing changed")
 	// ErrClosed says that a Writer was finished or given up.
 	ErrClosed = errors.New("writer is closed")
 )

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -15,11 +16,34 @@ import (
 // PutOptions modify PutImage.
 type PutOptions struct {
 	// Data says which parts of the source may hold other bytes than zeros.
-	// Pages outside are taken for zeros and not read. Nil: all of it.
+	// Pages outside are taken for zeros and not read. Nil: all of it. It does
+	// not count for what is taken from Base.
 	Data *extent.Set
 	// Progress is told how far the image is done, zeros included. Its calls
 	// are never concurrent and never go back; the last is the size.
 	Progress func(doneBytes int64)
+
+	// Base is an earlier generation of the image, of the same size: leaves that
+	// Changed does not touch are taken from it, neither read nor hashed. Its
+	// Writer must have finished, on the same Repository; whether the round was
+	// committed does not matter. It is refused with ErrBaseGone when the index
+	// has forgotten a pack that is needed, so Refresh before, as for NewWriter.
+	// A pack that goes later fails Finish with ErrPackMissing, as any old pack
+	// does; the next round then does without this Base.
+	Base *Image
+	// Changed says what may differ from Base. Nil: everything, so that Base is
+	// of no use.
+	Changed *extent.Set
+	// Audit reads and hashes also what is taken from Base, and fails with
+	// ErrDiverged, naming the leaf's offset, where it differs: whoever tracked
+	// the changes missed one.
+	Audit bool
+
+	// Urgent is asked each time a leaf is about to be read, by the goroutine
+	// that called PutImage, and may name an offset whose leaf somebody waits
+	// for: that leaf is read next. It changes nothing if the leaf was begun
+	// already, need not be read or is outside the image.
+	Urgent func() (off int64, ok bool)
 }
 
 // Lender is an optional ability of a source whose bytes are in memory: Lend
@@ -32,40 +56,49 @@ type Lender interface {
 // ImageStats is what PutImage has seen.
 type ImageStats struct {
 	RawBytes     int64
-	NonZeroBytes int64 // of pages that are not all zeros
+	NonZeroBytes int64 // of pages that are not all zeros, whether read or taken from Base
 	NewBytes     int64 // of pages that this call was the first to store
+	ChangedBytes int64 // read from the source because Base did not have them
+	AuditedBytes int64 // read from the source although Base had them
 }
 
 // PutImage stores size bytes of src. Equal bytes give equal refs, whatever the
-// options. What it stored is durable after Finish.
+// options, if these tell the truth about the bytes. What it stored is durable
+// after Finish.
 //
 // Pages of zeros cost nothing; a page that the repository or this Writer has
 // is not stored again. src is read from several goroutines at a time, every
-// part at most once.
+// part at most once. It may block; ctx does not end a read that has begun, and
+// none goes on after PutImage has returned.
 //
-// On error: the Writer may go on, unless the error sticks.
-func (w *Writer) PutImage(ctx context.Context, src io.ReaderAt, size int64, opt PutOptions) (Ref, ImageStats, error) {
+// On error: the Writer may go on, unless the error sticks; an error of src does
+// not, and is wrapped.
+func (w *Writer) PutImage(ctx context.Context, src io.ReaderAt, size int64, opt PutOptions) (*Image, error) {
 	if size < 0 || size > object.MaxImageBytes {
-		return Ref{}, ImageStats{}, fmt.Errorf("put image: %d bytes, limit %d", size, object.MaxImageBytes)
+		return nil, fmt.Errorf("put image: %d bytes, limit %d", size, object.MaxImageBytes)
 	}
-	p := &put{w: w, src: src, size: size, opt: opt, leaves: make([]object.ID, object.LeafCount(size))}
+	leaves := object.LeafCount(size)
+	p := &put{w: w, src: src, size: size, opt: opt, image: &Image{
+		r: w.r, ids: make([]object.ID, leaves), held: make([]holding, leaves),
+	}}
 	p.lender, _ = src.(Lender) // without it bytes are read, which is only slower
 	if err := p.putLeaves(ctx); err != nil {
-		return Ref{}, ImageStats{}, fmt.Errorf("put image: %w", err)
+		return nil, fmt.Errorf("put image: %w", err)
 	}
-	id, err := p.putTop(ctx)
-	if err != nil {
-		return Ref{}, ImageStats{}, fmt.Errorf("put image: %w", err)
+	if err := p.complete(ctx); err != nil {
+		return nil, fmt.Errorf("put image: %w", err)
 	}
-	p.stats.RawBytes = size
-	return Ref{ID: id, Size: size}, p.stats, nil
+	return p.image, nil
 }
 
 // PutBytes stores a small image that is in memory: a device state, the frames
 // of a channel.
 func (w *Writer) PutBytes(ctx context.Context, data []byte) (Ref, error) {
-	ref, _, err := w.PutImage(ctx, lentBytes(data), int64(len(data)), PutOptions{})
-	return ref, err
+	img, err := w.PutImage(ctx, lentBytes(data), int64(len(data)), PutOptions{})
+	if err != nil {
+		return Ref{}, err
+	}
+	return img.Ref, nil
 }
 
 // lentBytes is a source in memory.
@@ -91,7 +124,13 @@ type put struct {
 	lender Lender // nil if src is none
 	size   int64
 	opt    PutOptions
-	leaves []object.ID // each written by the worker of its leaf
+
+	// image is ours until PutImage returns it. Each leaf's ids and held are
+	// written by the worker of the leaf; open is guarded by mu.
+	image *Image
+	// inherited are the packs, by ordinal, of the leaves taken from Base; owned
+	// by the goroutine that called PutImage.
+	inherited map[uint32]struct{}
 
 	mu    sync.Mutex
 	stats ImageStats // guarded by mu
@@ -100,24 +139,20 @@ type put struct {
 
 // putLeaves stores everything but branches and root, leaves in parallel.
 func (p *put) putLeaves(ctx context.Context) error {
+	todo, err := p.plan()
+	if err != nil {
+		return err
+	}
 	g, ctx := errgroup.WithContext(ctx)
-	for i := range p.leaves {
-		part := p.part(i)
-		data := extent.Of(part)
-		if p.opt.Data != nil {
-			data = p.opt.Data.Within(part)
-		}
-		if data.Empty() {
-			p.account(part.Len, ImageStats{})
-			continue
-		}
+	for todo.left > 0 {
 		wk, err := p.w.worker(ctx)
 		if err != nil {
 			return orFirst(g.Wait(), err)
 		}
+		i := todo.take(p.urgentLeaf()) // asked late: waiting for a worker takes time
 		g.Go(func() error {
 			defer func() { p.w.workers <- wk }()
-			return p.putLeaf(wk, i, data.RoundOut(object.PageBytes))
+			return p.readLeaf(wk, i)
 		})
 	}
 	return g.Wait()
@@ -157,111 +192,59 @@ func (p *put) part(i int) extent.Extent {
 	return extent.Extent{Off: off, Len: min(object.LeafBytes, p.size-off)}
 }
 
-// putLeaf stores the pages of leaf i that lie in data, and the leaf.
-func (p *put) putLeaf(wk *worker, i int, data extent.Set) error {
-	if err := p.w.firstErr(); err != nil {
-		return err
-	}
-	part := p.part(i)
-	children := wk.children[:object.PageCount(part.Len)]
-	clear(children)
-	var stats ImageStats
-	for e := range data.All() {
-		e = e.Intersect(part) // rounding may have passed the end of the image
-		b, err := p.bytes(wk, e)
-		if err != nil {
-			return err
-		}
-		if err := p.putPages(wk, b, children[(e.Off-part.Off)/object.PageBytes:], &stats); err != nil {
-			return err
-		}
-	}
-	if stats.NonZeroBytes > 0 {
-		wk.node = object.AppendNode(wk.node[:0], object.KindLeaf, children)
-		id, err := p.w.putNode(wk, object.KindLeaf, wk.node)
-		if err != nil {
-			return err
-		}
-		p.leaves[i] = id
-	}
-	p.account(part.Len, stats)
-	return nil
-}
-
-// putPages stores the pages in b and writes their ids to children.
-func (p *put) putPages(wk *worker, b []byte, children []object.ID, stats *ImageStats) error {
-	for n := 0; len(b) > 0; n++ {
-		page := b[:min(object.PageBytes, len(b))]
-		b = b[len(page):]
-		if isZero(page) {
-			continue
-		}
-		id, fresh, err := p.w.putPage(wk, page)
-		if err != nil {
-			return err
-		}
-		if id.IsZero() {
-			continue
-		}
-		children[n] = id
-		stats.NonZeroBytes += int64(len(page))
-		if fresh {
-			stats.NewBytes += int64(len(page))
-		}
-	}
-	return nil
-}
-
-// bytes returns the bytes of e, lent or read.
-func (p *put) bytes(wk *worker, e extent.Extent) ([]byte, error) {
-	if p.lender != nil {
-		b, err := p.lender.Lend(e.Off, int(e.Len))
-		if err == nil && int64(len(b)) != e.Len {
-			err = io.ErrUnexpectedEOF
-		}
-		if err != nil {
-			return nil, fmt.Errorf("read source at %d: %w", e.Off, err)
-		}
-		return b, nil
-	}
-	b := wk.readBuffer()[:e.Len]
-	n, err := p.src.ReadAt(b, e.Off)
-	if n < len(b) {
-		if err == nil || err == io.EOF {
-			err = io.ErrUnexpectedEOF
-		}
-		return nil, fmt.Errorf("read source at %d: %w", e.Off+int64(n), err)
-	}
-	return b, nil
-}
-
-// account adds a leaf to the statistics and tells the caller. Progress is
-// called under the lock, which puts its calls in order.
-func (p *put) account(done int64, s ImageStats) {
+// account adds leaves to the statistics and tells the caller. Progress is
+// called under the lock, which puts its calls in order. It copies open, if that
+// has runs.
+func (p *put) account(done int64, s ImageStats, open openLeaf) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if len(open.runs) > 0 {
+		open.runs = slices.Clone(open.runs)
+		p.image.open = append(p.image.open, open)
+	}
 	p.stats.NonZeroBytes += s.NonZeroBytes
 	p.stats.NewBytes += s.NewBytes
+	p.stats.ChangedBytes += s.ChangedBytes
+	p.stats.AuditedBytes += s.AuditedBytes
 	p.done += done
-	if p.opt.Progress != nil {
+	if p.opt.Progress != nil && done > 0 {
 		p.opt.Progress(p.done)
 	}
 }
 
-// putTop stores the branches and the root.
-func (p *put) putTop(ctx context.Context) (object.ID, error) {
+// complete stores branches and root and hands the image to the Writer, all
+// while it holds a worker, for which Finish waits.
+func (p *put) complete(ctx context.Context) error {
 	wk, err := p.w.worker(ctx)
 	if err != nil {
-		return object.ID{}, err
+		return err
 	}
 	defer func() { p.w.workers <- wk }()
+	id, err := p.putTop(wk)
+	if err != nil {
+		return err
+	}
+	for ordinal := range p.inherited {
+		wk.use(ordinal)
+	}
+	p.stats.RawBytes = p.size
+	p.image.Ref, p.image.Stats = Ref{ID: id, Size: p.size}, p.stats
+	p.w.keep(p.image)
+	return nil
+}
+
+// putTop stores the branches and the root.
+func (p *put) putTop(wk *worker) (object.ID, error) {
+	wk.holders.reset()
+	ids := p.image.ids
 	root := object.Root{Size: p.size, Branches: make([]object.ID, object.BranchCount(p.size))}
 	for i := range root.Branches {
-		leaves := p.leaves[i*object.Fanout : min((i+1)*object.Fanout, len(p.leaves))]
+		leaves := ids[i*object.Fanout : min((i+1)*object.Fanout, len(ids))]
 		if allZero(leaves) {
 			continue
 		}
 		wk.node = object.AppendNode(wk.node[:0], object.KindBranch, leaves)
+		var err error
 		if root.Branches[i], err = p.w.putNode(wk, object.KindBranch, wk.node); err != nil {
 			return object.ID{}, err
 		}

@@ -19,12 +19,13 @@ type worker struct {
 	children   [object.Fanout]object.ID
 	used       map[uint32]struct{} // ordinals of packs whose objects were met again
 	lastUsed   uint32              // the latest of used, which is nearly always the next
+	holders    holders             // of the leaf in work
 }
 
 func newWorker(runBytes int) *worker {
 	return &worker{
-		pages:      runBuilder{target: runBytes},
-		nodes:      runBuilder{target: runBytes},
+		pages:      runBuilder{target: runBytes, run: &pendingRun{}},
+		nodes:      runBuilder{target: runBytes, run: &pendingRun{}},
 		compressed: make([]byte, pack.MaxStoredLen(runBytes)),
 		used:       map[uint32]struct{}{},
 		lastUsed:   ^uint32(0),
@@ -51,9 +52,11 @@ type runBuilder struct {
 	target  int // length at which the run is stored
 	raw     []byte
 	objects []pack.Object
+	run     *pendingRun // what the objects will be; another one after each reset
 }
 
 func (b *runBuilder) reset() {
+	b.run = &pendingRun{}
 	b.raw = b.raw[:0]
 	b.objects = b.objects[:0]
 }
@@ -100,7 +103,7 @@ func (w *Writer) putPage(wk *worker, page []byte) (id object.ID, fresh bool, err
 		return object.ID{}, false, nil
 	}
 	id = object.Sum(staged)
-	if !w.take(wk, id) {
+	if !w.take(wk, id, wk.pages.run) {
 		wk.pages.drop()
 		return id, false, nil
 	}
@@ -108,26 +111,38 @@ func (w *Writer) putPage(wk *worker, page []byte) (id object.ID, fresh bool, err
 	return id, true, nil
 }
 
+// sumPage names a page as putPage does, and stores nothing.
+func sumPage(_ *worker, page []byte) (id object.ID, fresh bool, err error) {
+	if len(page) < object.PageBytes { // once an image
+		page = append(make([]byte, 0, object.PageBytes), page...)[:object.PageBytes]
+	}
+	return object.Sum(page), false, nil
+}
+
 // putNode stores a leaf, branch or root.
 func (w *Writer) putNode(wk *worker, kind object.Kind, data []byte) (object.ID, error) {
-	id := object.Sum(data)
-	if !w.take(wk, id) {
-		return id, nil
-	}
+	// Room comes first: who takes an object has to know its run.
 	if len(wk.nodes.raw) > 0 && len(wk.nodes.raw)+len(data) > wk.nodes.target {
 		if err := w.store(wk, &wk.nodes); err != nil {
 			return object.ID{}, err
 		}
 	}
-	wk.nodes.add(id, kind, data)
+	id := object.Sum(data)
+	if w.take(wk, id, wk.nodes.run) {
+		wk.nodes.add(id, kind, data)
+	}
 	return id, nil
 }
 
-func (w *Writer) take(wk *worker, id object.ID) (store bool) {
-	store, loc, known := w.pending.take(id, w.r.index)
-	if known {
-		wk.use(loc.Pack)
+// take says whether an object must be stored in run, and notes what holds it.
+func (w *Writer) take(wk *worker, id object.ID, run *pendingRun) (store bool) {
+	store, at, ordinal := w.pending.take(id, run, w.r.index)
+	if at != nil {
+		wk.holders.addRun(at)
+		return store
 	}
+	wk.use(ordinal)
+	wk.holders.addPack(ordinal)
 	return store
 }
 

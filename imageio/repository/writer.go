@@ -48,11 +48,12 @@ type Writer struct {
 	ended bool       // guarded by endMu
 
 	mu     sync.Mutex
-	open   *pack.Writer         // guarded by mu; nil between packs
-	own    map[pack.ID]struct{} // guarded by mu; finalised
-	stored uint64               // guarded by mu; bytes of the packs in own
-	unique uint64               // guarded by mu; bytes of new pages
-	err    error                // guarded by mu; sticks
+	open   *pack.Writer       // guarded by mu; nil between packs
+	own    map[pack.ID]uint32 // guarded by mu; finalised, with their ordinals
+	stored uint64             // guarded by mu; bytes of the packs in own
+	unique uint64             // guarded by mu; bytes of new pages
+	images []*Image           // guarded by mu; put whole, settled by Finish
+	err    error              // guarded by mu; sticks
 }
 
 // maxFinalising is how many packs may wait for the disk while the next one is
@@ -93,7 +94,7 @@ func (r *Repository) NewWriter(cfg WriterConfig) (*Writer, error) {
 		workers: make(chan *worker, r.cfg.Workers),
 		closing: make(chan struct{}),
 		finals:  make(chan struct{}, maxFinalising),
-		own:     map[pack.ID]struct{}{},
+		own:     map[pack.ID]uint32{},
 	}
 	for range r.cfg.Workers {
 		w.workers <- newWorker(r.cfg.RunBytes)
@@ -103,7 +104,7 @@ func (r *Repository) NewWriter(cfg WriterConfig) (*Writer, error) {
 
 // Finish makes everything durable that was put. After it, and only then, the
 // Result may enter a manifest: its packs are safe from Sweep until the epoch
-// has an outcome.
+// has an outcome. Images that were put can then be a Base.
 //
 // On error: the Writer is given up as by Abort. ErrPackMissing says that a
 // round was overtaken by a sweep; see there.
@@ -173,7 +174,25 @@ func (w *Writer) result(ctx context.Context, used map[uint32]struct{}) (Result, 
 	}
 	res.Packs = append(res.Packs, old...)
 	slices.Sort(res.Packs)
+	w.settleImages()
 	return res, nil
+}
+
+// keep remembers an image that was put whole.
+func (w *Writer) keep(img *Image) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.images = append(w.images, img)
+}
+
+// settleImages tells the images where everything went.
+func (w *Writer) settleImages() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, img := range w.images {
+		img.settle(w.own)
+	}
+	w.images = nil
 }
 
 // Abort gives the Writer up and removes its temporary files. Packs that were
@@ -258,6 +277,7 @@ func (w *Writer) append(enc pack.Encoded, b *runBuilder) (full *pack.Writer, err
 	if err := w.open.Append(enc, b.objects); err != nil {
 		return full, w.failLocked(err)
 	}
+	b.run.pack = w.open.ID()
 	for i := range b.objects {
 		if b.objects[i].Kind == object.KindPage {
 			w.unique += object.PageBytes
@@ -298,11 +318,11 @@ func (w *Writer) finalise(p *pack.Writer) {
 		_ = p.Discard() // the first error tells the story
 		return
 	}
-	w.r.index.Add(p.ID(), objects)
+	ordinal := w.r.index.Add(p.ID(), objects)
 	w.pending.remove(objects)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.own[p.ID()] = struct{}{}
+	w.own[p.ID()] = ordinal
 	w.stored += uint64(size)
 }
 
