@@ -1,6 +1,7 @@
 package repository
 
 import (
+	"encoding/binary"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -10,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"fermata/imageio/extent"
 	"fermata/imageio/object"
 )
 
@@ -115,6 +117,62 @@ func benchPut(b *testing.B, r *Repository, src io.ReaderAt) (Ref, Result) {
 		b.Fatal(err)
 	}
 	return img.Ref, res
+}
+
+// stampedMemory is memory without a page that equals another; size bytes of it
+// need no memory.
+type stampedMemory struct{ generation uint64 }
+
+func (s *stampedMemory) ReadAt(p []byte, off int64) (int, error) {
+	clear(p)
+	for i := 0; i < len(p); i += object.PageBytes {
+		binary.LittleEndian.PutUint64(p[i:], uint64(off)+uint64(i)+1)
+		binary.LittleEndian.PutUint64(p[i+8:], s.generation)
+	}
+	return len(p), nil
+}
+
+// BenchmarkPutImageUnchanged puts 1 GiB of which a Base has all but one leaf, or
+// all.
+func BenchmarkPutImageUnchanged(b *testing.B) {
+	const size = 1 << 30
+	src := &stampedMemory{}
+	r := mustCreate(b, Config{Dir: filepath.Join(b.TempDir(), "repo")})
+	w, err := r.NewWriter(WriterConfig{Cluster: "web", Epoch: 1, Node: "n1"})
+	if err != nil {
+		b.Fatal(err)
+	}
+	base, err := w.PutImage(b.Context(), src, size, PutOptions{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	if _, err := w.Finish(b.Context()); err != nil {
+		b.Fatal(err)
+	}
+	for _, c := range []struct {
+		name    string
+		changed extent.Set
+	}{
+		{"one-leaf", extent.Of(extent.Extent{Off: size / 2, Len: 1})},
+		{"none", extent.Set{}},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			w, err := r.NewWriter(WriterConfig{Cluster: "web", Epoch: 2, Node: "n1"})
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				src.generation++
+				if _, err := w.PutImage(b.Context(), src, size, PutOptions{Base: base, Changed: &c.changed}); err != nil {
+					b.Fatal(err)
+				}
+			}
+			if err := w.Abort(); err != nil {
+				b.Fatal(err)
+			}
+		})
+	}
 }
 
 func BenchmarkReadImage(b *testing.B) {
