@@ -32,7 +32,10 @@ const MinMemoryMiB = 128
 // maxGuests is MAX_GUESTS of programs/src/canary.h.
 const maxGuests = 64
 
-// Work is what a guest does: Idle, or RunMPI, RunCanary or both, or-ed.
+// maxWriterThreads is MAX_THREADS of programs/src/dirty.c.
+const maxWriterThreads = 16
+
+// Work is what a guest does: Idle, or any of RunMPI, RunCanary and RunDirty, or-ed.
 type Work uint8
 
 const (
@@ -42,6 +45,8 @@ const (
 	RunMPI Work = 1
 	// RunCanary makes every guest send numbered datagrams to every other.
 	RunCanary Work = 2
+	// RunDirty makes every guest rewrite memory and check it.
+	RunDirty Work = 4
 )
 
 // String is the word on the command line.
@@ -52,6 +57,9 @@ func (w Work) String() string {
 	}
 	if w&RunCanary != 0 {
 		words = append(words, "canary")
+	}
+	if w&RunDirty != 0 {
+		words = append(words, "dirty")
 	}
 	if len(words) == 0 {
 		return "idle"
@@ -85,6 +93,17 @@ type Canary struct {
 // nothing by themselves, with room to spare.
 func DefaultCanary() Canary { return Canary{Rate: 100, SizeBytes: 200} }
 
+// Writer are the parameters of the memory writer.
+type Writer struct {
+	MiB        int // rewritten
+	Rate       int // MiB a second, over all threads; 0: as fast as it goes
+	Threads    int
+	BallastMiB int // random bytes beside, written once and checked in turns
+}
+
+// DefaultWriter rewrites what fits into every guest.
+func DefaultWriter() Writer { return Writer{MiB: 16, Threads: 1} }
+
 // Cluster says what all guests of one cluster are told. Zero MPI, Canary, Net
 // and Tick select DemoMPI, DefaultCanary, 10.77.0.0/24 and one second.
 type Cluster struct {
@@ -92,6 +111,7 @@ type Cluster struct {
 	Work   Work
 	MPI    MPI
 	Canary Canary
+	Writer Writer        // zero: DefaultWriter
 	Net    netip.Prefix  // of eth0, a /24
 	Tick   time.Duration // between two TICK lines, at least 1 ms
 
@@ -106,6 +126,9 @@ func (c Cluster) applyDefaults() Cluster {
 	}
 	if c.Canary == (Canary{}) {
 		c.Canary = DefaultCanary()
+	}
+	if c.Writer == (Writer{}) {
+		c.Writer = DefaultWriter()
 	}
 	if !c.Net.IsValid() {
 		c.Net = netip.MustParsePrefix("10.77.0.0/24")
@@ -132,6 +155,9 @@ func (c Cluster) Validate() error {
 	}
 	if c.Canary.Rate < 1 || c.Canary.SizeBytes < 32 || c.Canary.SizeBytes > 1472 {
 		complain("canary: rate %d, size %d (want 32 to 1472)", c.Canary.Rate, c.Canary.SizeBytes)
+	}
+	if w := c.Writer; w.MiB < 1 || w.Rate < 0 || w.Threads < 1 || w.Threads > maxWriterThreads || w.BallastMiB < 0 {
+		complain("writer: %+v", w)
 	}
 	if c.Canary.Length < 0 || c.Canary.Length%time.Second != 0 {
 		complain("canary: length %s is not whole seconds", c.Canary.Length)
@@ -168,6 +194,10 @@ func (c Cluster) Cmdline(index int) string {
 		}
 		words = append(words, fmt.Sprintf("fermata.canary=%d,%d,%s,%d",
 			c.Canary.Rate, c.Canary.SizeBytes, device, int(c.Canary.Length.Seconds())))
+	}
+	if c.Work&RunDirty != 0 {
+		words = append(words, fmt.Sprintf("fermata.dirty=%d,%d,%d,%d",
+			c.Writer.MiB, c.Writer.Rate, c.Writer.Threads, c.Writer.BallastMiB))
 	}
 	if c.PowerOff {
 		words = append(words, "fermata.end=poweroff")

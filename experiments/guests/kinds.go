@@ -105,6 +105,22 @@ type CanaryEnd struct {
 	Corrupt uint64 // datagrams that are not what any guest sent
 }
 
+// DirtyStart says that the memory writer has filled its memory.
+type DirtyStart struct {
+	MiB, Threads, BallastMiB int
+	Rate                     float64 // MiB a second; 0: as fast as it goes
+	Uptime                   Seconds
+}
+
+// Dirty is the memory writer's account so far.
+type Dirty struct {
+	Pages   uint64  // that it rewrites, of 4 KiB
+	Written uint64  // pages
+	Rate    float64 // MiB a second since the line before
+	Bad     uint64  // pages that did not hold what was written to them last
+	Uptime  Seconds
+}
+
 // decoders make the body of each known kind.
 var decoders = map[string]func(*values) any{
 	"READY": func(v *values) any {
@@ -148,6 +164,14 @@ var decoders = map[string]func(*values) any{
 			Doubled: v.count("doubled"), Reordered: v.count("reordered"), Gap: v.seconds("gap")}
 		f.Lost = int64(f.Sent) - int64(f.Received)
 		return f
+	},
+	"DIRTY-START": func(v *values) any {
+		return DirtyStart{MiB: v.integer("mib"), Threads: v.integer("threads"), BallastMiB: v.integer("ballast-mib"),
+			Rate: float64(v.seconds("rate")), Uptime: v.seconds("uptime")}
+	},
+	"DIRTY": func(v *values) any {
+		return Dirty{Pages: v.count("pages"), Written: v.count("written"), Rate: float64(v.seconds("rate")),
+			Bad: v.count("bad"), Uptime: v.seconds("uptime")}
 	},
 	"CANARY-END": func(v *values) any {
 		return CanaryEnd{Me: v.text("me"), Peers: v.integer("peers"), Corrupt: v.count("corrupt")}

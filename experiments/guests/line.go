@@ -12,8 +12,8 @@ type Line struct {
 	Kind string // "READY", "CANARY-FINAL", …
 
 	// Body has the values by type: Ready, Tick, MPIStart, MPIIter, MPIDone,
-	// MPIExit, CanaryStart, CanaryStatus, CanaryKernel, CanaryFinal or
-	// CanaryEnd; nil for a kind unknown here.
+	// MPIExit, CanaryStart, CanaryStatus, CanaryKernel, CanaryFinal,
+	// CanaryEnd, DirtyStart or Dirty; nil for a kind unknown here.
 	Body any
 
 	// Pairs has the values as they stand in the line.

@@ -26,6 +26,7 @@ type program struct {
 var compiled = []program{
 	{name: "say", sources: []string{"say.c", "line.c"}},
 	{name: "canary", sources: []string{"canary.c", "books.c", "wire.c", "kernel.c", "line.c"}},
+	{name: "dirty", sources: []string{"dirty.c", "line.c"}},
 	{name: "jacobi", sources: []string{"jacobi.c", "line.c"}, mpi: true},
 }
 
@@ -66,7 +67,7 @@ func (p program) arguments(root, out string) []string {
 		// No fused multiply-add: the checksum must not depend on the processor.
 		args = append(args, "-ffp-contract=off", "-I"+filepath.Join(lib, "openmpi", "include"))
 	} else {
-		args = append(args, "-static")
+		args = append(args, "-static", "-pthread")
 	}
 	args = append(args, p.sources...)
 	if p.mpi {

@@ -11,6 +11,7 @@
 //	initrd.img     busybox, virtio modules, Open MPI and our programs
 //	jacobi         the very MPI program of the guests
 //	canary         the very canary of the guests
+//	dirty          the very memory writer of the guests
 //	openmpi/       the Open MPI of the guests, for the host
 //	native-jacobi  runs jacobi on the host with it
 //	stamp          digest of all inputs, and the packages used

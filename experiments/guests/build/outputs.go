@@ -10,7 +10,7 @@ import (
 )
 
 // outputs are the files whose absence makes a build incomplete.
-var outputs = []string{"vmlinuz", "initrd.img", "jacobi", "canary", "native-jacobi", "openmpi"}
+var outputs = []string{"vmlinuz", "initrd.img", "jacobi", "canary", "dirty", "native-jacobi", "openmpi"}
 
 // nativeScript runs the guests' MPI program on the host as one rank, with the
 // guests' Open MPI and the host's C library.
@@ -29,7 +29,7 @@ func writeOutputs(dir, root, programs string, im *image) error {
 	if err := copyFile(im.kernel, filepath.Join(dir, "vmlinuz"), 0o644); err != nil {
 		return err
 	}
-	for _, name := range []string{"jacobi", "canary"} {
+	for _, name := range []string{"jacobi", "canary", "dirty"} {
 		if err := copyFile(filepath.Join(programs, name), filepath.Join(dir, name), 0o755); err != nil {
 			return err
 		}
