@@ -30,6 +30,9 @@ var (
 	ErrIncompatible = errors.New("machines are incompatible")
 	// ErrUnsupported: the monitor lacks what was asked for.
 	ErrUnsupported = errors.New("not supported by the monitor")
+	// ErrUntrackable: writes to the guest's memory cannot be seen from outside,
+	// for a reason that the error tells, with the way out.
+	ErrUntrackable = errors.New("guest memory cannot be tracked")
 	// ErrUnknownNIC: the machine has no card of that name.
 	ErrUnknownNIC = errors.New("no such network card")
 )

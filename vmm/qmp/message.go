@@ -2,6 +2,7 @@ package qmp
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -29,6 +30,11 @@ type Version struct {
 
 // String returns major.minor.micro.
 func (v Version) String() string { return fmt.Sprintf("%d.%d.%d", v.Major, v.Minor, v.Micro) }
+
+// Less orders versions.
+func (v Version) Less(o Version) bool {
+	return cmp.Or(cmp.Compare(v.Major, o.Major), cmp.Compare(v.Minor, o.Minor), cmp.Compare(v.Micro, o.Micro)) < 0
+}
 
 // Event is something the monitor reports unasked.
 type Event struct {

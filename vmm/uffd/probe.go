@@ -1,0 +1,38 @@
+package uffd
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// Probe says why memory cannot be protected from outside on this host, in plain
+// words with the way out; nil when it can.
+func Probe() error {
+	file, _, errno := unix.Syscall(unix.SYS_USERFAULTFD, unix.O_CLOEXEC|unix.O_NONBLOCK, 0, 0)
+	switch errno {
+	case 0:
+	case unix.ENOSYS:
+		return errors.New("this kernel has no userfaultfd: use one built with CONFIG_USERFAULTFD")
+	case unix.EPERM:
+		return errors.New("userfaultfd is not permitted, or not for faults of the kernel:" +
+			" run as root, set vm.unprivileged_userfaultfd to 1, or (in a container) allow userfaultfd in its seccomp profile")
+	default:
+		return fmt.Errorf("userfaultfd: %w", errno)
+	}
+	defer unix.Close(int(file))
+	have, err := features(int(file))
+	if err != nil {
+		return err
+	}
+	switch {
+	case have&featureWriteProtect == 0:
+		return errors.New("this kernel cannot write-protect memory by userfaultfd: use Linux 5.19 or newer on x86-64")
+	case have&featureShared == 0:
+		return errors.New("this kernel cannot write-protect shared memory by userfaultfd: use Linux 5.19 or newer")
+	case have&featureUnpopulated == 0:
+		return errors.New("this kernel cannot write-protect pages that do not exist yet: use Linux 6.4 or newer")
+	}
+	return nil
+}
