@@ -70,7 +70,10 @@ func (t *term) checkpoint(ctx context.Context, req *api.CheckpointRequest, p pro
 	}}
 	err = t.drive.Run(t.ctx, ctx, rounds.Job{
 		Round: id, Fence: t.fence.API(), Members: members,
-		Options:    round.Options{PauseBudget: s.Policies.PauseBudget, DiscardChannels: req.GetDiscardChannels()},
+		Options: round.Options{
+			PauseBudget: s.Policies.PauseBudget, DiscardChannels: req.GetDiscardChannels(),
+			Mode: round.Mode(req.GetMode()), Full: req.GetFull(), Audit: req.GetAudit(),
+		},
 		CheckImage: func(image *api.NodeImage) error { return record.CheckImage(image, guestsOn(c, image.GetNode())) },
 		Ledger:     &ledger{store: t.c.store, fence: t.fence, id: op},
 		Judge:      verdict,

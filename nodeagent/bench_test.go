@@ -40,6 +40,9 @@ func (m *fakeMachine) State() qemu.State {
 	return qemu.State{GuardPath: filepath.Join(m.dir, "guard.sock")}
 }
 
+// Trackable: our own process cannot be traced by itself.
+func (m *fakeMachine) Trackable(context.Context) error { return vmm.ErrUntrackable }
+
 func (m *fakeMachine) Describe(context.Context) (qemu.Description, error) {
 	return qemu.Description{}, nil
 }

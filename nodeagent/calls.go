@@ -49,9 +49,13 @@ func (a *Agent) PrepareRound(ctx context.Context, in *api.PrepareRoundRequest) (
 		req.Members = append(req.Members, round.NodeID(n))
 	}
 	req.Call = round.CallPrepare
+	if _, known := api.CaptureMode_name[int32(in.Mode)]; !known {
+		return nil, fault.New(fault.Invalid, "capture mode %d is not known here", in.Mode)
+	}
 	req.Options = round.Options{
 		PauseBudget:     time.Duration(min(in.PauseBudgetMs, uint64(time.Hour.Milliseconds()))) * time.Millisecond,
 		DiscardChannels: in.DiscardChannels,
+		Mode:            round.Mode(in.Mode), Full: in.Full, Audit: in.Audit,
 	}
 	return callFor(ctx, r, req, &api.PrepareRoundReply{})
 }

@@ -17,6 +17,8 @@ type machine interface {
 	Describe(ctx context.Context) (qemu.Description, error)
 	// State returns the record by which a later agent finds the machine.
 	State() qemu.State
+	// Trackable says why the guest's memory cannot be captured live, or nil.
+	Trackable(ctx context.Context) error
 	// ConsolePath is the file that holds what the guest printed.
 	ConsolePath() string
 }

@@ -21,6 +21,9 @@ func (s *saving) persist(ctx context.Context, progress func(done, total uint64))
 	}
 	meter := newMeter(s.rawBytes(), progress)
 	image := &api.NodeImage{Node: s.agent.cfg.Name, QemuVersion: s.agent.qemu.Version.String()}
+	if err := s.sweepMemory(ctx, meter); err != nil {
+		return nil, err
+	}
 	// One guest after the other: PutImage uses all processors by itself, and
 	// copies are freed as early as can be.
 	for _, sg := range s.guests {
@@ -52,7 +55,7 @@ func (s *saving) persistGuest(ctx context.Context, sg *savedGuest, meter *meter)
 	}
 	for _, p := range sg.pieces {
 		if p.stored == nil {
-			if err := s.store(ctx, p, p.copy, p.copy.Size(), p.copy.Data(), meter.of(p.copy.Size())); err != nil {
+			if err := s.store(ctx, p, p.copy, p.copy.Size(), p.copy.Data(), meter.piece()); err != nil {
 				return nil, err
 			}
 			if err := p.copy.Close(); err != nil {
@@ -123,6 +126,11 @@ func (s *saving) rawBytes() uint64 {
 		for _, p := range sg.pieces {
 			if p.copy != nil {
 				n += uint64(p.copy.Size())
+			}
+		}
+		if sg.cut != nil {
+			for _, mem := range sg.machine.Memory() {
+				n += mem.Size
 			}
 		}
 	}

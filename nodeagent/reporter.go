@@ -59,7 +59,7 @@ func lines(b []byte) iter.Seq[string] {
 	}
 }
 
-// meter adds up the progress of pieces that are stored one after the other.
+// meter adds up the progress of pieces.
 //
 // Concurrency: safe for use by several goroutines.
 type meter struct {
@@ -67,7 +67,7 @@ type meter struct {
 	report func(done, total uint64)
 
 	mu   sync.Mutex
-	done uint64    // guarded by mu; of finished pieces
+	done uint64    // guarded by mu; of all pieces
 	last time.Time // guarded by mu
 }
 
@@ -75,22 +75,21 @@ func newMeter(total uint64, report func(done, total uint64)) *meter {
 	return &meter{total: total, report: report}
 }
 
-// of returns the progress callback of the next piece, of size bytes. Its
-// argument is what of the piece is done.
-func (m *meter) of(size int64) func(int64) {
-	m.mu.Lock()
-	before := m.done
-	m.done += uint64(size)
-	m.mu.Unlock()
+// piece returns the progress callback of one piece. Its argument is what of the
+// piece is done.
+func (m *meter) piece() func(int64) {
+	var before uint64 // guarded by m.mu
 	return func(done int64) {
 		m.mu.Lock()
-		soon := time.Since(m.last) < reportEvery
+		m.done += uint64(done) - before
+		before = uint64(done)
+		all, soon := m.done, time.Since(m.last) < reportEvery
 		if !soon {
 			m.last = time.Now()
 		}
 		m.mu.Unlock()
 		if !soon && m.report != nil {
-			m.report(before+uint64(done), m.total)
+			m.report(all, m.total)
 		}
 	}
 }

@@ -19,6 +19,7 @@ import (
 	"fermata/protocol/api"
 	"fermata/protocol/failpoint"
 	"fermata/protocol/fault"
+	"fermata/protocol/round"
 	"fermata/vmm"
 )
 
@@ -31,6 +32,7 @@ type saving struct {
 	agent   *Agent
 	cluster *cluster
 	epoch   uint64
+	options round.Options
 	budget  time.Duration // a guest may stand still
 	writer  *repository.Writer
 	endCut  func() // closes the cut on the wire; nil before beginCut
@@ -46,7 +48,10 @@ type savedGuest struct {
 	stopAt  time.Time // just before the guard was told
 	held    bool      // may stand still for this round; the guard watches it
 	devices []byte
-	warm    map[string]*capture.Warm // places for copies, by memory block
+	warm    map[string]*capture.Warm     // places for copies, by memory block; not when live
+	tracked *tracked                     // nil: not captured live
+	cut     *capture.Cut                 // nil before the cut, and when not live
+	images  map[string]*repository.Image // of live memory, by block, once stored
 	pieces  []*piece
 	frames  []recordedFrames
 }
@@ -84,13 +89,14 @@ func (s *saving) each(ctx context.Context, step string, f func(context.Context, 
 // not waited for longer than the drain budget: what it has not taken is taken
 // back after the stop.
 func (s *saving) gateAndDrain(ctx context.Context) error {
-	begun := time.Now()
 	for _, sg := range s.guests {
+		begun := time.Now()
 		for _, n := range sg.nics {
 			if err := n.port.Gate(); err != nil {
 				return err
 			}
 		}
+		sg.report.GateUs = micros(begun)
 	}
 	if err := failpoint.Inject(ctx, failpoint.AgentAfterGate); err != nil {
 		return err
@@ -100,6 +106,7 @@ func (s *saving) gateAndDrain(ctx context.Context) error {
 	err := s.each(ctx, "drain", func(ctx context.Context, sg *savedGuest) error {
 		ctx, cancel := context.WithTimeout(ctx, budget)
 		defer cancel()
+		begun := time.Now()
 		for _, n := range sg.nics {
 			err := n.port.Drain(ctx)
 			switch {
@@ -109,8 +116,14 @@ func (s *saving) gateAndDrain(ctx context.Context) error {
 				return fmt.Errorf("card %s: %w", n.spec.Name, err)
 			}
 		}
-		sg.report.GateUs = micros(begun)
+		sg.report.DrainUs = micros(begun)
 		return nil
+	})
+	if err != nil {
+		return err
+	}
+	err = s.eachLive(ctx, "protect", func(ctx context.Context, sg *savedGuest) error {
+		return sg.tracked.tracker.Rearm(ctx)
 	})
 	if err != nil {
 		return err
@@ -166,9 +179,11 @@ func (s *saving) saveState(ctx context.Context) error {
 			return err
 		}
 		begun = time.Now()
-		for _, mem := range sg.machine.Memory() {
-			if err := s.savePiece(ctx, sg, kindMemory, mem.Name, mem.Path); err != nil {
-				return err
+		if sg.tracked == nil {
+			for _, mem := range sg.machine.Memory() {
+				if err := s.savePiece(ctx, sg, kindMemory, mem.Name, mem.Path); err != nil {
+					return err
+				}
 			}
 		}
 		for _, d := range sg.spec.Disks {
@@ -180,6 +195,11 @@ func (s *saving) saveState(ctx context.Context) error {
 			}
 		}
 		sg.report.MemoryUs = micros(begun)
+		if sg.tracked != nil {
+			if err := s.cutMemory(sg); err != nil {
+				return err
+			}
+		}
 		// The guard may have let the guest run because we were too slow: then what
 		// was read is of no instant.
 		status, err := sg.machine.Status(ctx)
@@ -240,6 +260,9 @@ func (s *saving) warm(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, warmBudget)
 	defer cancel()
 	for _, sg := range s.guests {
+		if sg.tracked != nil {
+			continue
+		}
 		sg.warm = map[string]*capture.Warm{}
 		for _, mem := range sg.machine.Memory() {
 			p := &place{}
@@ -331,7 +354,7 @@ func (s *saving) resumeGuest(ctx context.Context, sg *savedGuest) error {
 		sg.report.ResumeUs = micros(begun)
 		sg.report.PauseUs = micros(sg.stopAt)
 		sg.report.ChannelsUs = sg.report.PauseUs - min(sg.report.PauseUs,
-			sg.report.StopUs+sg.report.DevicesUs+sg.report.MemoryUs+sg.report.ResumeUs)
+			sg.report.StopUs+sg.report.DevicesUs+sg.report.ProtectUs+sg.report.MemoryUs+sg.report.ResumeUs)
 		sg.held = false
 		if err := s.agent.guard.Release(sg.machine.State().GuardPath); err != nil {
 			// The guest runs, and that is all the guard could do for it.
@@ -374,6 +397,7 @@ func (s *saving) discard() error {
 		}
 	}
 	s.places = nil
+	errs = append(errs, s.dropCuts())
 	if s.writer != nil {
 		errs = append(errs, s.writer.Abort())
 	}

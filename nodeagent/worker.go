@@ -27,7 +27,11 @@ const resumeBudget = 5 * time.Second
 // Concurrency: hand may be called beside run.
 type worker struct {
 	rounds *roundRun // immutable
-	saving *saving   // owned by run's goroutine; nil when no round holds anything
+
+	// Owned by run's goroutine:
+	saving  *saving             // nil when no round holds anything
+	tracked map[string]*tracked // by guest
+	pending []kept              // what is durable here, and waits for the round's outcome
 
 	mu      sync.Mutex
 	queue   []job              // guarded by mu
@@ -44,7 +48,7 @@ type job struct {
 }
 
 func newWorker(r *roundRun) *worker {
-	return &worker{rounds: r, wake: make(chan struct{}, 1)}
+	return &worker{rounds: r, wake: make(chan struct{}, 1), tracked: map[string]*tracked{}}
 }
 
 // hand queues actions. Abandon acts at once. It never blocks.
@@ -71,7 +75,7 @@ func (w *worker) hand(actions []round.Action) {
 	}
 }
 
-// run works until ctx ends, and then frees what is held.
+// run works until ctx ends, then frees what is held and drops all protection.
 func (w *worker) run(ctx context.Context) {
 	for {
 		j, jobCtx, ok := w.next(ctx)
@@ -80,7 +84,7 @@ func (w *worker) run(ctx context.Context) {
 			case <-w.wake:
 				continue
 			case <-ctx.Done():
-				if err := w.free(); err != nil {
+				if err := errors.Join(w.free(), w.untrack()); err != nil {
 					w.rounds.agent.log.Error("end of rounds", "cluster", w.rounds.cluster.name, "error", err)
 				}
 				return
@@ -135,7 +139,11 @@ func (w *worker) do(ctx context.Context, a round.Action) error {
 		return w.prepare(ctx, a)
 	case round.ResumeGuests:
 		return w.resume(ctx, epoch)
-	case round.KeepImage, round.DiscardImage, round.ForgetImage:
+	case round.KeepImage:
+		w.keep()
+		return w.discard()
+	case round.DiscardImage, round.ForgetImage:
+		w.pending = nil
 		return w.discard()
 	}
 	if s == nil || s.epoch != uint64(epoch) {
@@ -170,6 +178,7 @@ func (w *worker) do(ctx context.Context, a round.Action) error {
 // prepare checks that every guest can be cut and reserves what the round needs.
 func (w *worker) prepare(ctx context.Context, a round.Action) error {
 	r := w.rounds
+	w.pending = nil // of a round whose outcome was never heard
 	if err := w.free(); err != nil {
 		return err
 	}
@@ -190,7 +199,7 @@ func (w *worker) prepare(ctx context.Context, a round.Action) error {
 	}
 	s := &saving{
 		agent: r.agent, cluster: r.cluster, epoch: uint64(a.Round.Epoch),
-		budget: a.Options.PauseBudget, writer: writer,
+		options: a.Options, budget: a.Options.PauseBudget, writer: writer,
 	}
 	w.saving = s
 	reply := &api.PrepareRoundReply{}
@@ -203,6 +212,9 @@ func (w *worker) prepare(ctx context.Context, a round.Action) error {
 		}
 		s.guests = append(s.guests, &savedGuest{guest: g, report: &api.GuestReport{Name: g.spec.Name, Node: r.agent.cfg.Name}})
 		reply.Guests = append(reply.Guests, g.spec.Name)
+	}
+	if err := w.chooseModes(ctx, s); err != nil {
+		return err
 	}
 	if err := s.warm(ctx); err != nil {
 		return err
@@ -219,6 +231,9 @@ func (w *worker) prepare(ctx context.Context, a round.Action) error {
 		},
 		func(err error) { r.failed(a.Round.Epoch, round.StepCloseChannels, err) })
 	if err != nil {
+		return err
+	}
+	if err := s.arm(ctx); err != nil {
 		return err
 	}
 	payload, err := proto.Marshal(reply)
@@ -267,12 +282,19 @@ func (w *worker) persist(ctx context.Context, s *saving, epoch round.Epoch) erro
 		r.total.Store(total)
 	})
 	if err != nil {
+		// What it was built on may be what has gone: the next one reads everything.
+		for _, sg := range s.guests {
+			if sg.tracked != nil {
+				sg.tracked.base = nil
+			}
+		}
 		return err
 	}
 	payload, err := proto.Marshal(image)
 	if err != nil {
 		return fmt.Errorf("encode answer: %w", err)
 	}
+	w.pending = s.keepable()
 	// A member that waits for the outcome holds no memory.
 	if err := w.discard(); err != nil {
 		return err

@@ -11,6 +11,7 @@ import (
 	"fermata/cmd/internal/view"
 	"fermata/protocol/api"
 	"fermata/protocol/fault"
+	"fermata/protocol/round"
 )
 
 // maxLabelBytes is the limit of CheckpointRequest.label in the wire's definition.
@@ -18,14 +19,21 @@ const maxLabelBytes = 256
 
 func newCheckpointCommand(o *operator) *cobra.Command {
 	var req api.CheckpointRequest
+	var mode string
 	c := &cobra.Command{
 		Use:   "checkpoint CLUSTER",
 		Short: "Take a checkpoint of a running cluster",
 		Long: `Take a checkpoint of a running cluster and wait until it is durable. The guests
 stand still for milliseconds only. An interrupt aborts the round: the guests
-keep running, and nothing is left of the checkpoint.`,
+keep running, and nothing is left of the checkpoint.
+
+Memory is captured live: write-protected in the pause, and stored while the guest
+runs. Where that cannot be, as with a device that writes memory behind QEMU's
+back, --mode auto copies it in the pause and the report tells why; --mode live
+refuses, and says what to change.`,
 		Example: `  fermata checkpoint demo
-  fermata checkpoint demo --label before-upgrade -o json`,
+  fermata checkpoint demo --label before-upgrade -o json
+  fermata checkpoint demo --mode live --audit`,
 		Args:              names("CLUSTER"),
 		ValidArgsFunction: o.completeClusters,
 		RunE: func(c *cobra.Command, args []string) error {
@@ -33,6 +41,11 @@ keep running, and nothing is left of the checkpoint.`,
 			if len(req.Label) > maxLabelBytes {
 				return app.Usagef("--label: %d bytes, at most %d", len(req.Label), maxLabelBytes)
 			}
+			m, err := round.ParseMode(mode)
+			if err != nil {
+				return app.Usagef("--mode %s: want auto, live or stop", mode)
+			}
+			req.Mode = api.CaptureMode(m)
 			if req.DiscardChannels {
 				o.env.Notice("warning: --discard-channels: a restart from this checkpoint loses the frames that were on the wire")
 			}
@@ -41,6 +54,9 @@ keep running, and nothing is left of the checkpoint.`,
 		},
 	}
 	c.Flags().StringVar(&req.Label, "label", "", "free `text` kept with the checkpoint")
+	c.Flags().StringVar(&mode, "mode", round.ModeAuto.String(), "how memory is captured: auto, live or stop")
+	c.Flags().BoolVar(&req.Full, "full", false, "read all memory, whatever is known of earlier checkpoints")
+	c.Flags().BoolVar(&req.Audit, "audit", false, "read all memory, and fail if a change was missed")
 	c.Flags().BoolVar(&req.DiscardChannels, "discard-channels", false, "leave the frames on the wire out: the control of the consistency proof")
 	if err := c.Flags().MarkHidden("discard-channels"); err != nil {
 		panic(err) // the flag is defined above

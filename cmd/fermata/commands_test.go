@@ -194,6 +194,8 @@ func TestRequests_CarryTheFlags(t *testing.T) {
 		want proto.Message
 	}{
 		{"checkpoint demo --label x --discard-channels", &api.CheckpointRequest{Cluster: "demo", Label: "x", DiscardChannels: true}},
+		{"checkpoint demo --mode live --audit", &api.CheckpointRequest{Cluster: "demo", Mode: api.CaptureMode_CAPTURE_MODE_LIVE, Audit: true}},
+		{"checkpoint demo --mode stop --full", &api.CheckpointRequest{Cluster: "demo", Mode: api.CaptureMode_CAPTURE_MODE_STOP, Full: true}},
 		{"cluster start demo --on a=n1,b=n2", &api.StartClusterRequest{Name: "demo", On: map[string]string{"a": "n1", "b": "n2"}}},
 		{"restart demo", &api.RestartRequest{Cluster: "demo", From: "latest"}},
 		{"restart demo --from 3 --on n3,n4 --on a=n3 --on n5 --dry-run",

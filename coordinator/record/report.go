@@ -1,58 +1,40 @@
 package record
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
+
+	"google.golang.org/protobuf/encoding/protojson"
 
 	"fermata/imageio/manifest"
 	"fermata/protocol/api"
 	"fermata/protocol/round"
 )
 
-// guestReport is the opaque report of a guest in a manifest. Fields may be
-// added; absent ones read as zero.
-type guestReport struct {
-	PauseUS        uint64 `json:"pause_us"`
-	GateUS         uint64 `json:"gate_us"`
-	StopUS         uint64 `json:"stop_us"`
-	DevicesUS      uint64 `json:"devices_us"`
-	MemoryUS       uint64 `json:"memory_us"`
-	ChannelsUS     uint64 `json:"channels_us"`
-	ResumeUS       uint64 `json:"resume_us"`
-	StoppedUnixNS  int64  `json:"stopped_unix_ns"`
-	RawBytes       uint64 `json:"raw_bytes"`
-	NonZeroBytes   uint64 `json:"non_zero_bytes"`
-	FramesRecorded uint64 `json:"frames_recorded"`
-	UndrainedNICs  uint32 `json:"undrained_nics"`
-}
-
+// encodeReport makes the opaque report of a guest in a manifest. Fields may be
+// added; absent ones read as zero, and unknown ones are passed over.
 func encodeReport(r *api.GuestReport) (json.RawMessage, error) {
-	b, err := json.Marshal(guestReport{
-		PauseUS: r.GetPauseUs(), GateUS: r.GetGateUs(), StopUS: r.GetStopUs(), DevicesUS: r.GetDevicesUs(),
-		MemoryUS: r.GetMemoryUs(), ChannelsUS: r.GetChannelsUs(), ResumeUS: r.GetResumeUs(),
-		StoppedUnixNS: r.GetStoppedUnixNs(), RawBytes: r.GetRawBytes(), NonZeroBytes: r.GetNonZeroBytes(),
-		FramesRecorded: r.GetFramesRecorded(), UndrainedNICs: r.GetUndrainedNics(),
-	})
+	b, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(r)
+	var compact bytes.Buffer
+	if err == nil {
+		err = json.Compact(&compact, b) // protojson spaces its output at random
+	}
 	if err != nil {
 		return nil, fmt.Errorf("encode report: %w", err)
 	}
-	return b, nil
+	return compact.Bytes(), nil
 }
 
 func decodeReport(g manifest.Guest) (*api.GuestReport, error) {
-	var r guestReport
+	r := &api.GuestReport{}
 	if len(g.Report) > 0 {
-		if err := json.Unmarshal(g.Report, &r); err != nil {
+		if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(g.Report, r); err != nil {
 			return nil, fmt.Errorf("report of guest %s: %w", g.Name, err)
 		}
 	}
-	return &api.GuestReport{
-		Name: g.Name, Node: g.Node,
-		PauseUs: r.PauseUS, GateUs: r.GateUS, StopUs: r.StopUS, DevicesUs: r.DevicesUS,
-		MemoryUs: r.MemoryUS, ChannelsUs: r.ChannelsUS, ResumeUs: r.ResumeUS,
-		StoppedUnixNs: r.StoppedUnixNS, RawBytes: r.RawBytes, NonZeroBytes: r.NonZeroBytes,
-		FramesRecorded: r.FramesRecorded, UndrainedNics: r.UndrainedNICs,
-	}, nil
+	r.Name, r.Node = g.Name, g.Node
+	return r, nil
 }
 
 // Checkpoint is what an operator is told of a committed checkpoint.
@@ -75,6 +57,8 @@ func Checkpoint(m *manifest.Manifest) (*api.Checkpoint, error) {
 			return nil, err
 		}
 		c.Guests = append(c.Guests, r)
+		c.TakenBytes += r.GetTakenBytes()
+		c.FramesDiscarded += r.GetFramesDiscarded()
 	}
 	return c, nil
 }

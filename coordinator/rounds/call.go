@@ -54,6 +54,7 @@ func (r *run) wire() *api.Round {
 func (r *run) prepare(ctx context.Context, client api.NodeClient, req round.Request) error {
 	msg := &api.PrepareRoundRequest{
 		Round: r.wire(), DiscardChannels: req.Options.DiscardChannels,
+		Mode: api.CaptureMode(req.Options.Mode), Full: req.Options.Full, Audit: req.Options.Audit,
 		PauseBudgetMs: uint64(req.Options.PauseBudget.Milliseconds()),
 	}
 	for _, m := range req.Members {

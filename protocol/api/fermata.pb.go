@@ -27,6 +27,56 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// CaptureMode is how the memory of a guest gets into its image.
+type CaptureMode int32
+
+const (
+	CaptureMode_CAPTURE_MODE_AUTO CaptureMode = 0 // live where the guest's memory can be protected, else stop; the report says which, and why
+	CaptureMode_CAPTURE_MODE_LIVE CaptureMode = 1 // protected in the pause, stored while the guest runs; refused where that cannot be
+	CaptureMode_CAPTURE_MODE_STOP CaptureMode = 2 // copied in the pause
+)
+
+// Enum value maps for CaptureMode.
+var (
+	CaptureMode_name = map[int32]string{
+		0: "CAPTURE_MODE_AUTO",
+		1: "CAPTURE_MODE_LIVE",
+		2: "CAPTURE_MODE_STOP",
+	}
+	CaptureMode_value = map[string]int32{
+		"CAPTURE_MODE_AUTO": 0,
+		"CAPTURE_MODE_LIVE": 1,
+		"CAPTURE_MODE_STOP": 2,
+	}
+)
+
+func (x CaptureMode) Enum() *CaptureMode {
+	p := new(CaptureMode)
+	*p = x
+	return p
+}
+
+func (x CaptureMode) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (CaptureMode) Descriptor() protoreflect.EnumDescriptor {
+	return file_fermata_proto_enumTypes[0].Descriptor()
+}
+
+func (CaptureMode) Type() protoreflect.EnumType {
+	return &file_fermata_proto_enumTypes[0]
+}
+
+func (x CaptureMode) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use CaptureMode.Descriptor instead.
+func (CaptureMode) EnumDescriptor() ([]byte, []int) {
+	return file_fermata_proto_rawDescGZIP(), []int{0}
+}
+
 type ClusterState int32
 
 const (
@@ -70,11 +120,11 @@ func (x ClusterState) String() string {
 }
 
 func (ClusterState) Descriptor() protoreflect.EnumDescriptor {
-	return file_fermata_proto_enumTypes[0].Descriptor()
+	return file_fermata_proto_enumTypes[1].Descriptor()
 }
 
 func (ClusterState) Type() protoreflect.EnumType {
-	return &file_fermata_proto_enumTypes[0]
+	return &file_fermata_proto_enumTypes[1]
 }
 
 func (x ClusterState) Number() protoreflect.EnumNumber {
@@ -83,7 +133,7 @@ func (x ClusterState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ClusterState.Descriptor instead.
 func (ClusterState) EnumDescriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{0}
+	return file_fermata_proto_rawDescGZIP(), []int{1}
 }
 
 type GuestState int32
@@ -128,11 +178,11 @@ func (x GuestState) String() string {
 }
 
 func (GuestState) Descriptor() protoreflect.EnumDescriptor {
-	return file_fermata_proto_enumTypes[1].Descriptor()
+	return file_fermata_proto_enumTypes[2].Descriptor()
 }
 
 func (GuestState) Type() protoreflect.EnumType {
-	return &file_fermata_proto_enumTypes[1]
+	return &file_fermata_proto_enumTypes[2]
 }
 
 func (x GuestState) Number() protoreflect.EnumNumber {
@@ -141,7 +191,7 @@ func (x GuestState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use GuestState.Descriptor instead.
 func (GuestState) EnumDescriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{1}
+	return file_fermata_proto_rawDescGZIP(), []int{2}
 }
 
 type CreateClusterRequest struct {
@@ -494,9 +544,15 @@ type CheckpointRequest struct {
 	Label   string                 `protobuf:"bytes,2,opt,name=label,proto3" json:"label,omitempty"` // free text kept in the manifest, at most 256 bytes
 	// discard_channels leaves channel state out of the manifest: the control of
 	// the consistency proof. Never useful in production.
-	DiscardChannels bool `protobuf:"varint,3,opt,name=discard_channels,json=discardChannels,proto3" json:"discard_channels,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	DiscardChannels bool        `protobuf:"varint,3,opt,name=discard_channels,json=discardChannels,proto3" json:"discard_channels,omitempty"`
+	Mode            CaptureMode `protobuf:"varint,4,opt,name=mode,proto3,enum=fermata.v1.CaptureMode" json:"mode,omitempty"`
+	// full ignores what is known of earlier checkpoints: all memory is read.
+	Full bool `protobuf:"varint,5,opt,name=full,proto3" json:"full,omitempty"`
+	// audit reads all memory and fails when something changed that the tracking
+	// of writes did not see.
+	Audit         bool `protobuf:"varint,6,opt,name=audit,proto3" json:"audit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CheckpointRequest) Reset() {
@@ -546,6 +602,27 @@ func (x *CheckpointRequest) GetLabel() string {
 func (x *CheckpointRequest) GetDiscardChannels() bool {
 	if x != nil {
 		return x.DiscardChannels
+	}
+	return false
+}
+
+func (x *CheckpointRequest) GetMode() CaptureMode {
+	if x != nil {
+		return x.Mode
+	}
+	return CaptureMode_CAPTURE_MODE_AUTO
+}
+
+func (x *CheckpointRequest) GetFull() bool {
+	if x != nil {
+		return x.Full
+	}
+	return false
+}
+
+func (x *CheckpointRequest) GetAudit() bool {
+	if x != nil {
+		return x.Audit
 	}
 	return false
 }
@@ -1608,9 +1685,11 @@ type Checkpoint struct {
 	QemuVersion      string         `protobuf:"bytes,16,opt,name=qemu_version,json=qemuVersion,proto3" json:"qemu_version,omitempty"`
 	// damage says what is wrong with a checkpoint that cannot be restarted; its
 	// other fields may then be empty. A list only looks at what is cheap to see.
-	Damage        string `protobuf:"bytes,17,opt,name=damage,proto3" json:"damage,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Damage          string `protobuf:"bytes,17,opt,name=damage,proto3" json:"damage,omitempty"`
+	TakenBytes      uint64 `protobuf:"varint,18,opt,name=taken_bytes,json=takenBytes,proto3" json:"taken_bytes,omitempty"`                // memory that had to be read, of guests captured live
+	FramesDiscarded uint64 `protobuf:"varint,19,opt,name=frames_discarded,json=framesDiscarded,proto3" json:"frames_discarded,omitempty"` // in flight, and left out on demand
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Checkpoint) Reset() {
@@ -1762,25 +1841,50 @@ func (x *Checkpoint) GetDamage() string {
 	return ""
 }
 
+func (x *Checkpoint) GetTakenBytes() uint64 {
+	if x != nil {
+		return x.TakenBytes
+	}
+	return 0
+}
+
+func (x *Checkpoint) GetFramesDiscarded() uint64 {
+	if x != nil {
+		return x.FramesDiscarded
+	}
+	return 0
+}
+
 // GuestReport attributes one guest's part of a checkpoint.
 type GuestReport struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	Name           string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Node           string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
-	PauseUs        uint64                 `protobuf:"varint,3,opt,name=pause_us,json=pauseUs,proto3" json:"pause_us,omitempty"` // guest stood still, by the host's clock
-	GateUs         uint64                 `protobuf:"varint,4,opt,name=gate_us,json=gateUs,proto3" json:"gate_us,omitempty"`    // closing the ingress and draining it, before the pause
-	StopUs         uint64                 `protobuf:"varint,5,opt,name=stop_us,json=stopUs,proto3" json:"stop_us,omitempty"`
-	DevicesUs      uint64                 `protobuf:"varint,6,opt,name=devices_us,json=devicesUs,proto3" json:"devices_us,omitempty"`
-	MemoryUs       uint64                 `protobuf:"varint,7,opt,name=memory_us,json=memoryUs,proto3" json:"memory_us,omitempty"`
-	ChannelsUs     uint64                 `protobuf:"varint,8,opt,name=channels_us,json=channelsUs,proto3" json:"channels_us,omitempty"` // waiting for the other nodes
-	ResumeUs       uint64                 `protobuf:"varint,9,opt,name=resume_us,json=resumeUs,proto3" json:"resume_us,omitempty"`
-	StoppedUnixNs  int64                  `protobuf:"varint,10,opt,name=stopped_unix_ns,json=stoppedUnixNs,proto3" json:"stopped_unix_ns,omitempty"`
-	RawBytes       uint64                 `protobuf:"varint,11,opt,name=raw_bytes,json=rawBytes,proto3" json:"raw_bytes,omitempty"`
-	NonZeroBytes   uint64                 `protobuf:"varint,12,opt,name=non_zero_bytes,json=nonZeroBytes,proto3" json:"non_zero_bytes,omitempty"`
-	FramesRecorded uint64                 `protobuf:"varint,13,opt,name=frames_recorded,json=framesRecorded,proto3" json:"frames_recorded,omitempty"`
-	UndrainedNics  uint32                 `protobuf:"varint,14,opt,name=undrained_nics,json=undrainedNics,proto3" json:"undrained_nics,omitempty"` // NICs whose guest did not take its frames in time
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Name               string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Node               string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	PauseUs            uint64                 `protobuf:"varint,3,opt,name=pause_us,json=pauseUs,proto3" json:"pause_us,omitempty"` // guest stood still, by the host's clock
+	GateUs             uint64                 `protobuf:"varint,4,opt,name=gate_us,json=gateUs,proto3" json:"gate_us,omitempty"`    // closing the ingress, before the pause
+	StopUs             uint64                 `protobuf:"varint,5,opt,name=stop_us,json=stopUs,proto3" json:"stop_us,omitempty"`
+	DevicesUs          uint64                 `protobuf:"varint,6,opt,name=devices_us,json=devicesUs,proto3" json:"devices_us,omitempty"`
+	MemoryUs           uint64                 `protobuf:"varint,7,opt,name=memory_us,json=memoryUs,proto3" json:"memory_us,omitempty"`       // copying memory and disks
+	ChannelsUs         uint64                 `protobuf:"varint,8,opt,name=channels_us,json=channelsUs,proto3" json:"channels_us,omitempty"` // waiting for the other nodes
+	ResumeUs           uint64                 `protobuf:"varint,9,opt,name=resume_us,json=resumeUs,proto3" json:"resume_us,omitempty"`
+	StoppedUnixNs      int64                  `protobuf:"varint,10,opt,name=stopped_unix_ns,json=stoppedUnixNs,proto3" json:"stopped_unix_ns,omitempty"`
+	RawBytes           uint64                 `protobuf:"varint,11,opt,name=raw_bytes,json=rawBytes,proto3" json:"raw_bytes,omitempty"`
+	NonZeroBytes       uint64                 `protobuf:"varint,12,opt,name=non_zero_bytes,json=nonZeroBytes,proto3" json:"non_zero_bytes,omitempty"`
+	FramesRecorded     uint64                 `protobuf:"varint,13,opt,name=frames_recorded,json=framesRecorded,proto3" json:"frames_recorded,omitempty"`
+	UndrainedNics      uint32                 `protobuf:"varint,14,opt,name=undrained_nics,json=undrainedNics,proto3" json:"undrained_nics,omitempty"`                    // NICs whose guest did not take its frames in time
+	DrainUs            uint64                 `protobuf:"varint,15,opt,name=drain_us,json=drainUs,proto3" json:"drain_us,omitempty"`                                      // until the guest had taken what was on its way, before the pause
+	Mode               string                 `protobuf:"bytes,16,opt,name=mode,proto3" json:"mode,omitempty"`                                                            // live or stop
+	ModeReason         string                 `protobuf:"bytes,17,opt,name=mode_reason,json=modeReason,proto3" json:"mode_reason,omitempty"`                              // why a guest that could choose was not captured live
+	ProtectUs          uint64                 `protobuf:"varint,18,opt,name=protect_us,json=protectUs,proto3" json:"protect_us,omitempty"`                                // live: protecting memory again, inside the pause
+	ArmUs              uint64                 `protobuf:"varint,19,opt,name=arm_us,json=armUs,proto3" json:"arm_us,omitempty"`                                            // live: protecting memory, before the pause
+	WriteFaults        uint64                 `protobuf:"varint,20,opt,name=write_faults,json=writeFaults,proto3" json:"write_faults,omitempty"`                          // live: writes of the guest that met memory not yet stored
+	LongestWaitUs      uint64                 `protobuf:"varint,21,opt,name=longest_wait_us,json=longestWaitUs,proto3" json:"longest_wait_us,omitempty"`                  // live: of one such write
+	CopiedInPauseBytes uint64                 `protobuf:"varint,22,opt,name=copied_in_pause_bytes,json=copiedInPauseBytes,proto3" json:"copied_in_pause_bytes,omitempty"` // live: memory written just before the pause
+	PeakBufferBytes    uint64                 `protobuf:"varint,23,opt,name=peak_buffer_bytes,json=peakBufferBytes,proto3" json:"peak_buffer_bytes,omitempty"`            // live: of memory saved before the guest overwrote it
+	TakenBytes         uint64                 `protobuf:"varint,24,opt,name=taken_bytes,json=takenBytes,proto3" json:"taken_bytes,omitempty"`                             // live: memory that had to be read
+	FramesDiscarded    uint64                 `protobuf:"varint,25,opt,name=frames_discarded,json=framesDiscarded,proto3" json:"frames_discarded,omitempty"`              // in flight, and left out on demand
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *GuestReport) Reset() {
@@ -1907,6 +2011,83 @@ func (x *GuestReport) GetFramesRecorded() uint64 {
 func (x *GuestReport) GetUndrainedNics() uint32 {
 	if x != nil {
 		return x.UndrainedNics
+	}
+	return 0
+}
+
+func (x *GuestReport) GetDrainUs() uint64 {
+	if x != nil {
+		return x.DrainUs
+	}
+	return 0
+}
+
+func (x *GuestReport) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *GuestReport) GetModeReason() string {
+	if x != nil {
+		return x.ModeReason
+	}
+	return ""
+}
+
+func (x *GuestReport) GetProtectUs() uint64 {
+	if x != nil {
+		return x.ProtectUs
+	}
+	return 0
+}
+
+func (x *GuestReport) GetArmUs() uint64 {
+	if x != nil {
+		return x.ArmUs
+	}
+	return 0
+}
+
+func (x *GuestReport) GetWriteFaults() uint64 {
+	if x != nil {
+		return x.WriteFaults
+	}
+	return 0
+}
+
+func (x *GuestReport) GetLongestWaitUs() uint64 {
+	if x != nil {
+		return x.LongestWaitUs
+	}
+	return 0
+}
+
+func (x *GuestReport) GetCopiedInPauseBytes() uint64 {
+	if x != nil {
+		return x.CopiedInPauseBytes
+	}
+	return 0
+}
+
+func (x *GuestReport) GetPeakBufferBytes() uint64 {
+	if x != nil {
+		return x.PeakBufferBytes
+	}
+	return 0
+}
+
+func (x *GuestReport) GetTakenBytes() uint64 {
+	if x != nil {
+		return x.TakenBytes
+	}
+	return 0
+}
+
+func (x *GuestReport) GetFramesDiscarded() uint64 {
+	if x != nil {
+		return x.FramesDiscarded
 	}
 	return 0
 }
@@ -3238,6 +3419,9 @@ type PrepareRoundRequest struct {
 	Nodes           []string               `protobuf:"bytes,2,rep,name=nodes,proto3" json:"nodes,omitempty"` // all members of the round, this node among them
 	DiscardChannels bool                   `protobuf:"varint,3,opt,name=discard_channels,json=discardChannels,proto3" json:"discard_channels,omitempty"`
 	PauseBudgetMs   uint64                 `protobuf:"varint,4,opt,name=pause_budget_ms,json=pauseBudgetMs,proto3" json:"pause_budget_ms,omitempty"` // a guest stopped longer runs again and the round fails
+	Mode            CaptureMode            `protobuf:"varint,5,opt,name=mode,proto3,enum=fermata.v1.CaptureMode" json:"mode,omitempty"`
+	Full            bool                   `protobuf:"varint,6,opt,name=full,proto3" json:"full,omitempty"`
+	Audit           bool                   `protobuf:"varint,7,opt,name=audit,proto3" json:"audit,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -3298,6 +3482,27 @@ func (x *PrepareRoundRequest) GetPauseBudgetMs() uint64 {
 		return x.PauseBudgetMs
 	}
 	return 0
+}
+
+func (x *PrepareRoundRequest) GetMode() CaptureMode {
+	if x != nil {
+		return x.Mode
+	}
+	return CaptureMode_CAPTURE_MODE_AUTO
+}
+
+func (x *PrepareRoundRequest) GetFull() bool {
+	if x != nil {
+		return x.Full
+	}
+	return false
+}
+
+func (x *PrepareRoundRequest) GetAudit() bool {
+	if x != nil {
+		return x.Audit
+	}
+	return false
 }
 
 type PrepareRoundReply struct {
@@ -3877,11 +4082,14 @@ const file_fermata_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"*\n" +
 	"\x14DeleteClusterRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x14\n" +
-	"\x12DeleteClusterReply\"n\n" +
+	"\x12DeleteClusterReply\"\xc5\x01\n" +
 	"\x11CheckpointRequest\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x14\n" +
 	"\x05label\x18\x02 \x01(\tR\x05label\x12)\n" +
-	"\x10discard_channels\x18\x03 \x01(\bR\x0fdiscardChannels\"2\n" +
+	"\x10discard_channels\x18\x03 \x01(\bR\x0fdiscardChannels\x12+\n" +
+	"\x04mode\x18\x04 \x01(\x0e2\x17.fermata.v1.CaptureModeR\x04mode\x12\x12\n" +
+	"\x04full\x18\x05 \x01(\bR\x04full\x12\x14\n" +
+	"\x05audit\x18\x06 \x01(\bR\x05audit\"2\n" +
 	"\x16ListCheckpointsRequest\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\"P\n" +
 	"\x14ListCheckpointsReply\x128\n" +
@@ -3960,7 +4168,7 @@ const file_fermata_proto_rawDesc = "" +
 	"framesSent\x12%\n" +
 	"\x0eframes_dropped\x18\x06 \x01(\x04R\rframesDropped\x12\x1f\n" +
 	"\vframes_held\x18\a \x01(\x04R\n" +
-	"framesHeld\"\xac\x04\n" +
+	"framesHeld\"\xf8\x04\n" +
 	"\n" +
 	"Checkpoint\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
@@ -3982,7 +4190,10 @@ const file_fermata_proto_rawDesc = "" +
 	"\x11channels_recorded\x18\x0e \x01(\bR\x10channelsRecorded\x12/\n" +
 	"\x06guests\x18\x0f \x03(\v2\x17.fermata.v1.GuestReportR\x06guests\x12!\n" +
 	"\fqemu_version\x18\x10 \x01(\tR\vqemuVersion\x12\x16\n" +
-	"\x06damage\x18\x11 \x01(\tR\x06damage\"\xb7\x03\n" +
+	"\x06damage\x18\x11 \x01(\tR\x06damage\x12\x1f\n" +
+	"\vtaken_bytes\x18\x12 \x01(\x04R\n" +
+	"takenBytes\x12)\n" +
+	"\x10frames_discarded\x18\x13 \x01(\x04R\x0fframesDiscarded\"\xb3\x06\n" +
 	"\vGuestReport\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x19\n" +
@@ -4000,7 +4211,21 @@ const file_fermata_proto_rawDesc = "" +
 	"\traw_bytes\x18\v \x01(\x04R\brawBytes\x12$\n" +
 	"\x0enon_zero_bytes\x18\f \x01(\x04R\fnonZeroBytes\x12'\n" +
 	"\x0fframes_recorded\x18\r \x01(\x04R\x0eframesRecorded\x12%\n" +
-	"\x0eundrained_nics\x18\x0e \x01(\rR\rundrainedNics\"\xdb\x01\n" +
+	"\x0eundrained_nics\x18\x0e \x01(\rR\rundrainedNics\x12\x19\n" +
+	"\bdrain_us\x18\x0f \x01(\x04R\adrainUs\x12\x12\n" +
+	"\x04mode\x18\x10 \x01(\tR\x04mode\x12\x1f\n" +
+	"\vmode_reason\x18\x11 \x01(\tR\n" +
+	"modeReason\x12\x1d\n" +
+	"\n" +
+	"protect_us\x18\x12 \x01(\x04R\tprotectUs\x12\x15\n" +
+	"\x06arm_us\x18\x13 \x01(\x04R\x05armUs\x12!\n" +
+	"\fwrite_faults\x18\x14 \x01(\x04R\vwriteFaults\x12&\n" +
+	"\x0flongest_wait_us\x18\x15 \x01(\x04R\rlongestWaitUs\x121\n" +
+	"\x15copied_in_pause_bytes\x18\x16 \x01(\x04R\x12copiedInPauseBytes\x12*\n" +
+	"\x11peak_buffer_bytes\x18\x17 \x01(\x04R\x0fpeakBufferBytes\x12\x1f\n" +
+	"\vtaken_bytes\x18\x18 \x01(\x04R\n" +
+	"takenBytes\x12)\n" +
+	"\x10frames_discarded\x18\x19 \x01(\x04R\x0fframesDiscarded\"\xdb\x01\n" +
 	"\rRestartReport\x12#\n" +
 	"\rcheckpoint_id\x18\x01 \x01(\tR\fcheckpointId\x12*\n" +
 	"\x04plan\x18\x02 \x03(\v2\x16.fermata.v1.AssignmentR\x04plan\x12\x17\n" +
@@ -4101,12 +4326,15 @@ const file_fermata_proto_rawDesc = "" +
 	"\x05Round\x12'\n" +
 	"\x05fence\x18\x01 \x01(\v2\x11.fermata.v1.FenceR\x05fence\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\tR\acluster\x12\x14\n" +
-	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\"\xa7\x01\n" +
+	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\"\xfe\x01\n" +
 	"\x13PrepareRoundRequest\x12'\n" +
 	"\x05round\x18\x01 \x01(\v2\x11.fermata.v1.RoundR\x05round\x12\x14\n" +
 	"\x05nodes\x18\x02 \x03(\tR\x05nodes\x12)\n" +
 	"\x10discard_channels\x18\x03 \x01(\bR\x0fdiscardChannels\x12&\n" +
-	"\x0fpause_budget_ms\x18\x04 \x01(\x04R\rpauseBudgetMs\"+\n" +
+	"\x0fpause_budget_ms\x18\x04 \x01(\x04R\rpauseBudgetMs\x12+\n" +
+	"\x04mode\x18\x05 \x01(\x0e2\x17.fermata.v1.CaptureModeR\x04mode\x12\x12\n" +
+	"\x04full\x18\x06 \x01(\bR\x04full\x12\x14\n" +
+	"\x05audit\x18\a \x01(\bR\x05audit\"+\n" +
 	"\x11PrepareRoundReply\x12\x16\n" +
 	"\x06guests\x18\x01 \x03(\tR\x06guests\":\n" +
 	"\x0fCutRoundRequest\x12'\n" +
@@ -4144,7 +4372,11 @@ const file_fermata_proto_rawDesc = "" +
 	"\x12FinishRoundRequest\x12'\n" +
 	"\x05round\x18\x01 \x01(\v2\x11.fermata.v1.RoundR\x05round\x12\x1c\n" +
 	"\tcommitted\x18\x02 \x01(\bR\tcommitted\"\x12\n" +
-	"\x10FinishRoundReply*\xb5\x01\n" +
+	"\x10FinishRoundReply*R\n" +
+	"\vCaptureMode\x12\x15\n" +
+	"\x11CAPTURE_MODE_AUTO\x10\x00\x12\x15\n" +
+	"\x11CAPTURE_MODE_LIVE\x10\x01\x12\x15\n" +
+	"\x11CAPTURE_MODE_STOP\x10\x02*\xb5\x01\n" +
 	"\fClusterState\x12\x1d\n" +
 	"\x19CLUSTER_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15CLUSTER_STATE_STOPPED\x10\x01\x12\x1a\n" +
@@ -4202,165 +4434,168 @@ func file_fermata_proto_rawDescGZIP() []byte {
 	return file_fermata_proto_rawDescData
 }
 
-var file_fermata_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_fermata_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
 var file_fermata_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
 var file_fermata_proto_goTypes = []any{
-	(ClusterState)(0),               // 0: fermata.v1.ClusterState
-	(GuestState)(0),                 // 1: fermata.v1.GuestState
-	(*CreateClusterRequest)(nil),    // 2: fermata.v1.CreateClusterRequest
-	(*ListClustersRequest)(nil),     // 3: fermata.v1.ListClustersRequest
-	(*ListClustersReply)(nil),       // 4: fermata.v1.ListClustersReply
-	(*GetClusterRequest)(nil),       // 5: fermata.v1.GetClusterRequest
-	(*StartClusterRequest)(nil),     // 6: fermata.v1.StartClusterRequest
-	(*StopClusterRequest)(nil),      // 7: fermata.v1.StopClusterRequest
-	(*DeleteClusterRequest)(nil),    // 8: fermata.v1.DeleteClusterRequest
-	(*DeleteClusterReply)(nil),      // 9: fermata.v1.DeleteClusterReply
-	(*CheckpointRequest)(nil),       // 10: fermata.v1.CheckpointRequest
-	(*ListCheckpointsRequest)(nil),  // 11: fermata.v1.ListCheckpointsRequest
-	(*ListCheckpointsReply)(nil),    // 12: fermata.v1.ListCheckpointsReply
-	(*GetCheckpointRequest)(nil),    // 13: fermata.v1.GetCheckpointRequest
-	(*VerifyCheckpointRequest)(nil), // 14: fermata.v1.VerifyCheckpointRequest
-	(*DeleteCheckpointRequest)(nil), // 15: fermata.v1.DeleteCheckpointRequest
-	(*DeleteCheckpointReply)(nil),   // 16: fermata.v1.DeleteCheckpointReply
-	(*RestartRequest)(nil),          // 17: fermata.v1.RestartRequest
-	(*ListNodesRequest)(nil),        // 18: fermata.v1.ListNodesRequest
-	(*ListNodesReply)(nil),          // 19: fermata.v1.ListNodesReply
-	(*GetNodeRequest)(nil),          // 20: fermata.v1.GetNodeRequest
-	(*ConsoleRequest)(nil),          // 21: fermata.v1.ConsoleRequest
-	(*ConsoleChunk)(nil),            // 22: fermata.v1.ConsoleChunk
-	(*Event)(nil),                   // 23: fermata.v1.Event
-	(*Cluster)(nil),                 // 24: fermata.v1.Cluster
-	(*GuestStatus)(nil),             // 25: fermata.v1.GuestStatus
-	(*NICStatus)(nil),               // 26: fermata.v1.NICStatus
-	(*Checkpoint)(nil),              // 27: fermata.v1.Checkpoint
-	(*GuestReport)(nil),             // 28: fermata.v1.GuestReport
-	(*RestartReport)(nil),           // 29: fermata.v1.RestartReport
-	(*Assignment)(nil),              // 30: fermata.v1.Assignment
-	(*VerifyReport)(nil),            // 31: fermata.v1.VerifyReport
-	(*Damage)(nil),                  // 32: fermata.v1.Damage
-	(*NodeInfo)(nil),                // 33: fermata.v1.NodeInfo
-	(*RegisterRequest)(nil),         // 34: fermata.v1.RegisterRequest
-	(*RegisterReply)(nil),           // 35: fermata.v1.RegisterReply
-	(*Fence)(nil),                   // 36: fermata.v1.Fence
-	(*DescribeRequest)(nil),         // 37: fermata.v1.DescribeRequest
-	(*GuestSpec)(nil),               // 38: fermata.v1.GuestSpec
-	(*DiskSpec)(nil),                // 39: fermata.v1.DiskSpec
-	(*NICSpec)(nil),                 // 40: fermata.v1.NICSpec
-	(*Peer)(nil),                    // 41: fermata.v1.Peer
-	(*CreateGuestsRequest)(nil),     // 42: fermata.v1.CreateGuestsRequest
-	(*CreateGuestsUpdate)(nil),      // 43: fermata.v1.CreateGuestsUpdate
-	(*ReleaseGuestsRequest)(nil),    // 44: fermata.v1.ReleaseGuestsRequest
-	(*ReleaseGuestsReply)(nil),      // 45: fermata.v1.ReleaseGuestsReply
-	(*DestroyGuestsRequest)(nil),    // 46: fermata.v1.DestroyGuestsRequest
-	(*DestroyGuestsReply)(nil),      // 47: fermata.v1.DestroyGuestsReply
-	(*Round)(nil),                   // 48: fermata.v1.Round
-	(*PrepareRoundRequest)(nil),     // 49: fermata.v1.PrepareRoundRequest
-	(*PrepareRoundReply)(nil),       // 50: fermata.v1.PrepareRoundReply
-	(*CutRoundRequest)(nil),         // 51: fermata.v1.CutRoundRequest
-	(*CutRoundReply)(nil),           // 52: fermata.v1.CutRoundReply
-	(*PersistRoundRequest)(nil),     // 53: fermata.v1.PersistRoundRequest
-	(*PersistRoundUpdate)(nil),      // 54: fermata.v1.PersistRoundUpdate
-	(*NodeImage)(nil),               // 55: fermata.v1.NodeImage
-	(*GuestImage)(nil),              // 56: fermata.v1.GuestImage
-	(*ImageObject)(nil),             // 57: fermata.v1.ImageObject
-	(*FinishRoundRequest)(nil),      // 58: fermata.v1.FinishRoundRequest
-	(*FinishRoundReply)(nil),        // 59: fermata.v1.FinishRoundReply
-	nil,                             // 60: fermata.v1.StartClusterRequest.OnEntry
-	nil,                             // 61: fermata.v1.RestartRequest.OnEntry
+	(CaptureMode)(0),                // 0: fermata.v1.CaptureMode
+	(ClusterState)(0),               // 1: fermata.v1.ClusterState
+	(GuestState)(0),                 // 2: fermata.v1.GuestState
+	(*CreateClusterRequest)(nil),    // 3: fermata.v1.CreateClusterRequest
+	(*ListClustersRequest)(nil),     // 4: fermata.v1.ListClustersRequest
+	(*ListClustersReply)(nil),       // 5: fermata.v1.ListClustersReply
+	(*GetClusterRequest)(nil),       // 6: fermata.v1.GetClusterRequest
+	(*StartClusterRequest)(nil),     // 7: fermata.v1.StartClusterRequest
+	(*StopClusterRequest)(nil),      // 8: fermata.v1.StopClusterRequest
+	(*DeleteClusterRequest)(nil),    // 9: fermata.v1.DeleteClusterRequest
+	(*DeleteClusterReply)(nil),      // 10: fermata.v1.DeleteClusterReply
+	(*CheckpointRequest)(nil),       // 11: fermata.v1.CheckpointRequest
+	(*ListCheckpointsRequest)(nil),  // 12: fermata.v1.ListCheckpointsRequest
+	(*ListCheckpointsReply)(nil),    // 13: fermata.v1.ListCheckpointsReply
+	(*GetCheckpointRequest)(nil),    // 14: fermata.v1.GetCheckpointRequest
+	(*VerifyCheckpointRequest)(nil), // 15: fermata.v1.VerifyCheckpointRequest
+	(*DeleteCheckpointRequest)(nil), // 16: fermata.v1.DeleteCheckpointRequest
+	(*DeleteCheckpointReply)(nil),   // 17: fermata.v1.DeleteCheckpointReply
+	(*RestartRequest)(nil),          // 18: fermata.v1.RestartRequest
+	(*ListNodesRequest)(nil),        // 19: fermata.v1.ListNodesRequest
+	(*ListNodesReply)(nil),          // 20: fermata.v1.ListNodesReply
+	(*GetNodeRequest)(nil),          // 21: fermata.v1.GetNodeRequest
+	(*ConsoleRequest)(nil),          // 22: fermata.v1.ConsoleRequest
+	(*ConsoleChunk)(nil),            // 23: fermata.v1.ConsoleChunk
+	(*Event)(nil),                   // 24: fermata.v1.Event
+	(*Cluster)(nil),                 // 25: fermata.v1.Cluster
+	(*GuestStatus)(nil),             // 26: fermata.v1.GuestStatus
+	(*NICStatus)(nil),               // 27: fermata.v1.NICStatus
+	(*Checkpoint)(nil),              // 28: fermata.v1.Checkpoint
+	(*GuestReport)(nil),             // 29: fermata.v1.GuestReport
+	(*RestartReport)(nil),           // 30: fermata.v1.RestartReport
+	(*Assignment)(nil),              // 31: fermata.v1.Assignment
+	(*VerifyReport)(nil),            // 32: fermata.v1.VerifyReport
+	(*Damage)(nil),                  // 33: fermata.v1.Damage
+	(*NodeInfo)(nil),                // 34: fermata.v1.NodeInfo
+	(*RegisterRequest)(nil),         // 35: fermata.v1.RegisterRequest
+	(*RegisterReply)(nil),           // 36: fermata.v1.RegisterReply
+	(*Fence)(nil),                   // 37: fermata.v1.Fence
+	(*DescribeRequest)(nil),         // 38: fermata.v1.DescribeRequest
+	(*GuestSpec)(nil),               // 39: fermata.v1.GuestSpec
+	(*DiskSpec)(nil),                // 40: fermata.v1.DiskSpec
+	(*NICSpec)(nil),                 // 41: fermata.v1.NICSpec
+	(*Peer)(nil),                    // 42: fermata.v1.Peer
+	(*CreateGuestsRequest)(nil),     // 43: fermata.v1.CreateGuestsRequest
+	(*CreateGuestsUpdate)(nil),      // 44: fermata.v1.CreateGuestsUpdate
+	(*ReleaseGuestsRequest)(nil),    // 45: fermata.v1.ReleaseGuestsRequest
+	(*ReleaseGuestsReply)(nil),      // 46: fermata.v1.ReleaseGuestsReply
+	(*DestroyGuestsRequest)(nil),    // 47: fermata.v1.DestroyGuestsRequest
+	(*DestroyGuestsReply)(nil),      // 48: fermata.v1.DestroyGuestsReply
+	(*Round)(nil),                   // 49: fermata.v1.Round
+	(*PrepareRoundRequest)(nil),     // 50: fermata.v1.PrepareRoundRequest
+	(*PrepareRoundReply)(nil),       // 51: fermata.v1.PrepareRoundReply
+	(*CutRoundRequest)(nil),         // 52: fermata.v1.CutRoundRequest
+	(*CutRoundReply)(nil),           // 53: fermata.v1.CutRoundReply
+	(*PersistRoundRequest)(nil),     // 54: fermata.v1.PersistRoundRequest
+	(*PersistRoundUpdate)(nil),      // 55: fermata.v1.PersistRoundUpdate
+	(*NodeImage)(nil),               // 56: fermata.v1.NodeImage
+	(*GuestImage)(nil),              // 57: fermata.v1.GuestImage
+	(*ImageObject)(nil),             // 58: fermata.v1.ImageObject
+	(*FinishRoundRequest)(nil),      // 59: fermata.v1.FinishRoundRequest
+	(*FinishRoundReply)(nil),        // 60: fermata.v1.FinishRoundReply
+	nil,                             // 61: fermata.v1.StartClusterRequest.OnEntry
+	nil,                             // 62: fermata.v1.RestartRequest.OnEntry
 }
 var file_fermata_proto_depIdxs = []int32{
-	24, // 0: fermata.v1.ListClustersReply.clusters:type_name -> fermata.v1.Cluster
-	60, // 1: fermata.v1.StartClusterRequest.on:type_name -> fermata.v1.StartClusterRequest.OnEntry
-	27, // 2: fermata.v1.ListCheckpointsReply.checkpoints:type_name -> fermata.v1.Checkpoint
-	61, // 3: fermata.v1.RestartRequest.on:type_name -> fermata.v1.RestartRequest.OnEntry
-	33, // 4: fermata.v1.ListNodesReply.nodes:type_name -> fermata.v1.NodeInfo
-	24, // 5: fermata.v1.Event.cluster:type_name -> fermata.v1.Cluster
-	27, // 6: fermata.v1.Event.checkpoint:type_name -> fermata.v1.Checkpoint
-	29, // 7: fermata.v1.Event.restart:type_name -> fermata.v1.RestartReport
-	31, // 8: fermata.v1.Event.verify:type_name -> fermata.v1.VerifyReport
-	0,  // 9: fermata.v1.Cluster.state:type_name -> fermata.v1.ClusterState
-	25, // 10: fermata.v1.Cluster.guests:type_name -> fermata.v1.GuestStatus
-	1,  // 11: fermata.v1.GuestStatus.state:type_name -> fermata.v1.GuestState
-	26, // 12: fermata.v1.GuestStatus.nics:type_name -> fermata.v1.NICStatus
-	28, // 13: fermata.v1.Checkpoint.guests:type_name -> fermata.v1.GuestReport
-	30, // 14: fermata.v1.RestartReport.plan:type_name -> fermata.v1.Assignment
-	32, // 15: fermata.v1.VerifyReport.damage:type_name -> fermata.v1.Damage
-	25, // 16: fermata.v1.NodeInfo.guests:type_name -> fermata.v1.GuestStatus
-	33, // 17: fermata.v1.RegisterRequest.node:type_name -> fermata.v1.NodeInfo
-	39, // 18: fermata.v1.GuestSpec.disks:type_name -> fermata.v1.DiskSpec
-	40, // 19: fermata.v1.GuestSpec.nics:type_name -> fermata.v1.NICSpec
-	36, // 20: fermata.v1.CreateGuestsRequest.fence:type_name -> fermata.v1.Fence
-	38, // 21: fermata.v1.CreateGuestsRequest.guests:type_name -> fermata.v1.GuestSpec
-	41, // 22: fermata.v1.CreateGuestsRequest.peers:type_name -> fermata.v1.Peer
-	56, // 23: fermata.v1.CreateGuestsRequest.images:type_name -> fermata.v1.GuestImage
-	36, // 24: fermata.v1.ReleaseGuestsRequest.fence:type_name -> fermata.v1.Fence
-	25, // 25: fermata.v1.ReleaseGuestsReply.guests:type_name -> fermata.v1.GuestStatus
-	36, // 26: fermata.v1.DestroyGuestsRequest.fence:type_name -> fermata.v1.Fence
-	36, // 27: fermata.v1.Round.fence:type_name -> fermata.v1.Fence
-	48, // 28: fermata.v1.PrepareRoundRequest.round:type_name -> fermata.v1.Round
-	48, // 29: fermata.v1.CutRoundRequest.round:type_name -> fermata.v1.Round
-	28, // 30: fermata.v1.CutRoundReply.guests:type_name -> fermata.v1.GuestReport
-	48, // 31: fermata.v1.PersistRoundRequest.round:type_name -> fermata.v1.Round
-	55, // 32: fermata.v1.PersistRoundUpdate.image:type_name -> fermata.v1.NodeImage
-	56, // 33: fermata.v1.NodeImage.guests:type_name -> fermata.v1.GuestImage
-	28, // 34: fermata.v1.NodeImage.reports:type_name -> fermata.v1.GuestReport
-	57, // 35: fermata.v1.GuestImage.objects:type_name -> fermata.v1.ImageObject
-	48, // 36: fermata.v1.FinishRoundRequest.round:type_name -> fermata.v1.Round
-	2,  // 37: fermata.v1.Operator.CreateCluster:input_type -> fermata.v1.CreateClusterRequest
-	3,  // 38: fermata.v1.Operator.ListClusters:input_type -> fermata.v1.ListClustersRequest
-	5,  // 39: fermata.v1.Operator.GetCluster:input_type -> fermata.v1.GetClusterRequest
-	6,  // 40: fermata.v1.Operator.StartCluster:input_type -> fermata.v1.StartClusterRequest
-	7,  // 41: fermata.v1.Operator.StopCluster:input_type -> fermata.v1.StopClusterRequest
-	8,  // 42: fermata.v1.Operator.DeleteCluster:input_type -> fermata.v1.DeleteClusterRequest
-	10, // 43: fermata.v1.Operator.TakeCheckpoint:input_type -> fermata.v1.CheckpointRequest
-	11, // 44: fermata.v1.Operator.ListCheckpoints:input_type -> fermata.v1.ListCheckpointsRequest
-	13, // 45: fermata.v1.Operator.GetCheckpoint:input_type -> fermata.v1.GetCheckpointRequest
-	14, // 46: fermata.v1.Operator.VerifyCheckpoint:input_type -> fermata.v1.VerifyCheckpointRequest
-	15, // 47: fermata.v1.Operator.DeleteCheckpoint:input_type -> fermata.v1.DeleteCheckpointRequest
-	17, // 48: fermata.v1.Operator.Restart:input_type -> fermata.v1.RestartRequest
-	18, // 49: fermata.v1.Operator.ListNodes:input_type -> fermata.v1.ListNodesRequest
-	20, // 50: fermata.v1.Operator.GetNode:input_type -> fermata.v1.GetNodeRequest
-	21, // 51: fermata.v1.Operator.Console:input_type -> fermata.v1.ConsoleRequest
-	34, // 52: fermata.v1.Registry.Register:input_type -> fermata.v1.RegisterRequest
-	37, // 53: fermata.v1.Node.Describe:input_type -> fermata.v1.DescribeRequest
-	42, // 54: fermata.v1.Node.CreateGuests:input_type -> fermata.v1.CreateGuestsRequest
-	44, // 55: fermata.v1.Node.ReleaseGuests:input_type -> fermata.v1.ReleaseGuestsRequest
-	46, // 56: fermata.v1.Node.DestroyGuests:input_type -> fermata.v1.DestroyGuestsRequest
-	21, // 57: fermata.v1.Node.ReadConsole:input_type -> fermata.v1.ConsoleRequest
-	49, // 58: fermata.v1.Node.PrepareRound:input_type -> fermata.v1.PrepareRoundRequest
-	51, // 59: fermata.v1.Node.CutRound:input_type -> fermata.v1.CutRoundRequest
-	53, // 60: fermata.v1.Node.PersistRound:input_type -> fermata.v1.PersistRoundRequest
-	58, // 61: fermata.v1.Node.FinishRound:input_type -> fermata.v1.FinishRoundRequest
-	24, // 62: fermata.v1.Operator.CreateCluster:output_type -> fermata.v1.Cluster
-	4,  // 63: fermata.v1.Operator.ListClusters:output_type -> fermata.v1.ListClustersReply
-	24, // 64: fermata.v1.Operator.GetCluster:output_type -> fermata.v1.Cluster
-	23, // 65: fermata.v1.Operator.StartCluster:output_type -> fermata.v1.Event
-	23, // 66: fermata.v1.Operator.StopCluster:output_type -> fermata.v1.Event
-	9,  // 67: fermata.v1.Operator.DeleteCluster:output_type -> fermata.v1.DeleteClusterReply
-	23, // 68: fermata.v1.Operator.TakeCheckpoint:output_type -> fermata.v1.Event
-	12, // 69: fermata.v1.Operator.ListCheckpoints:output_type -> fermata.v1.ListCheckpointsReply
-	27, // 70: fermata.v1.Operator.GetCheckpoint:output_type -> fermata.v1.Checkpoint
-	23, // 71: fermata.v1.Operator.VerifyCheckpoint:output_type -> fermata.v1.Event
-	16, // 72: fermata.v1.Operator.DeleteCheckpoint:output_type -> fermata.v1.DeleteCheckpointReply
-	23, // 73: fermata.v1.Operator.Restart:output_type -> fermata.v1.Event
-	19, // 74: fermata.v1.Operator.ListNodes:output_type -> fermata.v1.ListNodesReply
-	33, // 75: fermata.v1.Operator.GetNode:output_type -> fermata.v1.NodeInfo
-	22, // 76: fermata.v1.Operator.Console:output_type -> fermata.v1.ConsoleChunk
-	35, // 77: fermata.v1.Registry.Register:output_type -> fermata.v1.RegisterReply
-	33, // 78: fermata.v1.Node.Describe:output_type -> fermata.v1.NodeInfo
-	43, // 79: fermata.v1.Node.CreateGuests:output_type -> fermata.v1.CreateGuestsUpdate
-	45, // 80: fermata.v1.Node.ReleaseGuests:output_type -> fermata.v1.ReleaseGuestsReply
-	47, // 81: fermata.v1.Node.DestroyGuests:output_type -> fermata.v1.DestroyGuestsReply
-	22, // 82: fermata.v1.Node.ReadConsole:output_type -> fermata.v1.ConsoleChunk
-	50, // 83: fermata.v1.Node.PrepareRound:output_type -> fermata.v1.PrepareRoundReply
-	52, // 84: fermata.v1.Node.CutRound:output_type -> fermata.v1.CutRoundReply
-	54, // 85: fermata.v1.Node.PersistRound:output_type -> fermata.v1.PersistRoundUpdate
-	59, // 86: fermata.v1.Node.FinishRound:output_type -> fermata.v1.FinishRoundReply
-	62, // [62:87] is the sub-list for method output_type
-	37, // [37:62] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	25, // 0: fermata.v1.ListClustersReply.clusters:type_name -> fermata.v1.Cluster
+	61, // 1: fermata.v1.StartClusterRequest.on:type_name -> fermata.v1.StartClusterRequest.OnEntry
+	0,  // 2: fermata.v1.CheckpointRequest.mode:type_name -> fermata.v1.CaptureMode
+	28, // 3: fermata.v1.ListCheckpointsReply.checkpoints:type_name -> fermata.v1.Checkpoint
+	62, // 4: fermata.v1.RestartRequest.on:type_name -> fermata.v1.RestartRequest.OnEntry
+	34, // 5: fermata.v1.ListNodesReply.nodes:type_name -> fermata.v1.NodeInfo
+	25, // 6: fermata.v1.Event.cluster:type_name -> fermata.v1.Cluster
+	28, // 7: fermata.v1.Event.checkpoint:type_name -> fermata.v1.Checkpoint
+	30, // 8: fermata.v1.Event.restart:type_name -> fermata.v1.RestartReport
+	32, // 9: fermata.v1.Event.verify:type_name -> fermata.v1.VerifyReport
+	1,  // 10: fermata.v1.Cluster.state:type_name -> fermata.v1.ClusterState
+	26, // 11: fermata.v1.Cluster.guests:type_name -> fermata.v1.GuestStatus
+	2,  // 12: fermata.v1.GuestStatus.state:type_name -> fermata.v1.GuestState
+	27, // 13: fermata.v1.GuestStatus.nics:type_name -> fermata.v1.NICStatus
+	29, // 14: fermata.v1.Checkpoint.guests:type_name -> fermata.v1.GuestReport
+	31, // 15: fermata.v1.RestartReport.plan:type_name -> fermata.v1.Assignment
+	33, // 16: fermata.v1.VerifyReport.damage:type_name -> fermata.v1.Damage
+	26, // 17: fermata.v1.NodeInfo.guests:type_name -> fermata.v1.GuestStatus
+	34, // 18: fermata.v1.RegisterRequest.node:type_name -> fermata.v1.NodeInfo
+	40, // 19: fermata.v1.GuestSpec.disks:type_name -> fermata.v1.DiskSpec
+	41, // 20: fermata.v1.GuestSpec.nics:type_name -> fermata.v1.NICSpec
+	37, // 21: fermata.v1.CreateGuestsRequest.fence:type_name -> fermata.v1.Fence
+	39, // 22: fermata.v1.CreateGuestsRequest.guests:type_name -> fermata.v1.GuestSpec
+	42, // 23: fermata.v1.CreateGuestsRequest.peers:type_name -> fermata.v1.Peer
+	57, // 24: fermata.v1.CreateGuestsRequest.images:type_name -> fermata.v1.GuestImage
+	37, // 25: fermata.v1.ReleaseGuestsRequest.fence:type_name -> fermata.v1.Fence
+	26, // 26: fermata.v1.ReleaseGuestsReply.guests:type_name -> fermata.v1.GuestStatus
+	37, // 27: fermata.v1.DestroyGuestsRequest.fence:type_name -> fermata.v1.Fence
+	37, // 28: fermata.v1.Round.fence:type_name -> fermata.v1.Fence
+	49, // 29: fermata.v1.PrepareRoundRequest.round:type_name -> fermata.v1.Round
+	0,  // 30: fermata.v1.PrepareRoundRequest.mode:type_name -> fermata.v1.CaptureMode
+	49, // 31: fermata.v1.CutRoundRequest.round:type_name -> fermata.v1.Round
+	29, // 32: fermata.v1.CutRoundReply.guests:type_name -> fermata.v1.GuestReport
+	49, // 33: fermata.v1.PersistRoundRequest.round:type_name -> fermata.v1.Round
+	56, // 34: fermata.v1.PersistRoundUpdate.image:type_name -> fermata.v1.NodeImage
+	57, // 35: fermata.v1.NodeImage.guests:type_name -> fermata.v1.GuestImage
+	29, // 36: fermata.v1.NodeImage.reports:type_name -> fermata.v1.GuestReport
+	58, // 37: fermata.v1.GuestImage.objects:type_name -> fermata.v1.ImageObject
+	49, // 38: fermata.v1.FinishRoundRequest.round:type_name -> fermata.v1.Round
+	3,  // 39: fermata.v1.Operator.CreateCluster:input_type -> fermata.v1.CreateClusterRequest
+	4,  // 40: fermata.v1.Operator.ListClusters:input_type -> fermata.v1.ListClustersRequest
+	6,  // 41: fermata.v1.Operator.GetCluster:input_type -> fermata.v1.GetClusterRequest
+	7,  // 42: fermata.v1.Operator.StartCluster:input_type -> fermata.v1.StartClusterRequest
+	8,  // 43: fermata.v1.Operator.StopCluster:input_type -> fermata.v1.StopClusterRequest
+	9,  // 44: fermata.v1.Operator.DeleteCluster:input_type -> fermata.v1.DeleteClusterRequest
+	11, // 45: fermata.v1.Operator.TakeCheckpoint:input_type -> fermata.v1.CheckpointRequest
+	12, // 46: fermata.v1.Operator.ListCheckpoints:input_type -> fermata.v1.ListCheckpointsRequest
+	14, // 47: fermata.v1.Operator.GetCheckpoint:input_type -> fermata.v1.GetCheckpointRequest
+	15, // 48: fermata.v1.Operator.VerifyCheckpoint:input_type -> fermata.v1.VerifyCheckpointRequest
+	16, // 49: fermata.v1.Operator.DeleteCheckpoint:input_type -> fermata.v1.DeleteCheckpointRequest
+	18, // 50: fermata.v1.Operator.Restart:input_type -> fermata.v1.RestartRequest
+	19, // 51: fermata.v1.Operator.ListNodes:input_type -> fermata.v1.ListNodesRequest
+	21, // 52: fermata.v1.Operator.GetNode:input_type -> fermata.v1.GetNodeRequest
+	22, // 53: fermata.v1.Operator.Console:input_type -> fermata.v1.ConsoleRequest
+	35, // 54: fermata.v1.Registry.Register:input_type -> fermata.v1.RegisterRequest
+	38, // 55: fermata.v1.Node.Describe:input_type -> fermata.v1.DescribeRequest
+	43, // 56: fermata.v1.Node.CreateGuests:input_type -> fermata.v1.CreateGuestsRequest
+	45, // 57: fermata.v1.Node.ReleaseGuests:input_type -> fermata.v1.ReleaseGuestsRequest
+	47, // 58: fermata.v1.Node.DestroyGuests:input_type -> fermata.v1.DestroyGuestsRequest
+	22, // 59: fermata.v1.Node.ReadConsole:input_type -> fermata.v1.ConsoleRequest
+	50, // 60: fermata.v1.Node.PrepareRound:input_type -> fermata.v1.PrepareRoundRequest
+	52, // 61: fermata.v1.Node.CutRound:input_type -> fermata.v1.CutRoundRequest
+	54, // 62: fermata.v1.Node.PersistRound:input_type -> fermata.v1.PersistRoundRequest
+	59, // 63: fermata.v1.Node.FinishRound:input_type -> fermata.v1.FinishRoundRequest
+	25, // 64: fermata.v1.Operator.CreateCluster:output_type -> fermata.v1.Cluster
+	5,  // 65: fermata.v1.Operator.ListClusters:output_type -> fermata.v1.ListClustersReply
+	25, // 66: fermata.v1.Operator.GetCluster:output_type -> fermata.v1.Cluster
+	24, // 67: fermata.v1.Operator.StartCluster:output_type -> fermata.v1.Event
+	24, // 68: fermata.v1.Operator.StopCluster:output_type -> fermata.v1.Event
+	10, // 69: fermata.v1.Operator.DeleteCluster:output_type -> fermata.v1.DeleteClusterReply
+	24, // 70: fermata.v1.Operator.TakeCheckpoint:output_type -> fermata.v1.Event
+	13, // 71: fermata.v1.Operator.ListCheckpoints:output_type -> fermata.v1.ListCheckpointsReply
+	28, // 72: fermata.v1.Operator.GetCheckpoint:output_type -> fermata.v1.Checkpoint
+	24, // 73: fermata.v1.Operator.VerifyCheckpoint:output_type -> fermata.v1.Event
+	17, // 74: fermata.v1.Operator.DeleteCheckpoint:output_type -> fermata.v1.DeleteCheckpointReply
+	24, // 75: fermata.v1.Operator.Restart:output_type -> fermata.v1.Event
+	20, // 76: fermata.v1.Operator.ListNodes:output_type -> fermata.v1.ListNodesReply
+	34, // 77: fermata.v1.Operator.GetNode:output_type -> fermata.v1.NodeInfo
+	23, // 78: fermata.v1.Operator.Console:output_type -> fermata.v1.ConsoleChunk
+	36, // 79: fermata.v1.Registry.Register:output_type -> fermata.v1.RegisterReply
+	34, // 80: fermata.v1.Node.Describe:output_type -> fermata.v1.NodeInfo
+	44, // 81: fermata.v1.Node.CreateGuests:output_type -> fermata.v1.CreateGuestsUpdate
+	46, // 82: fermata.v1.Node.ReleaseGuests:output_type -> fermata.v1.ReleaseGuestsReply
+	48, // 83: fermata.v1.Node.DestroyGuests:output_type -> fermata.v1.DestroyGuestsReply
+	23, // 84: fermata.v1.Node.ReadConsole:output_type -> fermata.v1.ConsoleChunk
+	51, // 85: fermata.v1.Node.PrepareRound:output_type -> fermata.v1.PrepareRoundReply
+	53, // 86: fermata.v1.Node.CutRound:output_type -> fermata.v1.CutRoundReply
+	55, // 87: fermata.v1.Node.PersistRound:output_type -> fermata.v1.PersistRoundUpdate
+	60, // 88: fermata.v1.Node.FinishRound:output_type -> fermata.v1.FinishRoundReply
+	64, // [64:89] is the sub-list for method output_type
+	39, // [39:64] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_fermata_proto_init() }
@@ -4379,7 +4614,7 @@ func file_fermata_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fermata_proto_rawDesc), len(file_fermata_proto_rawDesc)),
-			NumEnums:      2,
+			NumEnums:      3,
 			NumMessages:   60,
 			NumExtensions: 0,
 			NumServices:   3,

@@ -42,6 +42,32 @@ type Options struct {
 	PauseBudget time.Duration
 	// DiscardChannels leaves channel state out of the image.
 	DiscardChannels bool
+	// Mode is how the guests' memory gets into the image.
+	Mode Mode
+	// Full ignores what is known of earlier checkpoints.
+	Full bool
+	// Audit checks that the tracking of writes has missed none.
+	Audit bool
+}
+
+// Mode is how the memory of a guest gets into its image.
+type Mode uint8
+
+const (
+	ModeAuto Mode = iota // live where that can be, else stop
+	ModeLive             // protected in the pause, stored while the guest runs
+	ModeStop             // copied in the pause
+)
+
+var modeTexts = []string{"auto", "live", "stop"}
+
+// String returns the word that operators use.
+func (m Mode) String() string { return enumText("mode", uint8(m), modeTexts...) }
+
+// ParseMode reads what String returns.
+func ParseMode(text string) (Mode, error) {
+	n, err := enumValue("mode", text, modeTexts)
+	return Mode(n), err
 }
 
 // Request is one call of the coordinator to one member.

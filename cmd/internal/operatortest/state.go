@@ -41,10 +41,12 @@ func Checkpoints() []*api.Checkpoint {
 			Guests: []*api.GuestReport{
 				{
 					Name: "b", Node: "node2", PauseUs: 4_100, GateUs: 300, StopUs: 500, DevicesUs: 2_100, MemoryUs: 900, ChannelsUs: 400, ResumeUs: 200,
+					Mode: "stop", ModeReason: "guest memory cannot be tracked: device net0 (vhost-user-net-pci): another process writes guest memory",
 					StoppedUnixNs: begun + 2_001_000_000, RawBytes: 256 << 20, NonZeroBytes: 60 << 20, UndrainedNics: 1,
 				},
 				{
-					Name: "a", Node: "node1", PauseUs: 5_230, GateUs: 310, StopUs: 480, DevicesUs: 2_000, MemoryUs: 2_000, ChannelsUs: 550, ResumeUs: 200,
+					Name: "a", Node: "node1", PauseUs: 3_550, GateUs: 10, DrainUs: 300, StopUs: 480, DevicesUs: 2_000, ProtectUs: 320, ChannelsUs: 550, ResumeUs: 200,
+					Mode: "live", ArmUs: 9_000, WriteFaults: 120, LongestWaitUs: 90, CopiedInPauseBytes: 65_536, PeakBufferBytes: 1 << 20, TakenBytes: 24 << 20,
 					StoppedUnixNs: begun + 2_000_000_000, RawBytes: 512 << 20, NonZeroBytes: 140 << 20, FramesRecorded: 3,
 				},
 			},

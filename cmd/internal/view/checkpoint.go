@@ -33,7 +33,9 @@ type Checkpoint struct {
 	StoredBytes      uint64      `json:"stored_bytes"`
 	FramesRecorded   uint64      `json:"frames_recorded"`
 	ChannelsRecorded bool        `json:"channels_recorded"`
-	Damage           string      `json:"damage"` // why it cannot be restarted; other fields may then be empty
+	FramesDiscarded  uint64      `json:"frames_discarded"` // in flight, and left out on demand
+	TakenBytes       uint64      `json:"taken_bytes"`      // memory that had to be read, of guests captured live
+	Damage           string      `json:"damage"`           // why it cannot be restarted; other fields may then be empty
 	Guests           []GuestPart `json:"guests"`
 }
 
@@ -53,6 +55,29 @@ type GuestPart struct {
 	NonZeroBytes   uint64  `json:"non_zero_bytes"`
 	FramesRecorded uint64  `json:"frames_recorded"`
 	UndrainedNICs  uint32  `json:"undrained_nics"`
+
+	Mode               string `json:"mode"`        // live or stop
+	ModeReason         string `json:"mode_reason"` // why not live, where that was not asked for
+	Phases             Phases `json:"phases_us"`
+	ArmUS              uint64 `json:"arm_us"`       // protecting memory before the pause
+	WriteFaults        uint64 `json:"write_faults"` // writes that met memory not yet stored
+	LongestWaitUS      uint64 `json:"longest_wait_us"`
+	CopiedInPauseBytes uint64 `json:"copied_in_pause_bytes"`
+	PeakBufferBytes    uint64 `json:"peak_buffer_bytes"`
+	TakenBytes         uint64 `json:"taken_bytes"`
+}
+
+// Phases is where the time of a cut went, microseconds. Gate and drain come
+// before the pause; the others add up to it.
+type Phases struct {
+	Gate     uint64 `json:"gate"`
+	Drain    uint64 `json:"drain"`
+	Stop     uint64 `json:"stop"`
+	Devices  uint64 `json:"devices"`
+	Rearm    uint64 `json:"rearm"`
+	Memory   uint64 `json:"memory"`
+	Channels uint64 `json:"channels"`
+	Continue uint64 `json:"continue"`
 }
 
 // OfCheckpoints makes the document, sorted by cluster and epoch.
@@ -74,6 +99,7 @@ func OfCheckpoint(m *api.Checkpoint) Checkpoint {
 		RawBytes: m.GetRawBytes(), NonZeroBytes: m.GetNonZeroBytes(),
 		UniqueBytes: m.GetUniqueBytes(), StoredBytes: m.GetStoredBytes(),
 		FramesRecorded: m.GetFramesRecorded(), ChannelsRecorded: m.GetChannelsRecorded(), Damage: m.GetDamage(),
+		FramesDiscarded: m.GetFramesDiscarded(), TakenBytes: m.GetTakenBytes(),
 		Guests: collect(m.GetGuests(), ofGuestReport, func(g GuestPart) string { return g.Name }),
 	}
 	for _, g := range c.Guests {
@@ -90,6 +116,13 @@ func ofGuestReport(m *api.GuestReport) GuestPart {
 		ChannelsMS: millis(m.GetChannelsUs()), ResumeMS: millis(m.GetResumeUs()),
 		RawBytes: m.GetRawBytes(), NonZeroBytes: m.GetNonZeroBytes(),
 		FramesRecorded: m.GetFramesRecorded(), UndrainedNICs: m.GetUndrainedNics(),
+		Mode: m.GetMode(), ModeReason: m.GetModeReason(),
+		Phases: Phases{
+			Gate: m.GetGateUs(), Drain: m.GetDrainUs(), Stop: m.GetStopUs(), Devices: m.GetDevicesUs(), Rearm: m.GetProtectUs(),
+			Memory: m.GetMemoryUs(), Channels: m.GetChannelsUs(), Continue: m.GetResumeUs(),
+		},
+		ArmUS: m.GetArmUs(), WriteFaults: m.GetWriteFaults(), LongestWaitUS: m.GetLongestWaitUs(),
+		CopiedInPauseBytes: m.GetCopiedInPauseBytes(), PeakBufferBytes: m.GetPeakBufferBytes(), TakenBytes: m.GetTakenBytes(),
 	}
 }
 
@@ -123,7 +156,12 @@ func (c Checkpoint) WriteTable(w io.Writer) error {
 	if c.ChannelsRecorded {
 		f.Add("channels", fmt.Sprintf("%d frames recorded", c.FramesRecorded))
 	} else {
-		f.Add("channels", "discarded: a restart loses the frames that were on the wire")
+		f.Add("channels", fmt.Sprintf("%d frames discarded: a restart loses what was on the wire", c.FramesDiscarded))
+	}
+	for _, g := range c.Guests {
+		if g.ModeReason != "" {
+			f.Add("guest "+g.Name, "not captured live: "+g.ModeReason)
+		}
 	}
 	if err := f.Write(w); err != nil {
 		return err
@@ -131,11 +169,13 @@ func (c Checkpoint) WriteTable(w io.Writer) error {
 	if len(c.Guests) == 0 {
 		return nil
 	}
-	rows := render.NewRows("GUEST", "NODE", "PAUSE ms", "GATE", "STOP", "DEVICES", "MEMORY", "CHANNELS", "RESUME", "DATA", "FRAMES", "UNDRAINED")
+	rows := render.NewRows("GUEST", "NODE", "MODE", "PAUSE ms", "GATE", "DRAIN", "STOP", "DEVICES", "REARM", "MEMORY", "CHANNELS", "CONTINUE", "READ", "WAITED", "DATA", "FRAMES", "UNDRAINED")
 	for _, g := range c.Guests {
-		rows.Add(g.Name, g.Node, render.Millis(g.PauseMS), render.Millis(g.GateMS), render.Millis(g.StopMS), render.Millis(g.DevicesMS),
-			render.Millis(g.MemoryMS), render.Millis(g.ChannelsMS), render.Millis(g.ResumeMS), render.Bytes(g.NonZeroBytes),
-			g.FramesRecorded, g.UndrainedNICs)
+		p := g.Phases
+		rows.Add(g.Name, g.Node, g.Mode, render.Millis(g.PauseMS), render.Millis(millis(p.Gate)), render.Millis(millis(p.Drain)),
+			render.Millis(millis(p.Stop)), render.Millis(millis(p.Devices)), render.Millis(millis(p.Rearm)), render.Millis(millis(p.Memory)),
+			render.Millis(millis(p.Channels)), render.Millis(millis(p.Continue)), render.Bytes(g.TakenBytes), render.Millis(millis(g.LongestWaitUS)),
+			render.Bytes(g.NonZeroBytes), g.FramesRecorded, g.UndrainedNICs)
 	}
 	return section(w, rows)
 }
