@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"fermata/experiments/deb"
 	"fermata/experiments/guests/programs"
 )
 
@@ -44,7 +45,7 @@ func compile(ctx context.Context, dir, root string) (string, error) {
 		return "", fmt.Errorf("lay out sources: %w", err)
 	}
 	for _, p := range compiled {
-		if _, err := output(ctx, src, "gcc", p.arguments(root, filepath.Join(dir, p.name))...); err != nil {
+		if _, err := deb.Output(ctx, src, "gcc", p.arguments(root, filepath.Join(dir, p.name))...); err != nil {
 			return "", fmt.Errorf("compile %s: %w", p.name, err)
 		}
 	}
