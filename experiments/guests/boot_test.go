@@ -71,6 +71,9 @@ func TestGuest_RewritesMemoryAndDisk(t *testing.T) {
 	if start, _ := lastLines(console)["DIRTY-START"].Body.(DirtyStart); start.Pages != 256 || start.Ballast != 512 || start.Threads != 2 {
 		t.Errorf("DIRTY-START: %+v", start)
 	}
+	if exit, ok := lastLines(console)["DIRTY-EXIT"].Body.(DirtyExit); !ok || exit.Status != 0 {
+		t.Errorf("DIRTY-EXIT: there %t, status %d", ok, exit.Status)
+	}
 	s, err := Summarise(map[string]io.Reader{Name(1): strings.NewReader(console)})
 	if err != nil {
 		t.Fatal(err)

@@ -137,6 +137,10 @@ type DirtyBad struct {
 	FoundPage, FoundGeneration uint64 // what the page said it was
 }
 
+// DirtyExit is the program's exit status; 0 is success, also when it found bad
+// pages. 137 says that the guest had not the memory for it.
+type DirtyExit struct{ Status int }
+
 func decodeDirty(v *values, ended bool) any {
 	return Dirty{Pages: v.count("pages"), Generation: v.count("generation"), Written: v.count("written"),
 		Rate: v.number("rate"), Gap: v.seconds("gap"), Bad: v.count("bad"),
@@ -194,8 +198,9 @@ var decoders = map[string]func(*values) any{
 		return DirtyStart{Pages: v.count("pages"), Ballast: v.count("ballast"), Threads: v.integer("threads"), Rate: v.number("rate"),
 			Address: v.hexadecimal("address"), Uptime: v.seconds("uptime")}
 	},
-	"DIRTY":     func(v *values) any { return decodeDirty(v, false) },
-	"DIRTY-END": func(v *values) any { return decodeDirty(v, true) },
+	"DIRTY":      func(v *values) any { return decodeDirty(v, false) },
+	"DIRTY-END":  func(v *values) any { return decodeDirty(v, true) },
+	"DIRTY-EXIT": func(v *values) any { return DirtyExit{Status: v.integer("status")} },
 	"DIRTY-BAD": func(v *values) any {
 		return DirtyBad{Page: v.count("page"), Generation: v.count("generation"), Fault: v.text("fault"),
 			FoundPage: v.count("found-page"), FoundGeneration: v.count("found-generation")}

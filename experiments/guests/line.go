@@ -13,7 +13,7 @@ type Line struct {
 
 	// Body has the values by type: Ready, Tick, MPIStart, MPIIter, MPIDone,
 	// MPIExit, CanaryStart, CanaryStatus, CanaryKernel, CanaryFinal, CanaryEnd,
-	// DirtyStart, Dirty or DirtyBad; nil for a kind unknown here.
+	// DirtyStart, Dirty, DirtyBad or DirtyExit; nil for a kind unknown here.
 	Body any
 
 	// Pairs has the values as they stand in the line.

@@ -43,11 +43,18 @@ func (c console) account() (*guests.Dirty, error) {
 		return nil, fmt.Errorf("read console: %w", err)
 	}
 	var last *guests.Dirty
+	var exit *guests.DirtyExit
 	labrun.Each(b, func(l guests.Line) {
-		if a, ok := l.Body.(guests.Dirty); ok {
-			last = &a
+		switch body := l.Body.(type) {
+		case guests.Dirty:
+			last = &body
+		case guests.DirtyExit:
+			exit = &body
 		}
 	})
+	if exit != nil {
+		return nil, fmt.Errorf("the guest's load ended with status %d", exit.Status)
+	}
 	if last != nil && last.Bad > 0 {
 		return nil, fmt.Errorf("the guest found %d pages that are not what it wrote", last.Bad)
 	}

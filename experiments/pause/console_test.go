@@ -28,6 +28,11 @@ func newConsole(t *testing.T) (console, func(text string)) {
 // report is a line of the load, which has written n pages.
 func report(n, bad int, uptime float64) string {
 	text := fmt.Sprintf("FERMATA DIRTY pages=256 generation=1 written=%d rate=20.00 gap=0.001 bad=%d records=0 bad-records=0 uptime=%.3f", n, bad, uptime)
+	return sealed(text)
+}
+
+// sealed is a line with the hash that tells it is whole.
+func sealed(text string) string {
 	h := fnv.New32a()
 	h.Write([]byte(text))
 	return fmt.Sprintf("%s #%08x\n", text, h.Sum32())
@@ -85,7 +90,12 @@ func TestConsole_Account(t *testing.T) {
 			t.Errorf("%+v, %v, want %d pages", got, err, step.want)
 		}
 	}
-	say("TY\n" + report(400, 1, 4))
+	say("TY\n" + sealed("FERMATA DIRTY-EXIT status=137"))
+	if got, err := c.account(); err == nil {
+		t.Errorf("took the account of a load that has ended: %+v", got)
+	}
+	c, say = newConsole(t)
+	say(report(400, 1, 4))
 	if got, err := c.account(); err == nil {
 		t.Errorf("took the account of a damaged guest: %+v", got)
 	}

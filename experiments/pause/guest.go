@@ -18,9 +18,11 @@ const (
 	loadRate = 20 // MiB/s
 
 	// systemSize is for the guest's system; guests of 160 MiB boot with room.
-	// Linux keeps another 64 bytes for each page.
-	systemSize     = 160 * mib
-	pagesPerStruct = 64
+	// Beside it Linux needs a part of all memory, for its own account of it and
+	// free for itself: at 4 GiB, with a 40th it killed the load, with a 16th it
+	// had room.
+	systemSize = 160 * mib
+	systemPart = 16
 
 	// heartbeat is what silences of the console are measured with.
 	heartbeat = 5 * time.Millisecond
@@ -58,7 +60,7 @@ type guest struct {
 // ballast is memory of the guest that holds what cannot be made smaller and is
 // never written again.
 func (g guest) ballast() size {
-	return (g.memory - g.memory/pagesPerStruct - systemSize - loadSize) / mib * mib
+	return (g.memory - g.memory/systemPart - systemSize - loadSize) / mib * mib
 }
 
 // load is memory of the guest that is written over and over.

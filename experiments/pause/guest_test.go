@@ -12,8 +12,8 @@ func TestNewGuest(t *testing.T) {
 		idle bool
 		want []string
 	}{
-		{false, []string{" fermata.role=dirty", " fermata.tick=5", " fermata.dirty=64,20,1,784,0,50"}},
-		{true, []string{" fermata.role=dirty", " fermata.tick=1000", " fermata.dirty=1,0.001,1,784,0,1000"}},
+		{false, []string{" fermata.role=dirty", " fermata.tick=5", " fermata.dirty=64,20,1,736,0,50"}},
+		{true, []string{" fermata.role=dirty", " fermata.tick=1000", " fermata.dirty=1,0.001,1,736,0,1000"}},
 	} {
 		g, err := newGuest(gib, "kernel", "initrd", c.idle)
 		if err != nil {
