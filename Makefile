@@ -72,6 +72,10 @@ setup: ## install what building and testing needs (root), and make the guests
 guests: ## make the kernel and the RAM disk that demo and tests boot
 	$(GO) run ./experiments/guests/build
 
+.PHONY: qemu-newer
+qemu-newer: ## get a newer QEMU beside the installed one, in build/qemu-newer
+	$(GO) run ./experiments/qemunewer
+
 .PHONY: fmt
 fmt: ## format the Go files
 	gofmt -w $$(git ls-files -co --exclude-standard '*.go')

@@ -32,10 +32,7 @@ const MinMemoryMiB = 128
 // maxGuests is MAX_GUESTS of programs/src/canary.h.
 const maxGuests = 64
 
-// maxWriterThreads is MAX_THREADS of programs/src/dirty.c.
-const maxWriterThreads = 16
-
-// Work is what a guest does: Idle, or any of RunMPI, RunCanary and RunDirty, or-ed.
+// Work is what a guest does: Idle, or some of RunMPI, RunCanary and RunDirty, or-ed.
 type Work uint8
 
 const (
@@ -45,7 +42,7 @@ const (
 	RunMPI Work = 1
 	// RunCanary makes every guest send numbered datagrams to every other.
 	RunCanary Work = 2
-	// RunDirty makes every guest rewrite memory and check it.
+	// RunDirty makes every guest rewrite memory that checks itself.
 	RunDirty Work = 4
 )
 
@@ -93,25 +90,47 @@ type Canary struct {
 // nothing by themselves, with room to spare.
 func DefaultCanary() Canary { return Canary{Rate: 100, SizeBytes: 200} }
 
-// Writer are the parameters of the memory writer.
+// Writer are the parameters of the program that rewrites memory. A guest that has
+// a disk writes numbered records to it, too, which destroys what is there.
 type Writer struct {
-	MiB        int // rewritten
-	Rate       int // MiB a second, over all threads; 0: as fast as it goes
-	Threads    int
-	BallastMiB int // random bytes beside, written once and checked in turns
+	MiB        int           // memory that is rewritten, over and over
+	Rate       float64       // MiB a second, over all threads; 0: as fast as it goes
+	Threads    int           // each has a part of the memory. Default 1
+	BallastMiB int           // memory that is filled likewise, and only looked at from then on
+	Length     time.Duration // whole seconds; 0: for ever
+	Every      time.Duration // between two DIRTY lines, whole milliseconds. Default 1s
 }
 
 // DefaultWriter rewrites what fits into every guest.
-func DefaultWriter() Writer { return Writer{MiB: 16, Threads: 1} }
+func DefaultWriter() Writer { return Writer{MiB: 16} }
 
-// Cluster says what all guests of one cluster are told. Zero MPI, Canary, Net
-// and Tick select DemoMPI, DefaultCanary, 10.77.0.0/24 and one second.
+// maxWriterThreads is MAX_THREADS of programs/src/dirty.c.
+const maxWriterThreads = 64
+
+// validate reports every problem at once.
+func (w Writer) validate() error {
+	var errs []error
+	if w.MiB < 1 || w.BallastMiB < 0 || w.Rate < 0 || w.Threads < 1 || w.Threads > maxWriterThreads {
+		errs = append(errs, fmt.Errorf("writer: %d and %d MiB at %g MiB/s by %d threads", w.MiB, w.BallastMiB, w.Rate, w.Threads))
+	}
+	if w.Length < 0 || w.Length%time.Second != 0 {
+		errs = append(errs, fmt.Errorf("writer: length %s is not whole seconds", w.Length))
+	}
+	if w.Every < time.Millisecond || w.Every%time.Millisecond != 0 {
+		errs = append(errs, fmt.Errorf("writer: %s between two lines is not whole milliseconds", w.Every))
+	}
+	return errors.Join(errs...)
+}
+
+// Cluster says what all guests of one cluster are told. Zero MPI, Canary, Writer,
+// Net and Tick select DemoMPI, DefaultCanary, DefaultWriter, 10.77.0.0/24 and one
+// second.
 type Cluster struct {
 	Count  int // guests, 1 to 64
 	Work   Work
 	MPI    MPI
 	Canary Canary
-	Writer Writer        // zero: DefaultWriter
+	Writer Writer
 	Net    netip.Prefix  // of eth0, a /24
 	Tick   time.Duration // between two TICK lines, at least 1 ms
 
@@ -129,6 +148,12 @@ func (c Cluster) applyDefaults() Cluster {
 	}
 	if c.Writer == (Writer{}) {
 		c.Writer = DefaultWriter()
+	}
+	if c.Writer.Threads == 0 {
+		c.Writer.Threads = 1
+	}
+	if c.Writer.Every == 0 {
+		c.Writer.Every = time.Second
 	}
 	if !c.Net.IsValid() {
 		c.Net = netip.MustParsePrefix("10.77.0.0/24")
@@ -156,11 +181,11 @@ func (c Cluster) Validate() error {
 	if c.Canary.Rate < 1 || c.Canary.SizeBytes < 32 || c.Canary.SizeBytes > 1472 {
 		complain("canary: rate %d, size %d (want 32 to 1472)", c.Canary.Rate, c.Canary.SizeBytes)
 	}
-	if w := c.Writer; w.MiB < 1 || w.Rate < 0 || w.Threads < 1 || w.Threads > maxWriterThreads || w.BallastMiB < 0 {
-		complain("writer: %+v", w)
-	}
 	if c.Canary.Length < 0 || c.Canary.Length%time.Second != 0 {
 		complain("canary: length %s is not whole seconds", c.Canary.Length)
+	}
+	if err := c.Writer.validate(); err != nil {
+		errs = append(errs, err)
 	}
 	if !c.Net.Addr().Is4() || c.Net.Bits() != 24 || c.Net.Masked() != c.Net {
 		complain("net: %s is not an IPv4 /24", c.Net)
@@ -196,8 +221,8 @@ func (c Cluster) Cmdline(index int) string {
 			c.Canary.Rate, c.Canary.SizeBytes, device, int(c.Canary.Length.Seconds())))
 	}
 	if c.Work&RunDirty != 0 {
-		words = append(words, fmt.Sprintf("fermata.dirty=%d,%d,%d,%d",
-			c.Writer.MiB, c.Writer.Rate, c.Writer.Threads, c.Writer.BallastMiB))
+		words = append(words, fmt.Sprintf("fermata.dirty=%d,%g,%d,%d,%d,%d",
+			c.Writer.MiB, c.Writer.Rate, c.Writer.Threads, c.Writer.BallastMiB, int(c.Writer.Length.Seconds()), c.Writer.Every.Milliseconds()))
 	}
 	if c.PowerOff {
 		words = append(words, "fermata.end=poweroff")

@@ -19,6 +19,11 @@ func TestCluster_Cmdline(t *testing.T) {
 			Net:    netip.MustParsePrefix("10.1.2.0/24"), Tick: 100 * time.Millisecond, PowerOff: true},
 			"fermata.index=1 fermata.count=4 fermata.net=10.1.2.0/24 fermata.role=mpi+canary fermata.tick=100" +
 				" fermata.mpi=64,10,5 fermata.canary=300,100,eth1,3 fermata.end=poweroff"},
+		"dirty": {Cluster{Count: 1, Work: RunDirty, Writer: Writer{MiB: 64, BallastMiB: 100, Rate: 2.5, Length: time.Minute, Every: 50 * time.Millisecond}},
+			"fermata.index=1 fermata.count=1 fermata.net=10.77.0.0/24 fermata.role=dirty fermata.tick=1000 fermata.dirty=64,2.5,1,100,60,50"},
+		"dirty by default": {Cluster{Count: 2, Work: RunCanary | RunDirty},
+			"fermata.index=1 fermata.count=2 fermata.net=10.77.0.0/24 fermata.role=canary+dirty fermata.tick=1000" +
+				" fermata.canary=100,200,eth0,0 fermata.dirty=16,0,1,0,0,1000"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if err := c.cluster.Validate(); err != nil {
@@ -33,11 +38,12 @@ func TestCluster_Cmdline(t *testing.T) {
 
 func TestCluster_ValidateReportsAll(t *testing.T) {
 	err := Cluster{Count: 99, MPI: MPI{Side: 1}, Canary: Canary{Rate: 1, SizeBytes: 9000, Length: time.Millisecond},
-		Net: netip.MustParsePrefix("10.0.0.0/8"), Tick: 1}.Validate()
+		Writer: Writer{Rate: -1, Length: 1, Every: 1},
+		Net:    netip.MustParsePrefix("10.0.0.0/8"), Tick: 1}.Validate()
 	if err == nil {
 		t.Fatal("accepted")
 	}
-	for _, word := range []string{"count", "mpi", "canary: rate", "canary: length", "net", "tick"} {
+	for _, word := range []string{"count", "mpi", "canary: rate", "canary: length", "writer: 0 and 0 MiB", "writer: length", "writer: 1ns", "net", "tick"} {
 		if !strings.Contains(err.Error(), word) {
 			t.Errorf("no complaint on %s in %q", word, err)
 		}

@@ -105,20 +105,46 @@ type CanaryEnd struct {
 	Corrupt uint64 // datagrams that are not what any guest sent
 }
 
-// DirtyStart says that the memory writer has filled its memory.
+// DirtyStart says that the memory is filled and will now be rewritten.
 type DirtyStart struct {
-	MiB, Threads, BallastMiB int
-	Rate                     float64 // MiB a second; 0: as fast as it goes
-	Uptime                   Seconds
+	Pages   uint64 // of 4 KiB
+	Ballast uint64 // pages behind them that are only looked at
+	Threads int
+	Rate    float64 // MiB a second; 0 = as fast as possible
+	Address uint64  // of the first page, in the program
+	Uptime  Seconds
 }
 
-// Dirty is the memory writer's account so far.
+// Dirty is the account of the program that rewrites memory: DIRTY about the
+// time since the last one, DIRTY-END about all of it.
 type Dirty struct {
-	Pages   uint64  // that it rewrites, of 4 KiB
-	Written uint64  // pages
-	Rate    float64 // MiB a second since the line before
-	Bad     uint64  // pages that did not hold what was written to them last
-	Uptime  Seconds
+	Pages      uint64
+	Generation uint64  // how often all were rewritten
+	Written    uint64  // pages rewritten so far
+	Rate       float64 // MiB a second
+	Gap        Seconds // longest time in which a thread wrote at most a millisecond's worth
+	Bad        uint64  // pages that were not what was written last, so far
+	Records    uint64  // written to the disk so far, all durable
+	BadRecords uint64
+	Uptime     Seconds
+	Ended      bool // DIRTY-END
+}
+
+// DirtyBad is one page that was not what was written last.
+type DirtyBad struct {
+	Page, Generation           uint64 // what should have been there
+	Fault                      string // stale, early, misplaced or torn
+	FoundPage, FoundGeneration uint64 // what the page said it was
+}
+
+// DirtyExit is the program's exit status; 0 is success, also when it found bad
+// pages. 137 says that the guest had not the memory for it.
+type DirtyExit struct{ Status int }
+
+func decodeDirty(v *values, ended bool) any {
+	return Dirty{Pages: v.count("pages"), Generation: v.count("generation"), Written: v.count("written"),
+		Rate: v.number("rate"), Gap: v.seconds("gap"), Bad: v.count("bad"),
+		Records: v.count("records"), BadRecords: v.count("bad-records"), Uptime: v.seconds("uptime"), Ended: ended}
 }
 
 // decoders make the body of each known kind.
@@ -165,15 +191,18 @@ var decoders = map[string]func(*values) any{
 		f.Lost = int64(f.Sent) - int64(f.Received)
 		return f
 	},
-	"DIRTY-START": func(v *values) any {
-		return DirtyStart{MiB: v.integer("mib"), Threads: v.integer("threads"), BallastMiB: v.integer("ballast-mib"),
-			Rate: float64(v.seconds("rate")), Uptime: v.seconds("uptime")}
-	},
-	"DIRTY": func(v *values) any {
-		return Dirty{Pages: v.count("pages"), Written: v.count("written"), Rate: float64(v.seconds("rate")),
-			Bad: v.count("bad"), Uptime: v.seconds("uptime")}
-	},
 	"CANARY-END": func(v *values) any {
 		return CanaryEnd{Me: v.text("me"), Peers: v.integer("peers"), Corrupt: v.count("corrupt")}
+	},
+	"DIRTY-START": func(v *values) any {
+		return DirtyStart{Pages: v.count("pages"), Ballast: v.count("ballast"), Threads: v.integer("threads"), Rate: v.number("rate"),
+			Address: v.hexadecimal("address"), Uptime: v.seconds("uptime")}
+	},
+	"DIRTY":      func(v *values) any { return decodeDirty(v, false) },
+	"DIRTY-END":  func(v *values) any { return decodeDirty(v, true) },
+	"DIRTY-EXIT": func(v *values) any { return DirtyExit{Status: v.integer("status")} },
+	"DIRTY-BAD": func(v *values) any {
+		return DirtyBad{Page: v.count("page"), Generation: v.count("generation"), Fault: v.text("fault"),
+			FoundPage: v.count("found-page"), FoundGeneration: v.count("found-generation")}
 	},
 }

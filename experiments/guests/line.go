@@ -12,8 +12,8 @@ type Line struct {
 	Kind string // "READY", "CANARY-FINAL", …
 
 	// Body has the values by type: Ready, Tick, MPIStart, MPIIter, MPIDone,
-	// MPIExit, CanaryStart, CanaryStatus, CanaryKernel, CanaryFinal,
-	// CanaryEnd, DirtyStart or Dirty; nil for a kind unknown here.
+	// MPIExit, CanaryStart, CanaryStatus, CanaryKernel, CanaryFinal, CanaryEnd,
+	// DirtyStart, Dirty, DirtyBad or DirtyExit; nil for a kind unknown here.
 	Body any
 
 	// Pairs has the values as they stand in the line.
@@ -101,11 +101,19 @@ func (v *values) integer(key string) int {
 	return n
 }
 
-func (v *values) seconds(key string) Seconds {
+func (v *values) hexadecimal(key string) uint64 {
+	n, err := strconv.ParseUint(strings.TrimPrefix(v.text(key), "0x"), 16, 64)
+	v.keep(err)
+	return n
+}
+
+func (v *values) number(key string) float64 {
 	f, err := strconv.ParseFloat(v.text(key), 64)
 	v.keep(err)
-	return Seconds(f)
+	return f
 }
+
+func (v *values) seconds(key string) Seconds { return Seconds(v.number(key)) }
 
 func (v *values) keep(err error) {
 	if v.err == nil {

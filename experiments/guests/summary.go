@@ -35,6 +35,9 @@ type Summary struct {
 	Kernel map[string]CanaryKernel // of the same guests
 	Totals Totals                  // over Pairs
 
+	Dirty    map[string]Dirty // the last account of each guest that rewrites memory
+	DirtyBad uint64           // pages and disk records any guest found bad: see Summarise
+
 	MPIComplete    bool // the MPI program has ended well
 	CanaryComplete bool // the canaries of all guests have ended and agree on who they are
 	Complete       bool // both
@@ -46,8 +49,11 @@ type Summary struct {
 // shows that the guest went back in time: after a rollback the same console may
 // hold the results of a run that no longer happened. A console may begin
 // in the middle of a line.
+//
+// Bad pages and records are the exception: they count even when the guest went
+// back to before it found them.
 func Summarise(consoles map[string]io.Reader) (Summary, error) {
-	s := Summary{Pairs: map[Pair]CanaryFinal{}, Kernel: map[string]CanaryKernel{}}
+	s := Summary{Pairs: map[Pair]CanaryFinal{}, Kernel: map[string]CanaryKernel{}, Dirty: map[string]Dirty{}}
 	ended := 0
 	for _, guest := range slices.Sorted(maps.Keys(consoles)) {
 		var v verdict
@@ -58,6 +64,10 @@ func Summarise(consoles map[string]io.Reader) (Summary, error) {
 			s.MPI, s.MPIChecksum = *v.mpi, v.mpi.Checksum
 			s.MPIComplete = v.mpiStatus == 0
 		}
+		if v.dirty != nil {
+			s.Dirty[guest] = *v.dirty
+		}
+		s.DirtyBad += v.bad
 		if v.canary == nil {
 			continue
 		}
@@ -108,6 +118,9 @@ type verdict struct {
 	canary     *canaryReport
 	canaryTick uint64
 	open       *canaryReport // begun, and not ended yet
+
+	dirty *Dirty
+	bad   uint64 // the most that any account said
 }
 
 // maxLineBytes bounds a line of the console. Ours are far shorter; a longer one
@@ -138,12 +151,15 @@ func (v *verdict) step(line Line) {
 		v.stepTick(b)
 	case MPIStart, MPIIter:
 		if v.mpi != nil {
-			*v = verdict{} // back before all results: a canary ends after the program
+			*v = verdict{dirty: v.dirty, bad: v.bad} // back before all results: a canary ends after the program
 		}
 	case MPIDone:
 		v.mpi, v.mpiTick = &b, v.tick
 	case MPIExit:
 		v.mpiStatus = b.Status
+	case Dirty:
+		v.dirty = &b
+		v.bad = max(v.bad, b.Bad+b.BadRecords)
 	case CanaryStart:
 		v.canary, v.open = nil, nil
 	case CanaryStatus:

@@ -2,6 +2,7 @@ package guests
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -114,6 +115,23 @@ func TestSummarise_Rollback(t *testing.T) {
 	again := append(bytes.Clone(g1), g1[start+3:report]...)
 	if s := summarise(t, again, g2); s.CanaryComplete {
 		t.Error("canary complete though g1 sends again")
+	}
+}
+
+// TestSummarise_RollbackKeepsBadPages: going back undoes a result, not what was
+// found to be wrong.
+func TestSummarise_RollbackKeepsBadPages(t *testing.T) {
+	account := func(kind string, written, bad, badRecords int) string {
+		return sealed(fmt.Sprintf("FERMATA %s pages=256 generation=1 written=%d rate=20.00 gap=0.001 bad=%d records=9 bad-records=%d uptime=3.000",
+			kind, written, bad, badRecords)) + "\n"
+	}
+	text := account("DIRTY", 300, 0, 0) + account("DIRTY", 500, 2, 1) + account("DIRTY", 400, 0, 0) + account("DIRTY-END", 600, 0, 0)
+	s, err := Summarise(map[string]io.Reader{"g1": strings.NewReader(text)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := s.Dirty["g1"]; s.DirtyBad != 3 || got.Written != 600 || !got.Ended {
+		t.Errorf("%d bad, last account %+v; want 3 and the end", s.DirtyBad, got)
 	}
 }
 

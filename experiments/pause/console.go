@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"sync"
 	"time"
@@ -12,58 +13,78 @@ import (
 	"fermata/experiments/labrun"
 )
 
-// bootBudget is until a guest's load runs, on a busy machine.
-const bootBudget = 4 * time.Minute
+// bootBudget is until a guest's memory is filled and its load runs, on a busy
+// machine.
+const bootBudget = 10 * time.Minute
+
+// recentBytes of a console hold more than a second of it.
+const recentBytes = 64 << 10
 
 // console is the file that a guest's serial line is written to.
 type console struct{ path string }
 
-// reports are the load's reports so far.
-func (c console) reports() ([]guests.MPIIter, error) {
-	b, err := os.ReadFile(c.path)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
+// account is the last that the load said of itself; nil before it has said
+// anything.
+func (c console) account() (*guests.Dirty, error) {
+	f, err := os.Open(c.path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
 		return nil, fmt.Errorf("read console: %w", err)
 	}
-	var reports []guests.MPIIter
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("read console: %w", err)
+	}
+	b, err := io.ReadAll(io.NewSectionReader(f, max(0, fi.Size()-recentBytes), recentBytes))
+	if err != nil {
+		return nil, fmt.Errorf("read console: %w", err)
+	}
+	var last *guests.Dirty
+	var exit *guests.DirtyExit
 	labrun.Each(b, func(l guests.Line) {
-		if r, ok := l.Body.(guests.MPIIter); ok {
-			reports = append(reports, r)
+		switch body := l.Body.(type) {
+		case guests.Dirty:
+			last = &body
+		case guests.DirtyExit:
+			exit = &body
 		}
 	})
-	return reports, nil
+	if exit != nil {
+		return nil, fmt.Errorf("the guest's load ended with status %d", exit.Status)
+	}
+	if last != nil && last.Bad > 0 {
+		return nil, fmt.Errorf("the guest found %d pages that are not what it wrote", last.Bad)
+	}
+	return last, nil
 }
 
-// awaitLoad waits until the load has done n further iterations, and returns how
-// fast it wrote memory meanwhile, in bytes a second of the guest's clock.
-func (c console) awaitLoad(ctx context.Context, n int) (float64, error) {
-	before, err := c.reports()
+// awaitLoad waits until the load has run for some time by the guest's clock.
+func (c console) awaitLoad(ctx context.Context, length time.Duration) error {
+	first, err := c.account()
 	if err != nil {
-		return 0, err
+		return err
 	}
-	var rate float64
-	err = labrun.Poll(ctx, bootBudget, "the guest's load to run", func() (bool, error) {
-		now, err := c.reports()
-		if err != nil || len(now) == 0 {
+	return labrun.Poll(ctx, bootBudget, "the guest's load to run", func() (bool, error) {
+		now, err := c.account()
+		if err != nil || now == nil {
 			return false, err
 		}
-		first := now[max(0, len(before)-1)]
-		last := now[len(now)-1]
-		if last.Iteration-first.Iteration < n {
-			return false, nil
+		if first == nil {
+			first = now
 		}
-		rate = float64(last.Iteration-first.Iteration) * gridBytes / float64(last.Uptime-first.Uptime)
-		return true, nil
+		return (now.Uptime - first.Uptime).Duration() >= length, nil
 	})
-	return rate, err
 }
 
 // silencePoll is how exactly a silence is timed, at two per cent of a processor.
 const silencePoll = time.Millisecond
 
 // listener finds the longest silence of a console: what an observer outside
-// notices of a pause, whoever reports it. Heartbeats come each 20 ms, so it is
-// longer than the pause by up to that much, and more when the guest gets no
-// processor.
+// notices of a pause, whoever reports it. It is longer than the pause by up to
+// a heartbeat, and more when the guest gets no processor.
 type listener struct {
 	stop   context.CancelFunc
 	done   sync.WaitGroup

@@ -1,10 +1,7 @@
 package main
 
 import (
-	"bytes"
-	_ "embed"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -12,24 +9,37 @@ import (
 	"fermata/experiments/guests"
 )
 
-// What the guests do while they are checkpointed. The MPI program runs as one
-// rank and writes one of its two grids in each iteration, so that after two
-// iterations every page of both has changed.
+// What the guests do while they are checkpointed: rewrite a region at a rate
+// that an emulated processor keeps up with beside its own work. The rest of
+// memory, but what the guest's system needs, holds the same pattern, which
+// neither compression nor deduplication can make smaller, and stays as it is.
 const (
-	gridSide = 1022 // with the boundary a row is 8 KiB, a grid 8 MiB
+	loadSize = 64 * mib
+	loadRate = 20 // MiB/s
 
-	gridBytes  = (gridSide + 2) * (gridSide + 2) * 8
-	iterations = 1 << 30 // for ever
-	every      = 5       // iterations between two reports
-	heartbeat  = 20 * time.Millisecond
+	// systemSize is for the guest's system; guests of 160 MiB boot with room.
+	// Beside it Linux needs a part of all memory, for its own account of it and
+	// free for itself: at 4 GiB, with a 40th it killed the load, with a 16th it
+	// had room.
+	systemSize = 160 * mib
+	systemPart = 16
 
-	// warmIterations pass before a guest is measured, and between two
-	// checkpoints: two seconds or so, in which TCG has translated the program
-	// and both grids were rewritten many times.
-	warmIterations = 25
+	// heartbeat is what silences of the console are measured with.
+	heartbeat = 5 * time.Millisecond
 
-	// ballastPart of a guest's memory is random bytes.
-	ballastPart = 4
+	// reportEvery is between two accounts of the load.
+	reportEvery = 50 * time.Millisecond
+
+	// warmUp is how long, by the guest's clock, its load runs before it is
+	// measured: TCG has translated the program by then.
+	warmUp = 2 * time.Second
+)
+
+// An idle guest rewrites a page every few seconds.
+const (
+	idleSize      = mib
+	idleRate      = 0.001 // MiB/s
+	idleHeartbeat = time.Second
 )
 
 const (
@@ -38,66 +48,44 @@ const (
 	cpu     = "qemu64"
 )
 
-//go:embed ballast.sh
-var ballastScript string
-
-// ballastName is the script's path in the guest.
-const ballastName = "ballast"
-
 // guest is what all methods boot at one size.
 type guest struct {
 	memory  size
 	kernel  string
 	initrd  string
+	idle    bool
 	cmdline string
 }
 
-func (g guest) ballast() size { return g.memory / ballastPart }
+// ballast is memory of the guest that holds what cannot be made smaller and is
+// never written again.
+func (g guest) ballast() size {
+	return (g.memory - g.memory/systemPart - systemSize - loadSize) / mib * mib
+}
 
-func newGuest(memory size, kernel, initrd string) (guest, error) {
-	g := guest{memory: memory, kernel: kernel, initrd: initrd}
+// load is memory of the guest that is written over and over.
+func (g guest) load() size {
+	if g.idle {
+		return idleSize
+	}
+	return loadSize
+}
+
+func newGuest(memory size, kernel, initrd string, idle bool) (guest, error) {
+	g := guest{memory: memory, kernel: kernel, initrd: initrd, idle: idle}
 	app := guests.Cluster{
-		Count: 1, Work: guests.RunMPI, Tick: heartbeat,
-		MPI: guests.MPI{Side: gridSide, Iterations: iterations, Every: every},
+		Count: 1, Work: guests.RunDirty, Tick: heartbeat,
+		Writer: guests.Writer{MiB: int(g.load() / mib), BallastMiB: int(g.ballast() / mib), Rate: loadRate, Every: reportEvery},
+	}
+	if idle {
+		app.Tick, app.Writer.Rate, app.Writer.Every = idleHeartbeat, idleRate, idleHeartbeat
 	}
 	if err := app.Validate(); err != nil {
 		return guest{}, fmt.Errorf("describe guest: %w", err)
 	}
-	g.cmdline = fmt.Sprintf("%s rdinit=/%s fermata.ballast=%d", app.Cmdline(1), ballastName, g.ballast()/mib)
+	g.cmdline = app.Cmdline(1)
 	return g, nil
 }
-
-// writeInitrd writes the guests' initial RAM disk with the ballast script behind
-// it. The kernel unpacks one archive after the other
-// (Documentation/driver-api/early-userspace/buffer-format.rst).
-func writeInitrd(path, original string) error {
-	b, err := os.ReadFile(original)
-	if err != nil {
-		return fmt.Errorf("read guests' initial RAM disk: %w", err)
-	}
-	out := bytes.NewBuffer(pad4(b))
-	const executable = 0o100755
-	writeEntry(out, ballastName, executable, ballastScript)
-	writeEntry(out, "TRAILER!!!", 0, "")
-	if err := os.WriteFile(path, out.Bytes(), 0o600); err != nil {
-		return fmt.Errorf("write initial RAM disk: %w", err)
-	}
-	return nil
-}
-
-// writeEntry writes one file in cpio's "newc" format.
-func writeEntry(out *bytes.Buffer, name string, mode uint32, data string) {
-	fields := []int{0, int(mode), 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name) + 1, 0}
-	header := "070701"
-	for _, f := range fields {
-		header += fmt.Sprintf("%08x", f)
-	}
-	out.Write(pad4([]byte(header + name + "\x00")))
-	out.Write(pad4([]byte(data)))
-}
-
-// pad4 fills up to a multiple of four bytes with zeros.
-func pad4(b []byte) []byte { return append(b, make([]byte, (4-len(b)%4)%4)...) }
 
 // clusterName is the cluster of Fermata's guest.
 const clusterName = "pause"

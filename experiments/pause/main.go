@@ -1,12 +1,13 @@
 // Command pause measures how long a guest stands still for one checkpoint, and
 // how long it takes until the checkpoint is durable.
 //
-// It compares three ways, on the same kind of guest under the same load and in
-// turns: QEMU's plain stop-and-copy, QEMU's background-snapshot, and Fermata's
-// checkpoint, driven from outside through a lab, the first into an empty
-// repository and the next of the same guest. Every trial boots a guest of its
-// own. All images go to the same filesystem, and all count as durable when they
-// are on the disk.
+// It compares, on the same kind of guest under the same load and in turns:
+// QEMU's plain stop-and-copy, QEMU's background-snapshot, by a newer QEMU, too,
+// where there is one, and Fermata's checkpoints, driven from outside through a
+// lab: with memory copied inside the pause, live into an empty repository, live
+// after an earlier one, and that of an idle guest. A boot serves many
+// checkpoints. All images go to the same filesystem, by default in memory, and
+// all count as durable when they are synced to it.
 package main
 
 import (
@@ -30,19 +31,26 @@ const name = "pause"
 func main() { os.Exit(result.Main(name, run)) }
 
 const (
-	defaultN     = 10
-	defaultSizes = "256MiB,1GiB"
+	defaultN     = 20
+	defaultBoots = 2
+	defaultSizes = "512MiB,2GiB,4GiB"
 	quickN       = 2
 	quickSizes   = "256MiB"
+
+	// newerQEMU is where experiments/qemunewer puts it.
+	newerQEMU = "build/qemu-newer/" + result.QEMU
+	noNewer   = "none"
 )
 
 // options are the flags.
 type options struct {
 	n        int
+	boots    int
 	sizes    []size
 	json     bool
 	svg      string
 	fermata  string
+	newer    string // "" = none
 	guestDir string
 	scratch  string
 }
@@ -53,12 +61,14 @@ func parseOptions(args []string, complaints io.Writer) (options, error) {
 	fs.SetOutput(complaints)
 	quick := fs.Bool("quick", false, fmt.Sprintf("two repetitions at %s: shows that it works, measures little", quickSizes))
 	format := fs.String("o", "table", "`format` of the result: table or json")
-	fs.IntVar(&o.n, "n", defaultN, "repetitions")
+	fs.IntVar(&o.n, "n", defaultN, "checkpoints by each method at each size")
+	fs.IntVar(&o.boots, "boots", defaultBoots, "guests that each method and size spreads them over")
 	sizes := fs.String("sizes", defaultSizes, "memory of the guests, a `list`")
 	fs.StringVar(&o.svg, "svg", "", "draw the result into this `file`, too")
 	fs.StringVar(&o.fermata, "fermata", "", "the fermata `binary`; built from this tree when empty")
+	fs.StringVar(&o.newer, "qemu-newer", "", fmt.Sprintf("a newer QEMU `binary` to compare with, too; %q: none; when empty %s if it is there", noNewer, newerQEMU))
 	fs.StringVar(&o.guestDir, "guest-dir", "build/guest", "`directory` of the guests' kernel and initial RAM disk")
-	fs.StringVar(&o.scratch, "dir", os.TempDir(), "`directory` for everything that is written; its filesystem is measured, too")
+	fs.StringVar(&o.scratch, "dir", ramDir, "`directory` for everything that is written; its filesystem is measured, too")
 	if err := fs.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return o, err
@@ -80,6 +90,17 @@ func parseOptions(args []string, complaints io.Writer) (options, error) {
 	}
 	if o.n < 1 {
 		errs = append(errs, fmt.Errorf("-n %d: want 1 or more", o.n))
+	}
+	if o.boots < 1 {
+		errs = append(errs, fmt.Errorf("-boots %d: want 1 or more", o.boots))
+	}
+	switch o.newer {
+	case noNewer:
+		o.newer = ""
+	case "":
+		if _, err := os.Stat(newerQEMU); err == nil {
+			o.newer = newerQEMU
+		}
 	}
 	if *format != "table" && *format != "json" {
 		errs = append(errs, fmt.Errorf("-o %s: want table or json", *format))
@@ -109,6 +130,9 @@ func (o options) missing() error {
 	} else {
 		programs = append(programs, o.fermata)
 	}
+	if o.newer != "" {
+		programs = append(programs, o.newer)
+	}
 	for _, p := range programs {
 		if _, err := exec.LookPath(p); err != nil {
 			m = append(m, p)
@@ -133,13 +157,21 @@ func (o options) room() error {
 	for _, s := range o.sizes {
 		most = max(most, s)
 	}
+	// A guest, an image of it, and a copy while it is stopped.
+	need := 3*most + spareMemory
 	var fs unix.Statfs_t
 	if err := unix.Statfs(ramDir, &fs); err != nil {
 		return fmt.Errorf("look for room on %s: %w", ramDir, err)
 	}
-	need := most + spareMemory
 	if free := size(fs.Bavail * uint64(fs.Bsize)); free < need {
 		return result.Missing{fmt.Sprintf("%d MiB on %s for a guest of %s, which has %d MiB", need/mib, ramDir, most, free/mib)}
+	}
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return fmt.Errorf("look for memory: %w", err)
+	}
+	if total := size(info.Totalram * uint64(info.Unit)); total < need {
+		return result.Missing{fmt.Sprintf("%d MiB of memory for a guest of %s, of %d MiB", need/mib, most, total/mib)}
 	}
 	return nil
 }
@@ -148,6 +180,9 @@ func (o options) room() error {
 type experiment struct {
 	dir     string // for everything that is written
 	fermata string // the binary
+	can     abilities
+	qemu    emulator // that of Fermata's guests, too
+	newer   emulator // without a program when there is none
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
@@ -182,7 +217,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	if err != nil {
 		return err
 	}
-	results, err := repeat(ctx, o.n, all, x.subjects(), note)
+	results, err := repeat(ctx, o.n, o.boots, all, x.subjects(), note)
 	if err != nil {
 		return err
 	}
@@ -199,8 +234,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	return doc.WriteTable(stdout, columns())
 }
 
-// prepare makes what all trials need: the binary and the guests' image.
-func (x *experiment) prepare(ctx context.Context, o options, note func(string, ...any)) ([]guest, error) {
+// prepare finds and makes what all trials need: the programs and the guests.
+func (x *experiment) prepare(ctx context.Context, o options, note func(string, ...any)) ([]pair, error) {
 	x.fermata = filepath.Join(x.dir, "fermata")
 	if o.fermata == "" {
 		note("building fermata")
@@ -215,38 +250,75 @@ func (x *experiment) prepare(ctx context.Context, o options, note func(string, .
 		}
 		x.fermata = path
 	}
+	var err error
+	if x.can, err = ask(ctx, x.fermata); err != nil {
+		return nil, err
+	}
+	switch {
+	case !x.can.modes:
+		note("this fermata has no --mode: live checkpoints are not measured")
+	case !x.can.full:
+		note("this fermata has no --full: %s is measured once a boot, %d times in all", fermataFirst, min(o.n, o.boots))
+	}
+	if x.qemu, err = askQEMU(ctx, result.QEMU); err != nil {
+		return nil, err
+	}
+	if o.newer != "" {
+		if x.newer, err = askQEMU(ctx, o.newer); err != nil {
+			return nil, err
+		}
+	}
 	guestDir, err := filepath.Abs(o.guestDir)
 	if err != nil {
 		return nil, fmt.Errorf("find %s: %w", o.guestDir, err)
 	}
-	kernel, original := imageFiles(guestDir)
-	initrd := filepath.Join(x.dir, "initrd.img")
-	if err := writeInitrd(initrd, original); err != nil {
-		return nil, err
-	}
-	var all []guest
+	kernel, initrd := imageFiles(guestDir)
+	var all []pair
 	for _, memory := range o.sizes {
-		g, err := newGuest(memory, kernel, initrd)
-		if err != nil {
+		var p pair
+		if p.busy, err = newGuest(memory, kernel, initrd, false); err != nil {
 			return nil, err
 		}
-		all = append(all, g)
+		if p.idle, err = newGuest(memory, kernel, initrd, true); err != nil {
+			return nil, err
+		}
+		all = append(all, p)
 	}
 	return all, nil
+}
+
+func askQEMU(ctx context.Context, program string) (emulator, error) {
+	version, err := result.QEMUVersion(ctx, program)
+	return emulator{program: program, version: version}, err
 }
 
 // subjects are what is compared. Background-snapshot gets anonymous memory,
 // with which it is fastest.
 func (x *experiment) subjects() []subject {
-	return []subject{
-		{stopAndCopy, func(ctx context.Context, g guest) ([]taken, error) {
-			return x.peerTrial(ctx, g, sharedRAM, takeByStopAndCopy)
-		}},
-		{background, func(ctx context.Context, g guest) ([]taken, error) {
-			return x.peerTrial(ctx, g, anonymousRAM, takeInBackground)
-		}},
-		{"fermata", x.fermataTrial},
+	peer := func(name string, e emulator, ram ramKind, take takeFunc) subject {
+		return subject{name: name, trial: func(ctx context.Context, g guest, n int) ([]taken, error) {
+			return x.peerTrial(ctx, e, g, ram, n, take)
+		}}
 	}
+	fermata := func(name string, ways []way) subject {
+		return subject{name: name, trial: func(ctx context.Context, g guest, n int) ([]taken, error) {
+			return x.fermataTrial(ctx, g, n, ways)
+		}}
+	}
+	all := []subject{
+		peer(stopAndCopy, x.qemu, sharedRAM, takeByStopAndCopy),
+		peer(background, x.qemu, anonymousRAM, takeInBackground(background)),
+	}
+	if x.newer.program != "" {
+		all = append(all, peer(backgroundNewer, x.newer, anonymousRAM, takeInBackground(backgroundNewer)))
+	}
+	all = append(all, fermata("fermata", x.can.busyWays()))
+	if x.can.modes {
+		idle := fermata("fermata-idle", idleWays())
+		idle.idle = true
+		all = append(all, idle)
+	}
+	return all
 }
 
 func draw(path string, panels []result.Panel) (err error) {

@@ -21,7 +21,7 @@ func TestParseOptions(t *testing.T) {
 		sizes []size
 		json  bool
 	}{
-		{nil, 10, []size{256 * mib, gib}, false},
+		{nil, 20, []size{512 * mib, 2 * gib, 4 * gib}, false},
 		{[]string{"--quick"}, 2, []size{256 * mib}, false},
 		{[]string{"--quick", "--n", "1", "--sizes", "512MiB", "-o", "json"}, 1, []size{512 * mib}, true},
 		{[]string{"-n", "3", "--sizes=2GiB,256MiB"}, 3, []size{2 * gib, 256 * mib}, false},
@@ -32,7 +32,7 @@ func TestParseOptions(t *testing.T) {
 		}
 	}
 	for _, args := range [][]string{
-		{"--n", "0"}, {"--n", "many"}, {"--sizes", "1KiB"}, {"-o", "yaml"}, {"--slow"}, {"1GiB"},
+		{"--n", "0"}, {"--boots", "0"}, {"--n", "many"}, {"--sizes", "1KiB"}, {"-o", "yaml"}, {"--slow"}, {"1GiB"},
 	} {
 		var usage *result.UsageError
 		if _, err := parseOptions(args, io.Discard); !errors.As(err, &usage) {

@@ -60,9 +60,16 @@ func (p *peer) resume(ctx context.Context) error {
 }
 
 // takeInBackground lets QEMU protect the guest's memory and write it while the
-// guest runs. QEMU stops and resumes the guest by itself.
-func takeInBackground(ctx context.Context, p *peer, image string) (taken, error) {
-	t := taken{method: background, pauseFrom: "QEMU's events STOP and RESUME"}
+// guest runs. QEMU stops and resumes the guest by itself. The method is the name
+// for it.
+func takeInBackground(method string) takeFunc {
+	return func(ctx context.Context, p *peer, image string) (taken, error) {
+		return p.snapshot(ctx, method, image)
+	}
+}
+
+func (p *peer) snapshot(ctx context.Context, method, image string) (taken, error) {
+	t := taken{method: method, pauseFrom: "QEMU's events STOP and RESUME"}
 	m, err := p.prepare(ctx, image, true)
 	if err != nil {
 		return t, err

@@ -10,10 +10,10 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
-	"fermata/experiments/result"
 	"fermata/vmm/qmp"
 )
 
@@ -29,6 +29,12 @@ const (
 // gone with QEMU.
 const ramDir = "/dev/shm"
 
+// emulator is one QEMU program.
+type emulator struct {
+	program string // name in PATH, or a path
+	version string
+}
+
 // peer is a guest in a QEMU with nothing but a monitor around it. Its machine
 // is that of a guest of Fermata's.
 type peer struct {
@@ -41,7 +47,7 @@ type peer struct {
 }
 
 // startPeer runs QEMU with its files in dir. The caller ends it.
-func startPeer(ctx context.Context, g guest, ram ramKind, dir string) (_ *peer, err error) {
+func startPeer(ctx context.Context, e emulator, g guest, ram ramKind, dir string) (_ *peer, err error) {
 	p := &peer{console: console{filepath.Join(dir, "console.log")}}
 	socket := filepath.Join(dir, "qmp")
 	listener, err := qmp.Listen(socket)
@@ -60,7 +66,7 @@ func startPeer(ctx context.Context, g guest, ram ramKind, dir string) (_ *peer, 
 	}
 	defer card.Close()
 
-	p.cmd = exec.Command(result.QEMU, peerArguments(g, ram, p.console.path)...)
+	p.cmd = exec.Command(e.program, peerArguments(g, ram, p.console.path)...)
 	p.cmd.ExtraFiles = []*os.File{monitorFD - 3: file, cardFD - 3: card}
 	p.cmd.Stderr = &p.complaints
 	// In a group of its own: Ctrl-C is for us, who end it in order. And it does
@@ -138,29 +144,37 @@ func (p *peer) end() error {
 	return errors.Join(errs...)
 }
 
-// peerTrial boots a guest, lets its load run and takes a checkpoint of it.
-func (x *experiment) peerTrial(ctx context.Context, g guest, ram ramKind, take func(context.Context, *peer, string) (taken, error)) (_ []taken, err error) {
+// takeFunc takes one checkpoint of a peer's guest into the file image.
+type takeFunc func(ctx context.Context, p *peer, image string) (taken, error)
+
+// peerTrial boots a guest, lets its load run and takes n checkpoints of it.
+func (x *experiment) peerTrial(ctx context.Context, e emulator, g guest, ram ramKind, n int, take takeFunc) (_ []taken, err error) {
 	dir, err := os.MkdirTemp(x.dir, "peer-")
 	if err != nil {
 		return nil, fmt.Errorf("make directory of a trial: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	p, err := startPeer(ctx, g, ram, dir)
+	p, err := startPeer(ctx, e, g, ram, dir)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, p.end()) }()
-	rate, err := p.console.awaitLoad(ctx, warmIterations)
+	if err := p.console.awaitLoad(ctx, warmUp); err != nil {
+		return nil, err
+	}
+	image := filepath.Join(dir, "image", "ram")
+	s := site{guest: g, console: p.console, pids: []int{p.cmd.Process.Pid}}
+	all, err := s.measure(ctx, n,
+		func(context.Context) error { return os.RemoveAll(filepath.Dir(image)) },
+		func(ctx context.Context) (taken, error) { return take(ctx, p, image) })
 	if err != nil {
 		return nil, err
 	}
-	t, err := observe(ctx, p.console, func() (taken, error) { return take(ctx, p, filepath.Join(dir, "image", "ram")) })
-	if err != nil {
-		return nil, err
+	for i := range all {
+		all[i].qemu = e.version
 	}
-	t.loadRate = rate
-	if _, err := p.console.awaitLoad(ctx, every); err != nil {
-		return nil, fmt.Errorf("guest after its checkpoint: %w", err)
+	if err := p.console.awaitLoad(ctx, time.Second); err != nil {
+		return nil, fmt.Errorf("guest after its checkpoints: %w", err)
 	}
-	return []taken{t}, nil
+	return all, nil
 }

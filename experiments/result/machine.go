@@ -38,11 +38,7 @@ func Here(ctx context.Context) (Machine, error) {
 	if err := unix.Sysinfo(&info); err != nil {
 		return Machine{}, fmt.Errorf("ask for memory and load: %w", err)
 	}
-	out, err := exec.CommandContext(ctx, QEMU, "--version").Output()
-	if err != nil {
-		return Machine{}, fmt.Errorf("ask for QEMU's version: %w", err)
-	}
-	version, err := qemuVersion(string(out))
+	version, err := QEMUVersion(ctx, QEMU)
 	if err != nil {
 		return Machine{}, err
 	}
@@ -51,6 +47,15 @@ func Here(ctx context.Context) (Machine, error) {
 		Kernel: kernelNumbers(unix.ByteSliceToString(uts.Release[:])), QEMU: version,
 		LoadAverage: round(float64(info.Loads[0]) / loadUnit),
 	}, nil
+}
+
+// QEMUVersion asks a QEMU, by name or path, for its version.
+func QEMUVersion(ctx context.Context, program string) (string, error) {
+	out, err := exec.CommandContext(ctx, program, "--version").Output()
+	if err != nil {
+		return "", fmt.Errorf("ask for QEMU's version: %w", err)
+	}
+	return qemuVersion(string(out))
 }
 
 // String is one line.

@@ -18,7 +18,7 @@ import (
 )
 
 // Panel is one plot: samples side by side in groups along the horizontal axis,
-// every value a dot, every median a bar, on a logarithmic scale that makes equal
+// every value a dot, every median a bar with a whisker up to the 99th percentile, on a logarithmic scale that makes equal
 // ratios equal distances.
 type Panel struct {
 	Title  string
@@ -165,7 +165,16 @@ func (s Series) addTo(drawn *plot.Plot, c color.RGBA, offset, width float64) err
 			return err
 		}
 		bar.Color, bar.Width = c, vg.Points(2)
-		drawn.Add(bar)
+		most := sample.Quantile(0.99)
+		whisker, err := plotter.NewLine(plotter.XYs{
+			{X: middle, Y: median}, {X: middle, Y: most},
+			{X: middle - width*medianPart/2, Y: most}, {X: middle + width*medianPart/2, Y: most},
+		})
+		if err != nil {
+			return err
+		}
+		whisker.Color, whisker.Width = c, vg.Points(0.7)
+		drawn.Add(whisker, bar)
 	}
 	scatter, err := plotter.NewScatter(dots)
 	if err != nil {

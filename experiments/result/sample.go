@@ -14,7 +14,7 @@ import (
 // Sample is what was measured, one value a repetition, in the order of
 // measurement. In a document it stands with its median and spread:
 //
-//	{"n": 3, "median": 2, "q1": 1.5, "q3": 2.5, "min": 1, "max": 3, "values": [1, 3, 2]}
+//	{"n": 3, "median": 2, "q1": 1.5, "q3": 2.5, "p99": 2.98, "min": 1, "max": 3, "values": [1, 3, 2]}
 type Sample []float64
 
 // Milliseconds makes a value of a sample in ms.
@@ -66,6 +66,7 @@ type sampleDocument struct {
 	Median float64   `json:"median"`
 	Q1     float64   `json:"q1"`
 	Q3     float64   `json:"q3"`
+	P99    float64   `json:"p99"` // of fewer than a hundred values, little less than the largest
 	Min    float64   `json:"min"`
 	Max    float64   `json:"max"`
 	Values []float64 `json:"values"`
@@ -77,7 +78,7 @@ func (s Sample) MarshalJSON() ([]byte, error) {
 		return nil, errors.New("sample is empty")
 	}
 	return json.Marshal(sampleDocument{
-		N: len(s), Median: round(s.Median()), Q1: round(s.Quantile(0.25)), Q3: round(s.Quantile(0.75)),
+		N: len(s), Median: round(s.Median()), Q1: round(s.Quantile(0.25)), Q3: round(s.Quantile(0.75)), P99: round(s.Quantile(0.99)),
 		Min: slices.Min(s), Max: slices.Max(s), Values: s,
 	})
 }

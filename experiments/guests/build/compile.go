@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"fermata/experiments/deb"
 	"fermata/experiments/guests/programs"
 )
 
@@ -26,7 +27,7 @@ type program struct {
 var compiled = []program{
 	{name: "say", sources: []string{"say.c", "line.c"}},
 	{name: "canary", sources: []string{"canary.c", "books.c", "wire.c", "kernel.c", "line.c"}},
-	{name: "dirty", sources: []string{"dirty.c", "line.c"}},
+	{name: "dirty", sources: []string{"dirty.c", "pattern.c", "records.c", "line.c"}},
 	{name: "jacobi", sources: []string{"jacobi.c", "line.c"}, mpi: true},
 }
 
@@ -44,7 +45,7 @@ func compile(ctx context.Context, dir, root string) (string, error) {
 		return "", fmt.Errorf("lay out sources: %w", err)
 	}
 	for _, p := range compiled {
-		if _, err := output(ctx, src, "gcc", p.arguments(root, filepath.Join(dir, p.name))...); err != nil {
+		if _, err := deb.Output(ctx, src, "gcc", p.arguments(root, filepath.Join(dir, p.name))...); err != nil {
 			return "", fmt.Errorf("compile %s: %w", p.name, err)
 		}
 	}

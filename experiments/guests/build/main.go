@@ -11,7 +11,7 @@
 //	initrd.img     busybox, virtio modules, Open MPI and our programs
 //	jacobi         the very MPI program of the guests
 //	canary         the very canary of the guests
-//	dirty          the very memory writer of the guests
+//	dirty          their very writer of memory
 //	openmpi/       the Open MPI of the guests, for the host
 //	native-jacobi  runs jacobi on the host with it
 //	stamp          digest of all inputs, and the packages used
@@ -30,6 +30,8 @@ import (
 	"os/signal"
 	"path/filepath"
 	"time"
+
+	"fermata/experiments/deb"
 )
 
 func main() {
@@ -78,7 +80,7 @@ func build(ctx context.Context, dir string) error {
 	if err := stamp.remove(dir); err != nil {
 		return err
 	}
-	root, err := unpack(ctx, filepath.Join(dir, "cache"), pkgs)
+	root, err := deb.Source{}.Unpack(ctx, filepath.Join(dir, "cache"), pkgs)
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"fermata/experiments/deb"
 )
 
 // stamp says what an output directory was made from.
@@ -15,7 +17,7 @@ type stamp struct{ text string }
 
 // newStamp takes down all inputs: this very program (our sources are part of
 // it), the packages, busybox and the compiler.
-func newStamp(ctx context.Context, debs []deb) (stamp, error) {
+func newStamp(ctx context.Context, debs []deb.Archive) (stamp, error) {
 	var s strings.Builder
 	self, err := os.Executable()
 	if err != nil {
@@ -32,14 +34,14 @@ func newStamp(ctx context.Context, debs []deb) (stamp, error) {
 		}
 		fmt.Fprintf(&s, "%s %s\n", sum, input.what)
 	}
-	gcc, err := output(ctx, "", "gcc", "--version")
+	gcc, err := deb.Output(ctx, "", "gcc", "--version")
 	if err != nil {
 		return stamp{}, err
 	}
 	version, _, _ := strings.Cut(gcc, "\n")
 	fmt.Fprintln(&s, version)
 	for _, d := range debs {
-		fmt.Fprintf(&s, "%s %s\n", d.sha256, d.file)
+		fmt.Fprintf(&s, "%s %s\n", d.SHA256, d.File)
 	}
 	return stamp{text: s.String()}, nil
 }

@@ -1,4 +1,4 @@
-package main
+package deb
 
 import (
 	"crypto/sha256"
@@ -12,12 +12,12 @@ import (
 func TestParseURIs(t *testing.T) {
 	got, err := parseURIs("Reading package lists...\n" +
 		"'http://deb.debian.org/debian/pool/main/z/zlib/zlib1g_1.2.13.dfsg-1_amd64.deb' zlib1g_1%3a1.2.13.dfsg-1_amd64.deb 86684 SHA256:d7dd\n")
-	want := []deb{{file: "zlib1g_1%3a1.2.13.dfsg-1_amd64.deb", sha256: "d7dd"}}
+	want := []Archive{{File: "zlib1g_1%3a1.2.13.dfsg-1_amd64.deb", SHA256: "d7dd"}}
 	if err != nil || !slices.Equal(got, want) {
 		t.Fatalf("got %v, %v; want %v", got, err, want)
 	}
-	if got[0].name() != "zlib1g" {
-		t.Errorf("name %q", got[0].name())
+	if got[0].Name() != "zlib1g" {
+		t.Errorf("name %q", got[0].Name())
 	}
 	for what, line := range map[string]string{
 		"weak digest":    "'http://x/a.deb' a.deb 1 MD5Sum:00\n",
@@ -29,17 +29,17 @@ func TestParseURIs(t *testing.T) {
 	}
 }
 
-func TestDeb_Check(t *testing.T) {
+func TestArchive_Check(t *testing.T) {
 	dir := t.TempDir()
-	d := deb{file: "a_1_all.deb", sha256: fmt.Sprintf("%x", sha256.Sum256([]byte("archive")))}
-	if d.check(dir) == nil {
+	a := Archive{File: "a_1_all.deb", SHA256: fmt.Sprintf("%x", sha256.Sum256([]byte("archive")))}
+	if a.check(dir) == nil {
 		t.Error("accepted a missing archive")
 	}
 	for content, ok := range map[string]bool{"archive": true, "archivf": false} {
-		if err := os.WriteFile(filepath.Join(dir, d.file), []byte(content), 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, a.File), []byte(content), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		if err := d.check(dir); (err == nil) != ok {
+		if err := a.check(dir); (err == nil) != ok {
 			t.Errorf("content %q: %v", content, err)
 		}
 	}
