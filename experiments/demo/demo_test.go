@@ -30,7 +30,7 @@ func TestDemo(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() { os.RemoveAll(dir) })
-			r, err := conclude(t.Context(), options{
+			r, err := perform(t.Context(), options{
 				Fermata: fermata, GuestDir: image, Dir: filepath.Join(dir, "lab"), Guests: 4, Quick: true, Control: control,
 			}, testLog{t})
 			if err != nil {

@@ -49,7 +49,7 @@ func run(ctx context.Context, args []string) error {
 	if fs.NArg() > 0 {
 		return fmt.Errorf("unexpected argument %q", fs.Arg(0))
 	}
-	report, err := conclude(ctx, o, os.Stderr)
+	report, err := perform(ctx, o, os.Stderr)
 	if err != nil {
 		return err
 	}

@@ -60,6 +60,8 @@ type checkpointLine struct {
 	UniqueBytes    uint64             `json:"unique_bytes"`
 	StoredBytes    uint64             `json:"stored_bytes"`
 	FramesRecorded uint64             `json:"frames_recorded"`
+
+	FramesDiscarded uint64 `json:"frames_discarded"` // by the control
 }
 
 // checkpoint is what of `fermata checkpoint -o json` the demo reads.
@@ -109,15 +111,6 @@ func (r *report) setSummary(s guests.Summary) {
 	r.MPI.Equal = s.MPIChecksum != "" && s.MPIChecksum == r.MPI.NativeChecksum
 	t := s.Totals
 	r.Canary = canaryResult{Sent: t.Sent, Received: t.Received, Lost: t.Lost, Doubled: t.Doubled, Reordered: t.Reordered, Corrupt: t.Corrupt}
-}
-
-// inconclusive tells whether nothing was in flight at the cut: then nothing can
-// have been lost with it or saved by it.
-func (r *report) inconclusive() bool {
-	if r.Control {
-		return r.Canary.Lost == 0
-	}
-	return r.Checkpoints[len(r.Checkpoints)-1].FramesRecorded == 0
 }
 
 // verdict tells what the run did not prove.

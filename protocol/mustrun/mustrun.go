@@ -3,7 +3,8 @@
 // A test that lacks what it needs is skipped with the reason. The environment
 // variable FERMATA_MUST_RUN, a list such as "qemu,etcd" or the word "all", names
 // the tiers whose absence is a failure instead, so that a machine that should
-// run everything cannot pass by skipping.
+// run everything cannot pass by skipping. The word "offered" stands for all tiers
+// that its kernel can offer: what no package can bring is left out.
 //
 // Only tests import it.
 package mustrun
@@ -76,10 +77,12 @@ func parse(list string) ([]Tier, error) {
 		case word == "":
 		case word == "all":
 			return Tiers(), nil
+		case word == "offered":
+			must = append(must, offered()...)
 		case slices.Contains(Tiers(), Tier(word)):
 			must = append(must, Tier(word))
 		default:
-			return nil, fmt.Errorf("%s: %q is no tier (have %v and all)", Env, word, Tiers())
+			return nil, fmt.Errorf("%s: %q is no tier (have %v, all and offered)", Env, word, Tiers())
 		}
 	}
 	return must, nil

@@ -102,3 +102,23 @@ func TestProbe_EveryTierIsKnown(t *testing.T) {
 		t.Error("a tier is listed twice")
 	}
 }
+
+// TestOffered_LeavesOutOnlyKVM: everything else can be installed.
+func TestOffered_LeavesOutOnlyKVM(t *testing.T) {
+	got, err := parse("offered")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tier := range Tiers() {
+		if tier != KVM && !slices.Contains(got, tier) {
+			t.Errorf("tier %s is left out", tier)
+		}
+	}
+	_, statErr := os.Stat("/dev/kvm")
+	if statErr == nil && !slices.Contains(got, KVM) {
+		t.Error("kvm is left out, though there is a /dev/kvm")
+	}
+	if !hasWord("234 btrfs-control\n232 kvm\n", "kvm") || hasWord("258 vhost-kvm-x\n", "kvm") {
+		t.Error("kvm is not told from other devices")
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -42,6 +43,20 @@ func probe(tier Tier) error {
 		return fmt.Errorf("unknown tier %q", string(tier))
 	}
 }
+
+// offered lists the tiers that this kernel can offer. One that was started
+// without KVM has neither the device nor its number in /proc/misc; where one of
+// the two is there, KVM is to work.
+func offered() []Tier {
+	_, err := os.Stat("/dev/kvm")
+	misc, readErr := os.ReadFile("/proc/misc") // "number name" a line (proc_misc(5))
+	if err == nil || readErr != nil || hasWord(string(misc), "kvm") {
+		return Tiers()
+	}
+	return slices.DeleteFunc(Tiers(), func(t Tier) bool { return t == KVM })
+}
+
+func hasWord(text, word string) bool { return slices.Contains(strings.Fields(text), word) }
 
 func probeKVM() error {
 	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
