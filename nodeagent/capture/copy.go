@@ -1,9 +1,11 @@
-// Package capture takes a guest's memory and disks while the guest stands
-// still, and hands them to the repository after it runs again.
+// Package capture takes a guest's memory and disks as they were at one instant,
+// and hands them to the repository while the guest runs.
 //
-// A Copy is made inside the pause and read afterwards. Copies draw on one
-// Budget a node; what does not fit must be stored straight from its source,
-// inside the pause: always right, only slower.
+// Live: a Tracker protects memory, a Cut fixes the instant and a Source is read
+// afterwards; the pause does not grow with memory. By copy: a Copy is made inside
+// the pause. Both draw on one Budget a node. What of a copy does not fit must be
+// stored straight from its source, inside the pause; a guest that writes more
+// than fits beside a live capture waits for the sweep.
 package capture
 
 import (
