@@ -15,8 +15,7 @@ import (
 
 const (
 	// trackStep is how much a fault opens while no capture is in progress: the
-	// coarser, the fewer faults and the more is read again by the next cut. See
-	// experiments/overhead.
+	// coarser, the fewer faults and the more is read again by the next cut.
 	trackStep = 2 << 20
 
 	// captureStep is how much a fault opens, and saves, while every byte of it
@@ -62,8 +61,8 @@ type Block struct {
 // What was written is forgotten only by Cut.Keep, so a checkpoint that came to
 // nothing costs the next one more to read, and nothing else.
 //
-// Lock order (outermost first): Tracker.serving, then leaf.mu, then Tracker.mu, Cut.mu or pool.mu,
-// then Budget.mu. Only one leaf is locked at a time.
+// Lock order (outermost first): Tracker.serving, then leaf.mu, then Tracker.mu,
+// Cut.mu or pool.mu, then Budget.mu. Only one leaf is locked at a time.
 //
 // Concurrency: Arm, Rearm, Cut, Disarm and Close by one goroutine; faults are
 // served beside them.
