@@ -46,12 +46,15 @@ func find(pid int, begin, end uint64) (uint64, error) {
 	if errors.Is(err, os.ErrPermission) {
 		return 0, forbidden(pid)
 	}
-	if err != nil {
-		return 0, err
-	}
-	defer mem.Close()
 	code := make([]byte, end-begin)
-	if _, err := mem.ReadAt(code, int64(begin)); err != nil {
+	if err == nil {
+		defer mem.Close()
+		_, err = mem.ReadAt(code, int64(begin))
+	}
+	if err != nil {
+		if ends(pid) { // its memory goes first, and the file with it
+			return 0, ErrGone
+		}
 		return 0, fmt.Errorf("read vDSO: %w", err)
 	}
 	i := bytes.Index(code, []byte{0x0f, 0x05}) // syscall
