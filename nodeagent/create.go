@@ -239,7 +239,7 @@ func checkCreate(req *api.CreateGuestsRequest) error {
 
 // checkGuest refuses what would cost something before the driver refuses it.
 func checkGuest(spec *api.GuestSpec) error {
-	errs := []error{checkName("guest", spec.GetName())}
+	errs := []error{checkName("guest", spec.GetName()), checkAdopt(spec)}
 	invalid := func(format string, args ...any) {
 		errs = append(errs, fault.New(fault.Invalid, "guest "+spec.GetName()+": "+format, args...))
 	}
@@ -293,31 +293,13 @@ func (m *maker) make(ctx context.Context) (err error) {
 	if err := a.journal.PutGuest(rec); err != nil {
 		return err
 	}
-	memDir := a.memoryDir(m.cluster.name, g.spec.Name)
-	for _, dir := range []string{g.dir, memDir} {
-		if err := os.RemoveAll(dir); err != nil {
-			return fmt.Errorf("clear %s: %w", dir, err)
-		}
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return fmt.Errorf("create directory: %w", err)
-		}
+	start := m.launch
+	if g.spec.Adopt != "" {
+		start = m.adopt
 	}
-	files, err := m.placeFiles(ctx)
-	if err != nil {
+	if err := start(ctx); err != nil {
 		return err
 	}
-	cards, err := m.makeCards()
-	defer func() { err = errors.Join(err, closeCards(cards)) }()
-	if err != nil {
-		return err
-	}
-	cfg := a.machineConfig(g, files, cards, memDir)
-	cfg.Incoming = m.image != nil
-	launched, err := qemu.Launch(ctx, cfg)
-	if err != nil {
-		return fmt.Errorf("launch: %w", machineFault(err))
-	}
-	g.machine = launched
 	if rec.Machine, err = json.Marshal(g.machine.State()); err != nil {
 		return fmt.Errorf("encode machine: %w", err)
 	}
@@ -338,6 +320,44 @@ func (m *maker) make(ctx context.Context) (err error) {
 	}
 	m.cluster.complete(g)
 	m.updates.send(&api.CreateGuestsUpdate{Guest: g.spec.Name, Created: true, FramesInjected: g.injected})
+	return nil
+}
+
+// launch makes the guest's machine.
+func (m *maker) launch(ctx context.Context) (err error) {
+	a, g := m.agent, m.guest
+	memDir := a.memoryDir(m.cluster.name, g.spec.Name)
+	if err := freshDirectories(g.dir, memDir); err != nil {
+		return err
+	}
+	files, err := m.placeFiles(ctx)
+	if err != nil {
+		return err
+	}
+	cards, err := m.makeCards()
+	defer func() { err = errors.Join(err, closeCards(cards)) }()
+	if err != nil {
+		return err
+	}
+	cfg := a.machineConfig(g, files, cards, memDir)
+	cfg.Incoming = m.image != nil
+	launched, err := qemu.Launch(ctx, cfg)
+	if err != nil {
+		return fmt.Errorf("launch: %w", machineFault(err))
+	}
+	g.machine = launched
+	return nil
+}
+
+func freshDirectories(dirs ...string) error {
+	for _, dir := range dirs {
+		if err := os.RemoveAll(dir); err != nil {
+			return fmt.Errorf("clear %s: %w", dir, err)
+		}
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("create directory: %w", err)
+		}
+	}
 	return nil
 }
 

@@ -61,7 +61,7 @@ func (a *Agent) lostGuests(c *cluster) []*api.GuestStatus {
 func (a *Agent) statusOf(g *guest) *api.GuestStatus {
 	return &api.GuestStatus{
 		Cluster: g.cluster, Name: g.spec.Name, Node: a.cfg.Name, State: api.GuestState_GUEST_STATE_UNKNOWN,
-		MemoryBytes: g.spec.MemoryBytes, Vcpus: g.spec.Vcpus,
+		MemoryBytes: g.spec.MemoryBytes, Vcpus: g.spec.Vcpus, Adopted: adopted(g),
 	}
 }
 
@@ -70,6 +70,10 @@ func askMachine(ctx context.Context, g *guest, s *api.GuestStatus) {
 	ctx, cancel := context.WithTimeout(ctx, statusBudget)
 	defer cancel()
 	s.Pid = int32(g.machine.PID())
+	if adopted(g) {
+		found := g.machine.State().Config
+		s.MemoryBytes, s.Vcpus = found.MemoryBytes, uint32(found.VCPUs)
+	}
 	if status, err := g.machine.Status(ctx); err == nil {
 		switch status {
 		case vmm.StatusRunning:
@@ -115,6 +119,9 @@ func (a *Agent) ReadConsole(ctx context.Context, req *api.ConsoleRequest, send f
 	g, err := a.findGuest(req.GetCluster(), req.GetGuest())
 	if err != nil {
 		return err
+	}
+	if g.machine.ConsolePath() == "" {
+		return fault.New(fault.Invalid, "guest %s was adopted: what it prints goes where whoever started it has sent it", req.Guest)
 	}
 	f, err := os.Open(g.machine.ConsolePath())
 	if err != nil {

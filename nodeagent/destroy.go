@@ -46,7 +46,7 @@ func (a *Agent) destroy(ctx context.Context, c *cluster) error {
 	return a.fabric.RemoveCluster(c.name)
 }
 
-// destroyGuest removes a guest, complete or not. The journal names it until
+// destroyGuest removes a guest, complete or not, or lets go of an adopted one. The journal names it until
 // nothing else of it is left, and after an error it can be called again.
 //
 // Preconditions: the caller has the cluster's turn.
@@ -61,7 +61,7 @@ func (a *Agent) destroyGuest(ctx context.Context, c *cluster, g *guest) error {
 			g.machine = m
 		}
 	}
-	if g.machine != nil {
+	if g.machine != nil && !adopted(g) {
 		if err := g.machine.Kill(ctx); err != nil {
 			return err
 		}

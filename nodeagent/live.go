@@ -13,6 +13,7 @@ import (
 	"fermata/nodeagent/capture"
 	"fermata/protocol/fault"
 	"fermata/protocol/round"
+	"fermata/vmm/uffd"
 )
 
 // tracked is a guest whose writes are tracked, from its first live checkpoint on.
@@ -83,9 +84,9 @@ func (w *worker) track(ctx context.Context, g *guest) (*tracked, error) {
 		if err != nil {
 			return nil, errors.Join(err, closeBlocks(blocks))
 		}
-		blocks = append(blocks, capture.Block{Name: mem.Name, File: f, Size: int64(mem.Size)})
+		blocks = append(blocks, capture.Block{Name: mem.Name, File: f, Offset: mem.Offset, Size: int64(mem.Size), Addr: mem.Addr})
 	}
-	t, err := w.rounds.agent.budget.Track(ctx, g.machine.PID(), blocks)
+	t, err := w.rounds.agent.budget.Track(ctx, uffd.Process{PID: g.machine.PID(), Lend: g.machine.Lend}, blocks)
 	if err != nil {
 		return nil, err
 	}

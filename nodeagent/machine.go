@@ -2,6 +2,7 @@ package nodeagent
 
 import (
 	"context"
+	"os"
 
 	"fermata/vmm"
 	"fermata/vmm/qemu"
@@ -19,8 +20,10 @@ type machine interface {
 	State() qemu.State
 	// Trackable says why the guest's memory cannot be captured live, or nil.
 	Trackable(ctx context.Context) error
-	// ConsolePath is the file that holds what the guest printed.
+	// ConsolePath is the file that holds what the guest printed; empty: none does.
 	ConsolePath() string
+	// GuardConnection is for the guard; nil when it can make one of its own.
+	GuardConnection(ctx context.Context) (*os.File, error)
 }
 
 var _ machine = (*qemu.Machine)(nil)

@@ -1,6 +1,7 @@
 package nodeagent
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -84,7 +85,7 @@ func (m *maker) checkMachine(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("describe machine: %w", err)
 	}
-	if err := is.Compatible(was); err != nil {
+	if err := was.Compatible(is); err != nil {
 		return fault.Wrap(fault.Mismatch, err, "guest %s cannot be restored on node %s", g.spec.Name, m.agent.cfg.Name)
 	}
 	return nil
@@ -99,10 +100,38 @@ func (m *maker) restoreMemory(ctx context.Context, obj *api.ImageObject, mem vmm
 		return fmt.Errorf("open memory file: %w", err)
 	}
 	defer f.Close()
-	if err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, int64(mem.Size)); err != nil {
-		return fmt.Errorf("clear memory file: %w", err)
+	dst := io.NewOffsetWriter(f, mem.Offset)
+	if mem.OfProcess() {
+		err = zero(ctx, dst, io.NewSectionReader(f, mem.Offset, int64(mem.Size)))
+	} else {
+		err = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, mem.Offset, int64(mem.Size))
 	}
-	return m.readObject(ctx, obj, f)
+	if err != nil {
+		return fmt.Errorf("clear memory: %w", err)
+	}
+	return m.readObject(ctx, obj, dst)
+}
+
+// zero writes zeros over whatever src, the same memory as dst, holds that is not
+// zero.
+func zero(ctx context.Context, dst io.WriterAt, src *io.SectionReader) error {
+	var buf, zeros [64 << 10]byte
+	for off := int64(0); off < src.Size(); off += int64(len(buf)) {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		n, err := src.ReadAt(buf[:], off)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return err
+		}
+		if bytes.Equal(buf[:n], zeros[:n]) {
+			continue
+		}
+		if _, err := dst.WriteAt(zeros[:n], off); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // readObject restores an object into dst, which holds zeros, and reports progress.
@@ -161,7 +190,7 @@ func machineFault(err error) error {
 	switch {
 	case errors.Is(err, vmm.ErrNoSpace):
 		return fault.Wrap(fault.NoSpace, err, "")
-	case errors.Is(err, vmm.ErrUnsupported), errors.Is(err, vmm.ErrUnfitMemory):
+	case errors.Is(err, vmm.ErrUnsupported), errors.Is(err, vmm.ErrUnfitMemory), errors.Is(err, vmm.ErrForeign):
 		return fault.Wrap(fault.Invalid, err, "")
 	case errors.Is(err, vmm.ErrCorrupt), errors.Is(err, vmm.ErrStateSize):
 		return fault.Wrap(fault.Corrupt, err, "")

@@ -136,8 +136,12 @@ func (s *saving) gateAndDrain(ctx context.Context) error {
 // sent are read and switched.
 func (s *saving) stop(ctx context.Context) error {
 	err := s.each(ctx, "stop", func(ctx context.Context, sg *savedGuest) error {
+		conn, err := sg.machine.GuardConnection(ctx)
+		if err != nil {
+			return err
+		}
 		sg.stopAt = time.Now()
-		if err := s.agent.guard.Hold(sg.machine.State().GuardPath, s.budget+guardSlack); err != nil {
+		if err := s.agent.guard.Hold(sg.machine.State().GuardPath, conn, s.budget+guardSlack); err != nil {
 			return err
 		}
 		sg.held = true
@@ -181,7 +185,7 @@ func (s *saving) saveState(ctx context.Context) error {
 		begun = time.Now()
 		if sg.tracked == nil {
 			for _, mem := range sg.machine.Memory() {
-				if err := s.savePiece(ctx, sg, kindMemory, mem.Name, mem.Path); err != nil {
+				if err := s.savePiece(ctx, sg, kindMemory, mem); err != nil {
 					return err
 				}
 			}
@@ -190,7 +194,8 @@ func (s *saving) saveState(ctx context.Context) error {
 			if d.ReadOnly {
 				continue
 			}
-			if err := s.savePiece(ctx, sg, kindDisk, d.Name, overlayPath(sg.dir, d.Name)); err != nil {
+			overlay := vmm.Memory{Name: d.Name, Path: overlayPath(sg.dir, d.Name)}
+			if err := s.savePiece(ctx, sg, kindDisk, overlay); err != nil {
 				return err
 			}
 		}
@@ -217,17 +222,17 @@ func (s *saving) saveState(ctx context.Context) error {
 	return failpoint.Inject(ctx, failpoint.AgentAfterSaveMemory)
 }
 
-// savePiece takes one memory block or disk overlay.
-func (s *saving) savePiece(ctx context.Context, sg *savedGuest, kind, name, path string) error {
-	p := &piece{kind: kind, name: name}
+// savePiece takes one memory block or disk overlay. Size 0: the whole file.
+func (s *saving) savePiece(ctx context.Context, sg *savedGuest, kind string, from vmm.Memory) error {
+	p := &piece{kind: kind, name: from.Name}
 	sg.pieces = append(sg.pieces, p)
 	var warm *capture.Warm
 	if kind == kindMemory {
-		warm = sg.warm[name]
+		warm = sg.warm[from.Name]
 	}
 	return s.apart(ctx, func() error {
-		if err := s.takePiece(ctx, p, path, warm); err != nil {
-			return fmt.Errorf("%s %s: %w", kind, name, err)
+		if err := s.takePiece(ctx, p, from, warm); err != nil {
+			return fmt.Errorf("%s %s: %w", kind, from.Name, err)
 		}
 		return nil
 	})
@@ -265,6 +270,9 @@ func (s *saving) warm(ctx context.Context) error {
 		}
 		sg.warm = map[string]*capture.Warm{}
 		for _, mem := range sg.machine.Memory() {
+			if !mappable(mem) {
+				continue
+			}
 			p := &place{}
 			s.places = append(s.places, p)
 			err := s.apart(ctx, func() error {
@@ -288,35 +296,42 @@ func (s *saving) warm(ctx context.Context) error {
 
 // takePiece copies a piece, into a place made ready before if there is one, or
 // stores it at once when the copy would take more memory than is left.
-func (s *saving) takePiece(ctx context.Context, p *piece, path string, warm *capture.Warm) error {
-	f, err := os.Open(path)
+func (s *saving) takePiece(ctx context.Context, p *piece, from vmm.Memory, warm *capture.Warm) error {
+	f, err := os.Open(from.Path)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	fi, err := f.Stat()
-	if err != nil {
-		return err
+	size := int64(from.Size)
+	if size == 0 {
+		fi, err := f.Stat()
+		if err != nil {
+			return err
+		}
+		size = fi.Size()
 	}
 	switch {
 	case warm != nil:
 		p.copy, err = warm.Copy(ctx, f)
-	case p.kind == kindMemory:
-		p.copy, err = s.agent.budget.CopyMemory(ctx, f, fi.Size())
+	case p.kind == kindMemory && mappable(from):
+		p.copy, err = s.agent.budget.CopyMemory(ctx, f, size)
 	default:
-		p.copy, err = s.agent.budget.CopyFile(ctx, f, fi.Size())
+		p.copy, err = s.agent.budget.CopyFile(ctx, f, from.Offset, size)
 	}
 	if !errors.Is(err, capture.ErrOverBudget) {
 		return err
 	}
 	s.agent.log.Warn("capture budget is used up, storing inside the pause",
 		"cluster", s.cluster.name, "epoch", s.epoch, "piece", p.name)
-	data, err := capture.Data(f, fi.Size())
+	data, err := capture.Data(f, from.Offset, size)
 	if err != nil {
 		return err
 	}
-	return s.store(ctx, p, f, fi.Size(), data, nil)
+	return s.store(ctx, p, io.NewSectionReader(f, from.Offset, size), size, data, nil)
 }
+
+// mappable tells memory that lies in a file of its own, from its beginning.
+func mappable(mem vmm.Memory) bool { return mem.Offset == 0 }
 
 // store puts one piece into the repository.
 func (s *saving) store(ctx context.Context, p *piece, src io.ReaderAt, size int64, data extent.Set, progress func(int64)) error {

@@ -33,6 +33,10 @@ var (
 	// ErrUntrackable: writes to the guest's memory cannot be seen from outside,
 	// for a reason that the error tells, with the way out.
 	ErrUntrackable = errors.New("guest memory cannot be tracked")
+	// ErrForeign: the call is not for a machine that somebody else started, or
+	// what somebody else started is no machine that can be adopted; the error
+	// tells why.
+	ErrForeign = errors.New("machine belongs to somebody else")
 	// ErrUnknownNIC: the machine has no card of that name.
 	ErrUnknownNIC = errors.New("no such network card")
 )

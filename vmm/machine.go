@@ -79,10 +79,20 @@ type Machine interface {
 
 // Memory is one RAM block of a guest.
 type Memory struct {
-	Name string // the monitor's name of the block, the same after a restart
-	Path string // the shared file that holds it, from offset 0
-	Size uint64 // bytes
+	Name   string `json:"name"`   // the monitor's name of the block, the same after a restart
+	Path   string `json:"path"`   // the file through which it is read and written
+	Offset int64  `json:"offset"` // where it begins in that file, bytes
+	Size   uint64 `json:"size"`   // bytes
+
+	// Addr is where it begins in the machine's process; 0: wherever the process
+	// maps Path.
+	Addr uint64 `json:"addr,omitempty"`
 }
+
+// OfProcess tells memory that is reached only through the process itself
+// (proc_pid_mem(5)): it cannot be mapped, and has no holes that could be asked for
+// or made.
+func (m Memory) OfProcess() bool { return m.Addr != 0 && m.Offset == int64(m.Addr) }
 
 // NICHolder is implemented by machines that keep both ends of their network
 // cards' sockets open in their own process. A caller that lost its own copies
@@ -99,6 +109,10 @@ type NICHolder interface {
 // whose memory can be protected from outside.
 type Process interface {
 	PID() int
+
+	// Lend gives the process a descriptor and returns its number there; done takes
+	// it back. The file stays the caller's.
+	Lend(ctx context.Context, file *os.File) (number int, done func() error, err error)
 }
 
 // Status is the run state of a guest. The zero value is not a status.

@@ -21,6 +21,7 @@ import (
 	"fermata/nodeagent/capture"
 	"fermata/protocol/mustrun"
 	"fermata/vmm/qemu"
+	"fermata/vmm/uffd"
 )
 
 const (
@@ -136,7 +137,7 @@ func (g *linuxGuest) track(budget *capture.Budget) *capture.Tracker {
 	if err != nil {
 		g.t.Fatal(err)
 	}
-	tr, err := budget.Track(g.t.Context(), g.PID(), []capture.Block{{Name: mem.Name, File: f, Size: int64(mem.Size)}})
+	tr, err := budget.Track(g.t.Context(), uffd.Process{PID: g.PID()}, []capture.Block{{Name: mem.Name, File: f, Size: int64(mem.Size)}})
 	if err != nil {
 		g.t.Fatal(err)
 	}

@@ -87,13 +87,13 @@ func (b *Budget) CopyMemory(ctx context.Context, f *os.File, size int64) (*Copy,
 	return w.Copy(ctx, f)
 }
 
-// CopyFile copies the first size bytes of an ordinary file, such as a disk
-// overlay, under the conditions of CopyMemory. It reads: a failing disk under a
-// mapping would end the whole process with SIGBUS.
-func (b *Budget) CopyFile(ctx context.Context, f *os.File, size int64) (*Copy, error) {
-	return b.copy(ctx, f, size, func(dst []byte, data extent.Set) error {
+// CopyFile copies size bytes, from base on, of a file that cannot or should not
+// be mapped, such as a disk overlay, under the conditions of CopyMemory. It reads:
+// a failing disk under a mapping would end the whole process with SIGBUS.
+func (b *Budget) CopyFile(ctx context.Context, f *os.File, base, size int64) (*Copy, error) {
+	return b.copy(ctx, f, base, size, func(dst []byte, data extent.Set) error {
 		return eachPiece(ctx, data, func(e extent.Extent) error {
-			if _, err := f.ReadAt(dst[e.Off:min(e.End(), size)], e.Off); err != nil {
+			if _, err := f.ReadAt(dst[e.Off:min(e.End(), size)], base+e.Off); err != nil {
 				return fmt.Errorf("copy %s: %w", f.Name(), err)
 			}
 			return nil
@@ -102,14 +102,14 @@ func (b *Budget) CopyFile(ctx context.Context, f *os.File, size int64) (*Copy, e
 }
 
 // copy takes what the copy needs and has fill write it.
-func (b *Budget) copy(ctx context.Context, f *os.File, size int64, fill func(dst []byte, data extent.Set) error) (_ *Copy, err error) {
+func (b *Budget) copy(ctx context.Context, f *os.File, base, size int64, fill func(dst []byte, data extent.Set) error) (_ *Copy, err error) {
 	if size == 0 {
 		return &Copy{}, nil
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, context.Cause(ctx)
 	}
-	data, err := Data(f, size)
+	data, err := Data(f, base, size)
 	if err != nil {
 		return nil, err
 	}
@@ -206,26 +206,32 @@ func (c *Copy) Close() error {
 	return nil
 }
 
-// Data returns the page-aligned ranges of f below size that are not holes,
-// found with lseek(2) SEEK_DATA and SEEK_HOLE.
-func Data(f *os.File, size int64) (extent.Set, error) {
+// Data returns the page-aligned ranges, from base on, of the size bytes of f from
+// base on that are not holes, found with lseek(2) SEEK_DATA and SEEK_HOLE. A file
+// that cannot tell, such as the memory of a process, has none.
+func Data(f *os.File, base, size int64) (extent.Set, error) {
 	var set extent.Set
 	end := (size + pageBytes - 1) &^ (pageBytes - 1)
 	for off := int64(0); off < size; {
-		start, err := unix.Seek(int(f.Fd()), off, unix.SEEK_DATA)
+		start, err := unix.Seek(int(f.Fd()), base+off, unix.SEEK_DATA)
 		if errors.Is(err, unix.ENXIO) {
 			break // no data behind off
+		}
+		if errors.Is(err, unix.EINVAL) {
+			return extent.Of(extent.Extent{Off: 0, Len: end}), nil
 		}
 		if err != nil {
 			return extent.Set{}, fmt.Errorf("find data of %s: %w", f.Name(), err)
 		}
+		start -= base
 		if start >= size {
 			break
 		}
-		stop, err := unix.Seek(int(f.Fd()), start, unix.SEEK_HOLE)
+		stop, err := unix.Seek(int(f.Fd()), base+start, unix.SEEK_HOLE)
 		if err != nil {
 			return extent.Set{}, fmt.Errorf("find holes of %s: %w", f.Name(), err)
 		}
+		stop -= base
 		e := extent.Extent{Off: start, Len: min(stop, size) - start}.RoundOut(pageBytes)
 		set.Add(extent.Extent{Off: e.Off, Len: min(e.End(), end) - e.Off})
 		off = stop

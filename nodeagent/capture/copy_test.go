@@ -57,7 +57,7 @@ func TestCopyFile_EqualsTheFile(t *testing.T) {
 			rt.Fatal(err)
 		}
 		budget := NewBudget(1 << 20)
-		take := budget.CopyFile
+		take := func(ctx context.Context, f *os.File, size int64) (*Copy, error) { return budget.CopyFile(ctx, f, 0, size) }
 		if size%pageBytes == 0 && rapid.Bool().Draw(rt, "memory") {
 			take = budget.CopyMemory
 		}
@@ -96,7 +96,7 @@ func TestCopyFile_RefusesOverBudget(t *testing.T) {
 	f := sparseFile(t, t.TempDir(), 16*pageBytes, map[int64][]byte{0: bytes.Repeat([]byte{1}, 4*pageBytes)})
 	defer f.Close()
 	budget := NewBudget(3 * pageBytes)
-	if _, err := budget.CopyFile(t.Context(), f, 16*pageBytes); !errors.Is(err, ErrOverBudget) {
+	if _, err := budget.CopyFile(t.Context(), f, 0, 16*pageBytes); !errors.Is(err, ErrOverBudget) {
 		t.Fatalf("error = %v, want ErrOverBudget", err)
 	}
 	if budget.free != 3*pageBytes {
@@ -114,7 +114,7 @@ func TestCopy_GivesUpWithItsContext(t *testing.T) {
 		cancel(stop) // in the middle of the work
 		return eachPiece(ctx, extent.Of(extent.Extent{Len: 1 << 40}), func(extent.Extent) error { return nil })
 	}
-	if _, err := budget.copy(ctx, f, 4*pageBytes, fill); !errors.Is(err, stop) {
+	if _, err := budget.copy(ctx, f, 0, 4*pageBytes, fill); !errors.Is(err, stop) {
 		t.Errorf("error = %v, want the context's cause", err)
 	}
 	if budget.free != 1<<20 {

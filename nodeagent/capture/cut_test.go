@@ -12,6 +12,7 @@ import (
 
 	"fermata/imageio/extent"
 	"fermata/protocol/mustrun"
+	"fermata/vmm/uffd"
 )
 
 const longPatience = 20 * time.Second
@@ -19,7 +20,7 @@ const longPatience = 20 * time.Second
 // track begins to track a writer.
 func track(t testing.TB, w *writer, budget *Budget) *Tracker {
 	t.Helper()
-	tr, err := budget.Track(t.Context(), w.cmd.Process.Pid, []Block{w.block()})
+	tr, err := budget.Track(t.Context(), uffd.Process{PID: w.cmd.Process.Pid}, []Block{w.block()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -275,7 +276,7 @@ func TestTracker_CloseLetsTheGuestRun(t *testing.T) {
 	mustrun.Need(t, mustrun.UFFD)
 	w := startWriter(t, 16<<20)
 	budget := NewBudget(0)
-	tr, err := budget.Track(t.Context(), w.cmd.Process.Pid, []Block{w.block()})
+	tr, err := budget.Track(t.Context(), uffd.Process{PID: w.cmd.Process.Pid}, []Block{w.block()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -297,7 +298,7 @@ func TestTrack_RefusesWhatIsNotMapped(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer os.Remove(other.Name())
-	_, err = NewBudget(0).Track(context.Background(), w.cmd.Process.Pid, []Block{{Name: "ram0", File: other, Size: 16 << 20}})
+	_, err = NewBudget(0).Track(context.Background(), uffd.Process{PID: w.cmd.Process.Pid}, []Block{{Name: "ram0", File: other, Size: 16 << 20}})
 	if err == nil {
 		t.Fatal("tracks a file that the process does not map")
 	}

@@ -26,6 +26,7 @@ const (
 type region struct {
 	name   string   // immutable
 	file   *os.File // immutable; what the block is read from
+	base   int64    // immutable; where it begins in file
 	addr   uint64   // immutable; where it begins in the guest's process
 	size   int64    // immutable
 	unit   int64    // immutable; smallest piece with a protection of its own, bytes
@@ -72,7 +73,7 @@ func (l *leaf) meet(c *Cut) bool {
 }
 
 func newRegion(b Block, m uffd.Mapping) *region {
-	r := &region{name: b.Name, file: b.File, addr: m.Addr, size: b.Size, unit: max(int64(m.PageBytes), pageBytes)}
+	r := &region{name: b.Name, file: b.File, base: b.Offset, addr: m.Addr, size: b.Size, unit: max(int64(m.PageBytes), pageBytes)}
 	r.leaves = make([]leaf, object.LeafCount(b.Size))
 	for i := range r.leaves {
 		r.leaves[i].images = noSlot
@@ -100,10 +101,12 @@ func (r *region) around(i, unit int, step int64) (first, n int) {
 }
 
 // read fills p with what the region holds at off now. It reads rather than maps:
-// reading a hole through a mapping would fill it (shmem_fault in mm/shmem.c).
+// reading a hole through a mapping would fill it (shmem_fault in mm/shmem.c). A
+// hole of anonymous memory is filled with the one page of zeros (mm/memory.c,
+// do_anonymous_page), which costs a page table and no memory.
 func (r *region) read(p []byte, off int64) error {
 	for len(p) > 0 {
-		n, err := unix.Pread(int(r.file.Fd()), p, off)
+		n, err := unix.Pread(int(r.file.Fd()), p, r.base+off)
 		if err == unix.EINTR {
 			continue
 		}
@@ -120,7 +123,7 @@ func (r *region) read(p []byte, off int64) error {
 
 // findData notes which leaves are no holes.
 func (r *region) findData() error {
-	data, err := Data(r.file, r.size)
+	data, err := Data(r.file, r.base, r.size)
 	if err != nil {
 		return err
 	}

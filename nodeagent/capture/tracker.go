@@ -43,9 +43,11 @@ var _ protector = (*uffd.FD)(nil)
 
 // Block is one block of guest memory.
 type Block struct {
-	Name string
-	File *os.File // open for reading; the Tracker's from now on
-	Size int64    // bytes, whole pages
+	Name   string
+	File   *os.File // open for reading; the Tracker's from now on
+	Offset int64    // where in File the block begins, bytes
+	Size   int64    // bytes, whole pages
+	Addr   uint64   // where it begins in the process; 0: where the process maps File
 }
 
 // Tracker knows which memory of a guest was written since the last checkpoint,
@@ -100,11 +102,11 @@ type leafRef struct {
 
 func (ref leafRef) leaf() *leaf { return &ref.region.leaves[ref.index] }
 
-// Track begins to serve the faults of process pid, in whose memory the blocks
-// are mapped. Nothing is protected before Arm.
+// Track begins to serve the faults of a process in whose memory the blocks are.
+// Nothing is protected before Arm.
 //
 // On error the blocks' files are closed. vmm.ErrUntrackable: with the reason.
-func (b *Budget) Track(ctx context.Context, pid int, blocks []Block) (_ *Tracker, err error) {
+func (b *Budget) Track(ctx context.Context, p uffd.Process, blocks []Block) (_ *Tracker, err error) {
 	defer func() {
 		if err != nil {
 			for _, bl := range blocks {
@@ -114,13 +116,13 @@ func (b *Budget) Track(ctx context.Context, pid int, blocks []Block) (_ *Tracker
 	}()
 	var regions []*region
 	for _, bl := range blocks {
-		r, err := locate(pid, bl)
+		r, err := locate(p.PID, bl)
 		if err != nil {
 			return nil, fmt.Errorf("memory %s: %w", bl.Name, err)
 		}
 		regions = append(regions, r)
 	}
-	fd, err := uffd.Take(ctx, pid)
+	fd, err := uffd.Take(ctx, p)
 	if err != nil {
 		return nil, err
 	}
@@ -155,6 +157,11 @@ func locate(pid int, b Block) (*region, error) {
 	if err != nil {
 		return nil, err
 	}
+	if b.Addr != 0 {
+		// The caller knows; a wrong address is refused when it is registered.
+		m := uffd.Mapping{Range: uffd.Range{Addr: b.Addr, Len: uint64(b.Size)}, PageBytes: uffd.PageBytes(fi)}
+		return regionOf(b, m)
+	}
 	maps, err := uffd.Mappings(pid, fi)
 	if err != nil {
 		return nil, err
@@ -162,10 +169,14 @@ func locate(pid int, b Block) (*region, error) {
 	if len(maps) != 1 || maps[0].Offset != 0 || maps[0].Len < uint64(b.Size) || !maps[0].Shared {
 		return nil, fmt.Errorf("%w: it is not mapped once, whole and shared in process %d (%d mappings)", vmm.ErrUntrackable, pid, len(maps))
 	}
-	if unit := int64(maps[0].PageBytes); unit > leafBytes || b.Size%unit != 0 {
+	return regionOf(b, maps[0])
+}
+
+func regionOf(b Block, m uffd.Mapping) (*region, error) {
+	if unit := int64(m.PageBytes); unit > leafBytes || b.Size%unit != 0 {
 		return nil, fmt.Errorf("%w: pages of %d bytes, at most %d are supported", vmm.ErrUntrackable, unit, leafBytes)
 	}
-	return newRegion(b, maps[0]), nil
+	return newRegion(b, m), nil
 }
 
 // Err says why the Tracker is of no use any more; nil while it is.

@@ -34,7 +34,7 @@ func (b *Budget) Warm(ctx context.Context, f *os.File, size int64) (*Warm, error
 	if err != nil {
 		return nil, err
 	}
-	data, err := Data(f, size)
+	data, err := Data(f, 0, size)
 	if err == nil {
 		err = eachPiece(ctx, data, func(e extent.Extent) error {
 			// A kernel that cannot populate (before 5.14) makes the pause longer, no more.
@@ -54,7 +54,7 @@ func (b *Budget) reserve(f *os.File, size int64) (_ *Warm, err error) {
 	if size%pageBytes != 0 || size == 0 {
 		return nil, fmt.Errorf("copy %d bytes of %s: not whole pages", size, f.Name())
 	}
-	data, err := Data(f, size)
+	data, err := Data(f, 0, size)
 	if err != nil {
 		return nil, err
 	}
@@ -90,7 +90,7 @@ func (w *Warm) Copy(ctx context.Context, f *os.File) (_ *Copy, err error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
-	data, err := Data(f, w.size)
+	data, err := Data(f, 0, w.size)
 	if err != nil {
 		return nil, err
 	}

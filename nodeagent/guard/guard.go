@@ -26,6 +26,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -57,16 +59,39 @@ type Guard struct {
 	log     *os.File // immutable
 
 	mu     sync.Mutex
-	proc   *exec.Cmd            // guarded by mu; nil between a failed start and the next request
-	pipe   *os.File             // guarded by mu; its standard input
-	held   map[string]time.Time // guarded by mu; deadline by socket
-	closed bool                 // guarded by mu
+	proc   *exec.Cmd       // guarded by mu; nil between a failed start and the next request
+	pipe   *os.File        // guarded by mu; its standard input
+	held   map[string]held // guarded by mu; by socket
+	closed bool            // guarded by mu
+}
+
+// held is one guest that the guard was told of.
+type held struct {
+	deadline time.Time
+	conn     *os.File // the agent's connection to the guest's monitor; nil: the guard makes its own
+}
+
+func (h held) line(socket string, budget time.Duration) string {
+	return fmt.Sprintf("hold %d %d %s\n", max(budget.Milliseconds(), 0), number(h.conn), socket)
+}
+
+// number returns a file's descriptor, -1 for none. File.Fd would make the open
+// file, which is the connection's too, a blocking one.
+func number(f *os.File) int {
+	fd := -1
+	if f == nil {
+		return fd
+	}
+	if raw, err := f.SyscallConn(); err == nil {
+		_ = raw.Control(func(n uintptr) { fd = int(n) }) // fails once f is closed
+	}
+	return fd
 }
 
 // Start runs command, which must call Serve on its standard input. The process
 // has a session of its own, so that a signal to the agent's group spares it.
 func Start(command []string, log *os.File) (*Guard, error) {
-	g := &Guard{command: command, log: log, held: map[string]time.Time{}}
+	g := &Guard{command: command, log: log, held: map[string]held{}}
 	if err := g.start(); err != nil {
 		return nil, err
 	}
@@ -89,8 +114,8 @@ func (g *Guard) start() error {
 		return errors.Join(fmt.Errorf("start guard: %w", err), w.Close())
 	}
 	g.proc, g.pipe = cmd, w
-	for socket, deadline := range g.held {
-		if err := g.write(holdLine(socket, time.Until(deadline))); err != nil {
+	for socket, h := range g.held {
+		if err := g.write(h.line(socket, time.Until(h.deadline))); err != nil {
 			return err
 		}
 	}
@@ -100,26 +125,31 @@ func (g *Guard) start() error {
 // Hold says that the guest behind the QMP socket is about to stop, and must
 // run again after budget if Release does not come first. It returns once the
 // request cannot be lost with the agent.
-func (g *Guard) Hold(socket string, budget time.Duration) error {
+//
+// conn is for a monitor that serves nobody else while the agent is connected: a
+// descriptor of that connection, which is the Guard's from now on; else nil.
+func (g *Guard) Hold(socket string, conn *os.File, budget time.Duration) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	line := holdLine(socket, budget)
-	if err := checkLine(line); err != nil {
-		return err
+	g.forget(socket)
+	h := held{deadline: time.Now().Add(budget), conn: conn}
+	g.held[socket] = h
+	line := h.line(socket, budget)
+	err := checkLine(line)
+	if err == nil {
+		err = g.say(line)
 	}
-	g.held[socket] = time.Now().Add(budget)
-	if err := g.say(line); err != nil {
-		delete(g.held, socket)
-		return err
+	if err != nil {
+		g.forget(socket)
 	}
-	return nil
+	return err
 }
 
 // Release says that the guest behind the socket runs again.
 func (g *Guard) Release(socket string) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	delete(g.held, socket)
+	g.forget(socket)
 	line := "release " + socket + "\n"
 	if err := checkLine(line); err != nil {
 		return err
@@ -127,8 +157,14 @@ func (g *Guard) Release(socket string) error {
 	return g.say(line)
 }
 
-func holdLine(socket string, budget time.Duration) string {
-	return fmt.Sprintf("hold %d %s\n", max(budget.Milliseconds(), 0), socket)
+// forget drops what is held of a socket.
+//
+// Preconditions: mu is held.
+func (g *Guard) forget(socket string) {
+	if conn := g.held[socket].conn; conn != nil {
+		_ = conn.Close() // nothing was written through it
+	}
+	delete(g.held, socket)
 }
 
 func checkLine(line string) error {
@@ -184,6 +220,11 @@ func (g *Guard) Close() error {
 		return nil
 	}
 	g.closed = true
+	defer func() {
+		for socket := range g.held {
+			g.forget(socket)
+		}
+	}()
 	if g.proc == nil {
 		return nil
 	}
@@ -200,19 +241,22 @@ func (g *Guard) Close() error {
 type request struct {
 	hold   bool
 	budget time.Duration
+	conn   *os.File // a copy of the agent's; nil: none
 	socket string
 }
 
-func parseRequest(line string) (request, error) {
+func parseRequest(agent int, line string) (request, error) {
 	verb, rest, _ := strings.Cut(line, " ")
 	switch verb {
 	case "hold":
-		ms, socket, _ := strings.Cut(rest, " ")
+		ms, rest, _ := strings.Cut(rest, " ")
+		fd, socket, _ := strings.Cut(rest, " ")
 		n, err := strconv.ParseInt(ms, 10, 64)
-		if err != nil || socket == "" {
+		conn, fdErr := strconv.Atoi(fd)
+		if err != nil || fdErr != nil || socket == "" {
 			return request{}, fmt.Errorf("guard request %q: broken", line)
 		}
-		return request{hold: true, budget: time.Duration(n) * time.Millisecond, socket: socket}, nil
+		return request{hold: true, budget: time.Duration(n) * time.Millisecond, conn: copyOf(agent, conn), socket: socket}, nil
 	case "release":
 		return request{socket: rest}, nil
 	default:
@@ -220,13 +264,31 @@ func parseRequest(line string) (request, error) {
 	}
 }
 
+// copyOf copies a descriptor out of the agent. It returns nil when there is none
+// or the agent has died: then the monitor is free for a connection of our own.
+func copyOf(agent, fd int) *os.File {
+	if fd < 0 {
+		return nil
+	}
+	pidfd, err := unix.PidfdOpen(agent, 0)
+	if err != nil {
+		return nil
+	}
+	defer unix.Close(pidfd)
+	own, err := unix.PidfdGetfd(pidfd, fd, 0)
+	if err != nil {
+		return nil
+	}
+	return os.NewFile(uintptr(own), "monitor connection of the agent")
+}
+
 // readRequests hands over what it reads until r ends, then closes requests.
-func readRequests(r io.Reader, requests chan<- request) error {
+func readRequests(agent int, r io.Reader, requests chan<- request) error {
 	defer close(requests)
 	s := bufio.NewScanner(r)
 	s.Buffer(make([]byte, maxLine), maxLine)
 	for s.Scan() {
-		req, err := parseRequest(s.Text())
+		req, err := parseRequest(agent, s.Text())
 		if err != nil {
 			return err
 		}
@@ -238,9 +300,32 @@ func readRequests(r io.Reader, requests chan<- request) error {
 // hold is one guest that the guard watches.
 type hold struct {
 	socket string
+	conn   *os.File  // the agent's, as long as it lives; nil: none
 	due    time.Time // of the next attempt to let it run
 	busy   bool      // an attempt is in progress
 	err    error     // of the last attempt
+}
+
+// run lets the guest run: through the agent's connection while the agent, which
+// hangs, keeps the monitor to itself. Nobody reads the answer, so whether it was
+// obeyed is not known, and it is said again until the agent has something to say.
+func (h *hold) run(ctx context.Context, resume func(context.Context, string) error) error {
+	if h.conn == nil {
+		return resume(ctx, h.socket)
+	}
+	// Id 0 is of no command of ours, and its reply of no interest (package qmp).
+	_, err := h.conn.WriteString(`{"execute":"cont","id":0}` + "\n")
+	return err
+}
+
+// disconnect gives the copy of the agent's connection up.
+//
+// Preconditions: no attempt is in progress.
+func (h *hold) disconnect() {
+	if h.conn != nil {
+		_ = h.conn.Close()
+		h.conn = nil
+	}
 }
 
 type attempt struct {
@@ -255,7 +340,8 @@ type attempt struct {
 func Serve(ctx context.Context, r io.Reader, resume func(ctx context.Context, socket string) error) error {
 	requests := make(chan request)
 	readErr := make(chan error, 1)
-	go func() { readErr <- readRequests(r, requests) }()
+	agent := os.Getppid()
+	go func() { readErr <- readRequests(agent, r, requests) }()
 
 	held := map[string]*hold{}
 	attempts := make(chan attempt)
@@ -274,7 +360,10 @@ func Serve(ctx context.Context, r io.Reader, resume func(ctx context.Context, so
 			default:
 				h.busy = true
 				busy++
-				go func() { attempts <- attempt{h, resume(ctx, h.socket)} }()
+				if requests == nil {
+					h.disconnect() // the agent is dead, and the monitor free once we are off, too
+				}
+				go func() { attempts <- attempt{h, h.run(ctx, resume)} }()
 			}
 		}
 		wake.Reset(next)
@@ -287,9 +376,10 @@ func Serve(ctx context.Context, r io.Reader, resume func(ctx context.Context, so
 					h.due = time.Time{}
 				}
 			case req.hold:
-				held[req.socket] = &hold{socket: req.socket, due: time.Now().Add(req.budget)}
+				drop(held, req.socket)
+				held[req.socket] = &hold{socket: req.socket, conn: req.conn, due: time.Now().Add(req.budget)}
 			default:
-				delete(held, req.socket)
+				drop(held, req.socket)
 			}
 		case a := <-attempts:
 			busy--
@@ -297,6 +387,7 @@ func Serve(ctx context.Context, r io.Reader, resume func(ctx context.Context, so
 			h.busy, h.err, h.due = false, a.err, time.Now().Add(againEvery)
 			switch {
 			case held[h.socket] != h: // released, or held anew
+				h.disconnect()
 			case requests != nil: // the agent may stop it yet
 			case h.err == nil:
 				delete(held, h.socket)
@@ -308,6 +399,14 @@ func Serve(ctx context.Context, r io.Reader, resume func(ctx context.Context, so
 		}
 	}
 	return errors.Join(append(lost, <-readErr)...)
+}
+
+// drop forgets a guest; an attempt in progress keeps its connection to its end.
+func drop(held map[string]*hold, socket string) {
+	if h := held[socket]; h != nil && !h.busy {
+		h.disconnect()
+	}
+	delete(held, socket)
 }
 
 // Command returns how the running binary is called as a guard.

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestMain lets the test binary play the guard process: it prints what it resumes.
@@ -64,7 +66,7 @@ func serve(t *testing.T, script func(w io.Writer, resumed <-chan string)) []stri
 
 func TestServe_ResumesHeldGuestsWhenAgentDies(t *testing.T) {
 	got := serve(t, func(w io.Writer, _ <-chan string) {
-		fmt.Fprint(w, "hold 60000 /run/a b.sock\nhold 60000 /run/c.sock\nrelease /run/c.sock\n")
+		fmt.Fprint(w, "hold 60000 -1 /run/a b.sock\nhold 60000 -1 /run/c.sock\nrelease /run/c.sock\n")
 	})
 	if want := []string{"/run/a b.sock"}; !slices.Equal(got, want) {
 		t.Errorf("resumed %q, want %q", got, want)
@@ -73,7 +75,7 @@ func TestServe_ResumesHeldGuestsWhenAgentDies(t *testing.T) {
 
 func TestServe_ResumesAtDeadlineWhenAgentHangs(t *testing.T) {
 	serve(t, func(w io.Writer, resumed <-chan string) {
-		fmt.Fprint(w, "hold 10 /run/a.sock\n")
+		fmt.Fprint(w, "hold 10 -1 /run/a.sock\n")
 		select {
 		case s := <-resumed:
 			if s != "/run/a.sock" {
@@ -102,7 +104,7 @@ func TestServe_ResumesAgainUntilReleased(t *testing.T) {
 			return nil
 		})
 	}()
-	fmt.Fprint(w, "hold 0 /run/a.sock\n")
+	fmt.Fprint(w, "hold 0 -1 /run/a.sock\n")
 	for want := 1; want <= 3; want++ {
 		select {
 		case got := <-calls:
@@ -144,7 +146,7 @@ func TestServe_HangingMonitorHoldsUpNobody(t *testing.T) {
 			return nil
 		})
 	}()
-	fmt.Fprint(w, "hold 60000 /run/hangs.sock\nhold 60000 /run/a.sock\n")
+	fmt.Fprint(w, "hold 60000 -1 /run/hangs.sock\nhold 60000 -1 /run/a.sock\n")
 	w.Close()
 	select {
 	case <-resumed:
@@ -174,7 +176,7 @@ func TestGuard_IsReplacedWhenItDies(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := g.Hold("/run/a.sock", time.Hour); err != nil {
+	if err := g.Hold("/run/a.sock", nil, time.Hour); err != nil {
 		t.Fatal(err)
 	}
 	if err := g.proc.Process.Kill(); err != nil {
@@ -183,7 +185,7 @@ func TestGuard_IsReplacedWhenItDies(t *testing.T) {
 	if _, err := g.proc.Process.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	if err := g.Hold("/run/b.sock", time.Hour); err != nil {
+	if err := g.Hold("/run/b.sock", nil, time.Hour); err != nil {
 		t.Fatalf("hold after the guard died: %v", err)
 	}
 	if err := g.Release("/run/b.sock"); err != nil {
@@ -198,6 +200,53 @@ func TestGuard_IsReplacedWhenItDies(t *testing.T) {
 	}
 }
 
+// TestGuard_SpeaksThroughTheAgentsConnection plays an agent that hangs while it
+// is connected to a monitor that serves nobody else.
+func TestGuard_SpeaksThroughTheAgentsConnection(t *testing.T) {
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("GUARD_TEST_SERVE", "1")
+	log, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	g, err := Start([]string{exe}, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	monitor, conn := os.NewFile(uintptr(ends[0]), "monitor"), os.NewFile(uintptr(ends[1]), "agent")
+	defer monitor.Close()
+	if err := g.Hold("/run/a.sock", conn, time.Millisecond); err != nil {
+		t.Fatal(err)
+	}
+	in := bufio.NewReader(monitor)
+	for range 2 { // again and again, while nothing is heard of the agent
+		if err := monitor.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if line, err := in.ReadString('\n'); err != nil || line != `{"execute":"cont","id":0}`+"\n" {
+			t.Fatalf("the monitor hears %q, %v", line, err)
+		}
+	}
+	if err := g.Release("/run/a.sock"); err != nil {
+		t.Fatal(err)
+	}
+	if err := monitor.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if rest, err := io.ReadAll(in); err != nil { // ends when both copies are closed
+		t.Errorf("after the release the monitor hears %q, %v; want the end", rest, err)
+	}
+}
+
 // TestGuard_OutlivesItsAgent kills the process that holds the pipe.
 func TestGuard_OutlivesItsAgent(t *testing.T) {
 	exe, err := os.Executable()
@@ -209,7 +258,7 @@ func TestGuard_OutlivesItsAgent(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	agent := exec.Command("sh", "-c", `{ echo hold 60000 /run/a.sock; echo ready >&2; exec sleep 60; } | setsid "$0"`, exe)
+	agent := exec.Command("sh", "-c", `{ echo hold 60000 -1 /run/a.sock; echo ready >&2; exec sleep 60; } | setsid "$0"`, exe)
 	agent.Env = append(os.Environ(), "GUARD_TEST_SERVE=1", "GUARD_TEST_STDOUT=1")
 	agent.Stdout = stdout
 	ready, err := agent.StderrPipe()

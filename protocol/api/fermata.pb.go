@@ -1478,6 +1478,7 @@ type GuestStatus struct {
 	Pid           int32                  `protobuf:"varint,6,opt,name=pid,proto3" json:"pid,omitempty"`
 	Nics          []*NICStatus           `protobuf:"bytes,7,rep,name=nics,proto3" json:"nics,omitempty"`
 	Cluster       string                 `protobuf:"bytes,8,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Adopted       bool                   `protobuf:"varint,9,opt,name=adopted,proto3" json:"adopted,omitempty"` // somebody else's QEMU: its memory is not the node's to give
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1566,6 +1567,13 @@ func (x *GuestStatus) GetCluster() string {
 		return x.Cluster
 	}
 	return ""
+}
+
+func (x *GuestStatus) GetAdopted() bool {
+	if x != nil {
+		return x.Adopted
+	}
+	return false
 }
 
 type NICStatus struct {
@@ -2694,18 +2702,21 @@ func (*DescribeRequest) Descriptor() ([]byte, []int) {
 
 // GuestSpec is everything the guest's virtual machine is made of.
 type GuestSpec struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Accel         string                 `protobuf:"bytes,2,opt,name=accel,proto3" json:"accel,omitempty"`     // kvm, tcg or auto
-	Machine       string                 `protobuf:"bytes,3,opt,name=machine,proto3" json:"machine,omitempty"` // versioned machine type, e.g. pc-q35-7.2
-	Cpu           string                 `protobuf:"bytes,4,opt,name=cpu,proto3" json:"cpu,omitempty"`         // named CPU model
-	MemoryBytes   uint64                 `protobuf:"varint,5,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
-	Vcpus         uint32                 `protobuf:"varint,6,opt,name=vcpus,proto3" json:"vcpus,omitempty"`
-	Kernel        string                 `protobuf:"bytes,7,opt,name=kernel,proto3" json:"kernel,omitempty"` // path on the node
-	Initrd        string                 `protobuf:"bytes,8,opt,name=initrd,proto3" json:"initrd,omitempty"`
-	Cmdline       string                 `protobuf:"bytes,9,opt,name=cmdline,proto3" json:"cmdline,omitempty"`
-	Disks         []*DiskSpec            `protobuf:"bytes,10,rep,name=disks,proto3" json:"disks,omitempty"`
-	Nics          []*NICSpec             `protobuf:"bytes,11,rep,name=nics,proto3" json:"nics,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Name        string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Accel       string                 `protobuf:"bytes,2,opt,name=accel,proto3" json:"accel,omitempty"`     // kvm, tcg or auto
+	Machine     string                 `protobuf:"bytes,3,opt,name=machine,proto3" json:"machine,omitempty"` // versioned machine type, e.g. pc-q35-7.2
+	Cpu         string                 `protobuf:"bytes,4,opt,name=cpu,proto3" json:"cpu,omitempty"`         // named CPU model
+	MemoryBytes uint64                 `protobuf:"varint,5,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	Vcpus       uint32                 `protobuf:"varint,6,opt,name=vcpus,proto3" json:"vcpus,omitempty"`
+	Kernel      string                 `protobuf:"bytes,7,opt,name=kernel,proto3" json:"kernel,omitempty"` // path on the node
+	Initrd      string                 `protobuf:"bytes,8,opt,name=initrd,proto3" json:"initrd,omitempty"`
+	Cmdline     string                 `protobuf:"bytes,9,opt,name=cmdline,proto3" json:"cmdline,omitempty"`
+	Disks       []*DiskSpec            `protobuf:"bytes,10,rep,name=disks,proto3" json:"disks,omitempty"`
+	Nics        []*NICSpec             `protobuf:"bytes,11,rep,name=nics,proto3" json:"nics,omitempty"`
+	// adopt is the QMP socket of a QEMU that somebody else started; everything
+	// else but the name is then empty, as it is that QEMU's business.
+	Adopt         string `protobuf:"bytes,12,opt,name=adopt,proto3" json:"adopt,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2815,6 +2826,13 @@ func (x *GuestSpec) GetNics() []*NICSpec {
 		return x.Nics
 	}
 	return nil
+}
+
+func (x *GuestSpec) GetAdopt() string {
+	if x != nil {
+		return x.Adopt
+	}
+	return ""
 }
 
 type DiskSpec struct {
@@ -4149,7 +4167,7 @@ const file_fermata_proto_rawDesc = "" +
 	"\tspec_yaml\x18\x04 \x01(\fR\bspecYaml\x12/\n" +
 	"\x06guests\x18\x05 \x03(\v2\x17.fermata.v1.GuestStatusR\x06guests\x12\x16\n" +
 	"\x06reason\x18\x06 \x01(\tR\x06reason\x12&\n" +
-	"\x0fcreated_unix_ns\x18\a \x01(\x03R\rcreatedUnixNs\"\xf3\x01\n" +
+	"\x0fcreated_unix_ns\x18\a \x01(\x03R\rcreatedUnixNs\"\x8d\x02\n" +
 	"\vGuestStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12,\n" +
@@ -4158,7 +4176,8 @@ const file_fermata_proto_rawDesc = "" +
 	"\x05vcpus\x18\x05 \x01(\rR\x05vcpus\x12\x10\n" +
 	"\x03pid\x18\x06 \x01(\x05R\x03pid\x12)\n" +
 	"\x04nics\x18\a \x03(\v2\x15.fermata.v1.NICStatusR\x04nics\x12\x18\n" +
-	"\acluster\x18\b \x01(\tR\acluster\"\xdd\x01\n" +
+	"\acluster\x18\b \x01(\tR\acluster\x12\x18\n" +
+	"\aadopted\x18\t \x01(\bR\aadopted\"\xdd\x01\n" +
 	"\tNICStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\anetwork\x18\x02 \x01(\tR\anetwork\x12\x10\n" +
@@ -4272,7 +4291,7 @@ const file_fermata_proto_rawDesc = "" +
 	"\x05Fence\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\x04R\x05token\x12\x14\n" +
 	"\x05store\x18\x02 \x01(\x04R\x05store\"\x11\n" +
-	"\x0fDescribeRequest\"\xb9\x02\n" +
+	"\x0fDescribeRequest\"\xcf\x02\n" +
 	"\tGuestSpec\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05accel\x18\x02 \x01(\tR\x05accel\x12\x18\n" +
@@ -4285,7 +4304,8 @@ const file_fermata_proto_rawDesc = "" +
 	"\acmdline\x18\t \x01(\tR\acmdline\x12*\n" +
 	"\x05disks\x18\n" +
 	" \x03(\v2\x14.fermata.v1.DiskSpecR\x05disks\x12'\n" +
-	"\x04nics\x18\v \x03(\v2\x13.fermata.v1.NICSpecR\x04nics\"g\n" +
+	"\x04nics\x18\v \x03(\v2\x13.fermata.v1.NICSpecR\x04nics\x12\x14\n" +
+	"\x05adopt\x18\f \x01(\tR\x05adopt\"g\n" +
 	"\bDiskSpec\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x16\n" +

@@ -60,6 +60,13 @@ func (m *Machine) saveDevices(ctx context.Context) ([]byte, error) {
 // saveByXen has QEMU write the stream to a file. live:false keeps the block
 // devices active.
 func (m *Machine) saveByXen(ctx context.Context) ([]byte, error) {
+	if m.state.Foreign != nil {
+		stream, err := m.saveForeign(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return encodeRecord(methodXen, stream), nil
+	}
 	path := m.state.Config.streamPath()
 	err := m.execute(ctx, "xen-save-devices-state", map[string]any{"filename": path, "live": false}, nil)
 	if err != nil {
@@ -117,6 +124,9 @@ func (m *Machine) loadDevices(ctx context.Context, state []byte) error {
 	s, err := m.runState(ctx)
 	if err != nil {
 		return err
+	}
+	if f := m.state.Foreign; f != nil && f.Configuration && method == methodXen {
+		stream = withConfiguration(stream, m.state.Description.Machine)
 	}
 	if statusOf(s) != vmm.StatusIncoming {
 		return fmt.Errorf("%w: it is %s", vmm.ErrNotIncoming, s.Status)

@@ -87,7 +87,7 @@ func awaitSteps(t *testing.T, m *qemu.Machine, n uint32) {
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		c, err := vmmtest.ReadCounter(m.Memory()[0].Path)
+		c, err := vmmtest.ReadCounter(m.Memory()[0])
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -75,11 +76,15 @@ func (m *Machine) Name() string { return m.state.Config.Name }
 // PID implements vmm.Process.
 func (m *Machine) PID() int { return m.proc.pid }
 
-// ConsolePath is the file that holds what the guest wrote to its serial port.
+// ConsolePath is the file that holds what the guest wrote to its serial port;
+// empty for one that somebody else started.
 func (m *Machine) ConsolePath() string { return m.state.ConsolePath }
 
 // Memory implements vmm.Machine.
 func (m *Machine) Memory() []vmm.Memory {
+	if f := m.state.Foreign; f != nil {
+		return slices.Clone(f.Memory)
+	}
 	return []vmm.Memory{{Name: ramID, Path: m.state.MemoryPath, Size: m.state.Config.MemoryBytes}}
 }
 
@@ -154,6 +159,9 @@ func statusOf(s qmp.RunState) vmm.Status {
 func (m *Machine) Kill(ctx context.Context) error {
 	if m.isDetached() {
 		return fmt.Errorf("kill guest %s: %w", m.Name(), vmm.ErrDetached)
+	}
+	if m.state.Foreign != nil {
+		return fmt.Errorf("kill guest %s: %w", m.Name(), vmm.ErrForeign)
 	}
 	if err := m.proc.kill(ctx); err != nil {
 		return fmt.Errorf("kill guest %s: %w", m.Name(), err)

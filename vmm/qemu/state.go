@@ -30,6 +30,10 @@ type State struct {
 	GuardPath   string `json:"guard_path"` // a second monitor, for a guard process
 	ConsolePath string `json:"console_path"`
 	LogPath     string `json:"log_path"` // what QEMU itself said
+
+	// Foreign is set for a machine that somebody else started; it has no RAM file,
+	// console and log of ours, and its sockets are not ours to remove.
+	Foreign *Foreign `json:"foreign,omitempty"`
 }
 
 func newState(c Config, d Description, pid int) (State, error) {
@@ -121,6 +125,9 @@ func (s State) Clean() error {
 //
 // Preconditions: the process has ended.
 func (s State) remove() error {
+	if s.Foreign != nil {
+		return s.forget()
+	}
 	if ram, err := fileOf(s.MemoryPath); err == nil && ram.inode == s.MemoryInode {
 		if err := removeFiles(s.MemoryPath); err != nil {
 			return err
@@ -137,6 +144,9 @@ func (s State) remove() error {
 		s.Config.streamPath(), s.Config.migratedPath(), s.Config.migratedPath()+".tmp",
 		s.Config.statePath()+".tmp", s.Config.statePath())
 }
+
+// forget removes the record alone.
+func (s State) forget() error { return removeFiles(s.Config.statePath()+".tmp", s.Config.statePath()) }
 
 func (s State) sameProcess(o State) bool {
 	return s.PID == o.PID && s.Started == o.Started && s.BootID == o.BootID

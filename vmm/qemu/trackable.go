@@ -55,6 +55,9 @@ func (m *Machine) Trackable(ctx context.Context) error {
 // steadyMemory refuses memory whose pages the kernel may move behind the
 // protection's back, or cannot protect.
 func steadyMemory(mem vmm.Memory, pid int) error {
+	if mem.OfProcess() {
+		return steadyPages(mem, pid)
+	}
 	var fs unix.Statfs_t
 	if err := unix.Statfs(mem.Path, &fs); err != nil {
 		return fmt.Errorf("memory file: %w", err)
@@ -66,6 +69,14 @@ func steadyMemory(mem vmm.Memory, pid int) error {
 	default:
 		return fmt.Errorf("memory file %s is neither on tmpfs nor on hugetlbfs: pages of an ordinary file cannot be protected; move memory_dir", mem.Path)
 	}
+	if noswap, err := mountedNoswap(mem.Path); err == nil && noswap {
+		return nil
+	}
+	return steadyPages(mem, pid)
+}
+
+// steadyPages refuses memory that the kernel may write to a disk meanwhile.
+func steadyPages(mem vmm.Memory, pid int) error {
 	swaps, err := os.ReadFile("/proc/swaps")
 	if err != nil || strings.Count(string(swaps), "\n") <= 1 {
 		return nil // no swap at all, as proc(5) has a line of headings
@@ -73,10 +84,7 @@ func steadyMemory(mem vmm.Memory, pid int) error {
 	if locked, err := lockedBytes(pid); err == nil && locked >= mem.Size {
 		return nil
 	}
-	if noswap, err := mountedNoswap(mem.Path); err == nil && noswap {
-		return nil
-	}
-	return errors.New("this host swaps, and guest memory on tmpfs is neither locked nor kept from swap:" +
+	return errors.New("this host swaps, and guest memory is neither locked nor kept from swap:" +
 		" a page that comes back from swap costs the guest a disk read inside a checkpoint; use swapoff, a tmpfs mounted with noswap, or hugetlbfs")
 }
 

@@ -134,6 +134,43 @@ func (c *Client) readGreeting(ctx context.Context, in *lines) error {
 // Greeting returns what the monitor said first.
 func (c *Client) Greeting() Greeting { return c.greeting }
 
+// Peer returns who made the socket that the monitor listens on (SO_PEERCRED,
+// unix(7)).
+func (c *Client) Peer() (*unix.Ucred, error) {
+	raw, err := c.conn.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var peer *unix.Ucred
+	var inner error
+	if err := raw.Control(func(fd uintptr) {
+		peer, inner = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	}); err != nil {
+		return nil, err
+	}
+	return peer, os.NewSyscallError("SO_PEERCRED", inner)
+}
+
+// Dup returns another descriptor of the connection, for whoever must be able to
+// speak when we cannot.
+func (c *Client) Dup() (*os.File, error) {
+	raw, err := c.conn.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var dup int
+	var inner error
+	if err := raw.Control(func(fd uintptr) {
+		dup, inner = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0)
+	}); err != nil {
+		return nil, err
+	}
+	if inner != nil {
+		return nil, os.NewSyscallError("fcntl", inner)
+	}
+	return os.NewFile(uintptr(dup), "monitor connection"), nil
+}
+
 // Events returns the one queue of events, closed when the connection has
 // ended. It never makes the monitor wait: while the queue is full, events are
 // dropped and counted by Missed.

@@ -36,18 +36,20 @@ func (c *Client) CloseFD(ctx context.Context, name string) error {
 	return c.Execute(ctx, "closefd", map[string]string{"fdname": name}, nil)
 }
 
-// AddFD puts a descriptor into a new set, which the monitor opens as the path
-// /dev/fdset/N, and returns N. The file stays the caller's.
-func (c *Client) AddFD(ctx context.Context, file *os.File) (set int, err error) {
-	var added struct {
-		Set int `json:"fdset-id"`
-	}
-	err = c.ExecuteWithFile(ctx, "add-fd", nil, &added, file)
-	return added.Set, err
+// FDSet is a set of one descriptor, made by AddFD.
+type FDSet struct {
+	ID int `json:"fdset-id"` // the monitor opens it as the path /dev/fdset/ID
+	FD int `json:"fd"`       // the descriptor's number in the monitor's process
+}
+
+// AddFD puts a descriptor into a new set. The file stays the caller's.
+func (c *Client) AddFD(ctx context.Context, file *os.File) (set FDSet, err error) {
+	err = c.ExecuteWithFile(ctx, "add-fd", nil, &set, file)
+	return set, err
 }
 
 // RemoveFD removes a set of AddFD. What the monitor has opened through it
 // stays open.
-func (c *Client) RemoveFD(ctx context.Context, set int) error {
-	return c.Execute(ctx, "remove-fd", map[string]int{"fdset-id": set}, nil)
+func (c *Client) RemoveFD(ctx context.Context, set FDSet) error {
+	return c.Execute(ctx, "remove-fd", map[string]int{"fdset-id": set.ID}, nil)
 }

@@ -91,7 +91,7 @@ func beProtector(arg string) error {
 	if err != nil {
 		return err
 	}
-	u, err := Take(bg, pid)
+	u, err := Take(bg, Process{PID: pid})
 	if err != nil {
 		return err
 	}
@@ -209,7 +209,7 @@ func (w *writer) holds(page int) byte {
 // protected takes the writer's userfaultfd and protects all of its memory.
 func (w *writer) protected() (*FD, *served) {
 	w.t.Helper()
-	u, err := Take(bg, w.cmd.Process.Pid)
+	u, err := Take(bg, Process{PID: w.cmd.Process.Pid})
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -51,34 +51,67 @@ type FD struct {
 	serving sync.Mutex // held by Serve
 }
 
-// Take makes process pid create a userfaultfd for its memory, takes it out of the
-// process and closes the process's own copy.
-//
-// The process needs the right to have its kernel's faults served, too:
-// CAP_SYS_PTRACE, vm.unprivileged_userfaultfd=1, or access to /dev/userfaultfd.
-func Take(ctx context.Context, pid int) (*FD, error) {
-	process, err := unix.PidfdOpen(pid, 0)
-	if errors.Is(err, unix.ESRCH) {
-		return nil, fmt.Errorf("take userfaultfd of process %d: %w", pid, ErrGone)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("take userfaultfd of process %d: pidfd_open: %w", pid, err)
-	}
-	file, err := takeFrom(ctx, pid, process)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("take userfaultfd of process %d: %w", pid, err), unix.Close(process))
-	}
-	return newFD(file, process)
+// Process is a process whose memory is to be protected.
+type Process struct {
+	PID int
+
+	// Lend gives the process a descriptor and returns its number there; done takes
+	// it back. nil: it cannot be given one. It is for a process that may not make
+	// a userfaultfd that serves faults of the kernel, as QEMU under libvirt is.
+	Lend func(context.Context, *os.File) (number int, done func() error, err error)
 }
 
-func takeFrom(ctx context.Context, pid, process int) (file int, err error) {
+// Take makes a process create a userfaultfd for its memory, takes it out of the
+// process and closes the process's own copy.
+//
+// The process needs the right to have its kernel's faults served, too
+// (CAP_SYS_PTRACE, or vm.unprivileged_userfaultfd=1), or we that to open
+// /dev/userfaultfd (Linux 6.1), which is then lent to it.
+func Take(ctx context.Context, p Process) (*FD, error) {
+	process, err := unix.PidfdOpen(p.PID, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil, fmt.Errorf("take userfaultfd of process %d: %w", p.PID, ErrGone)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("take userfaultfd of process %d: pidfd_open: %w", p.PID, err)
+	}
+	file, err := takeFrom(ctx, p.PID, process, unix.SYS_USERFAULTFD, unix.O_CLOEXEC|unix.O_NONBLOCK)
+	if errors.Is(err, unix.EPERM) && p.Lend != nil {
+		file, err = takeByDevice(ctx, p, process)
+	}
+	switch {
+	case err == nil:
+		return newFD(file, process)
+	case errors.Is(err, unix.EPERM):
+		err = fmt.Errorf("the process may not create a userfaultfd that serves faults of the kernel:"+
+			" set vm.unprivileged_userfaultfd to 1, run it with CAP_SYS_PTRACE, or use Linux 6.1 with /dev/userfaultfd: %w", err)
+	case errors.Is(err, inject.ErrGone):
+		err = fmt.Errorf("%w: %w", ErrGone, err)
+	}
+	return nil, errors.Join(fmt.Errorf("take userfaultfd of process %d: %w", p.PID, err), unix.Close(process))
+}
+
+// takeByDevice is takeFrom by way of /dev/userfaultfd, whose file's mode alone
+// decides who may (fs/userfaultfd.c): we open it and the process uses it.
+func takeByDevice(ctx context.Context, p Process, process int) (file int, err error) {
+	device, err := os.OpenFile("/dev/userfaultfd", os.O_RDWR, 0)
+	if err != nil {
+		return -1, errors.Join(unix.EPERM, err)
+	}
+	defer device.Close()
+	number, done, err := p.Lend(ctx, device)
+	if err != nil {
+		return -1, err
+	}
+	file, err = takeFrom(ctx, p.PID, process, unix.SYS_IOCTL, uintptr(number), ioctlNew, unix.O_CLOEXEC|unix.O_NONBLOCK)
+	return file, errors.Join(err, done())
+}
+
+// takeFrom has the process make a userfaultfd by a system call.
+func takeFrom(ctx context.Context, pid, process int, call uintptr, args ...uintptr) (file int, err error) {
 	file = -1
 	err = inject.With(ctx, pid, func(t *inject.Thread) (err error) {
-		theirs, err := t.Syscall(unix.SYS_USERFAULTFD, unix.O_CLOEXEC|unix.O_NONBLOCK)
-		if errors.Is(err, unix.EPERM) {
-			return errors.New("the process may not create a userfaultfd that serves faults of the kernel:" +
-				" set vm.unprivileged_userfaultfd to 1, or run it with CAP_SYS_PTRACE")
-		}
+		theirs, err := t.Syscall(call, args...)
 		if err != nil {
 			return fmt.Errorf("userfaultfd: %w", err)
 		}
@@ -92,9 +125,7 @@ func takeFrom(ctx context.Context, pid, process int) (file int, err error) {
 	})
 	if err != nil && file >= 0 {
 		err = errors.Join(err, unix.Close(file))
-	}
-	if errors.Is(err, inject.ErrGone) {
-		err = fmt.Errorf("%w: %w", ErrGone, err)
+		file = -1
 	}
 	return file, err
 }

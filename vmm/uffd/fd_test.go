@@ -133,7 +133,7 @@ func TestFD_EndsWithTheProcess(t *testing.T) {
 	if err := u.Protect(w.at(5)); !errors.Is(err, ErrGone) {
 		t.Errorf("Protect of a process that ended: %v, want ErrGone", err)
 	}
-	if _, err := Take(bg, w.cmd.Process.Pid); !errors.Is(err, ErrGone) {
+	if _, err := Take(bg, Process{PID: w.cmd.Process.Pid}); !errors.Is(err, ErrGone) {
 		t.Errorf("Take from a process that ended: %v, want ErrGone", err)
 	}
 }

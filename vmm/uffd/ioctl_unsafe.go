@@ -13,6 +13,7 @@ import (
 const (
 	apiVersion = 0xAA // UFFD_API
 
+	ioctlNew          = 0xaa00     // USERFAULTFD_IOC_NEW, of /dev/userfaultfd
 	ioctlAPI          = 0xc018aa3f // UFFDIO_API
 	ioctlRegister     = 0xc020aa00 // UFFDIO_REGISTER
 	ioctlUnregister   = 0x8010aa01 // UFFDIO_UNREGISTER

@@ -35,7 +35,7 @@ func FuzzParseMapping(f *testing.F) {
 	f.Add("7f0000000000-7f0000800000 rw-s 00000000 00:1a 1234   /dev/shm/x\n")
 	f.Add("ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0  [vsyscall]\n")
 	f.Fuzz(func(t *testing.T, line string) {
-		m, _, _, err := parseMapping(line)
+		m, err := parseMapping(line)
 		if err == nil && m.Addr+m.Len < m.Addr {
 			t.Errorf("%q: %+v", line, m)
 		}

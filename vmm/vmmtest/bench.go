@@ -222,7 +222,7 @@ func (g *stand) console(t *testing.T) string {
 
 func (g *stand) counter(t *testing.T) Counter {
 	t.Helper()
-	c, err := ReadCounter(g.Memory()[0].Path)
+	c, err := ReadCounter(g.Memory()[0])
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,6 +8,8 @@ import (
 	"os"
 	"strconv"
 	"strings"
+
+	"fermata/vmm"
 )
 
 // program is guest/guest.S, assembled.
@@ -44,16 +46,16 @@ type Counter struct {
 	Echoed  uint32 // frames answered
 }
 
-// ReadCounter reads the program's counter from a RAM file. Of a running guest
-// it is a moment's view.
-func ReadCounter(ram string) (Counter, error) {
-	f, err := os.Open(ram)
+// ReadCounter reads the program's counter from its RAM. Of a running guest it is
+// a moment's view.
+func ReadCounter(ram vmm.Memory) (Counter, error) {
+	f, err := os.Open(ram.Path)
 	if err != nil {
 		return Counter{}, err
 	}
 	defer f.Close()
 	var b [20]byte
-	if _, err := f.ReadAt(b[:], counterAt); err != nil {
+	if _, err := f.ReadAt(b[:], ram.Offset+counterAt); err != nil {
 		return Counter{}, fmt.Errorf("read counter: %w", err)
 	}
 	return Counter{

@@ -1,0 +1,58 @@
+package nodeagent
+
+import (
+	"context"
+	"path/filepath"
+
+	"fermata/protocol/api"
+	"fermata/protocol/fault"
+	"fermata/vmm"
+	"fermata/vmm/qemu"
+)
+
+// adopt finds the machine of a guest that somebody else started. It is left as it
+// is: a guest to be checkpointed must run already, one to be restored must wait
+// for its state.
+func (m *maker) adopt(ctx context.Context) error {
+	g := m.guest
+	if err := freshDirectories(g.dir); err != nil {
+		return err
+	}
+	found, err := qemu.Adopt(ctx, g.spec.Name, g.spec.Adopt, g.dir)
+	if err != nil {
+		return machineFault(err)
+	}
+	g.machine = found
+	status, err := found.Status(ctx)
+	if err != nil {
+		return err
+	}
+	switch {
+	case m.image == nil && status == vmm.StatusIncoming:
+		return fault.New(fault.Invalid, "the QEMU at %s waits for a state: use restart", g.spec.Adopt)
+	case m.image == nil && status != vmm.StatusRunning:
+		return fault.New(fault.Invalid, "the guest at %s is %s: resume it first, or whoever paused it would see it run", g.spec.Adopt, status)
+	case m.image != nil && status != vmm.StatusIncoming:
+		return fault.New(fault.Invalid, "the QEMU at %s is %s and cannot be set back: end it and start its like there, with -S -incoming defer", g.spec.Adopt, status)
+	}
+	return nil
+}
+
+// checkAdopt refuses an adopted guest of which more is said than where it is.
+func checkAdopt(spec *api.GuestSpec) error {
+	if spec.GetAdopt() == "" {
+		return nil
+	}
+	if !filepath.IsAbs(spec.Adopt) {
+		return fault.New(fault.Invalid, "guest %s: adopt: path %q is not absolute", spec.GetName(), spec.Adopt)
+	}
+	if spec.MemoryBytes != 0 || spec.Vcpus != 0 || spec.Machine != "" || spec.Cpu != "" || spec.Accel != "" ||
+		spec.Kernel != "" || spec.Initrd != "" || spec.Cmdline != "" || len(spec.Nics) > 0 || len(spec.Disks) > 0 {
+		return fault.New(fault.Invalid, "guest %s: an adopted guest is as it was started, and nothing of it can be given", spec.GetName())
+	}
+	return nil
+}
+
+// adopted tells a guest that somebody else started. To destroy it is to let go of
+// it: it runs on.
+func adopted(g *guest) bool { return g.spec.GetAdopt() != "" }

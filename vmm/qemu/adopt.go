@@ -1,0 +1,518 @@
+package qemu
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"fermata/vmm"
+	"fermata/vmm/qmp"
+	"fermata/vmm/uffd"
+)
+
+// Foreign is what is known of a machine that somebody else started.
+type Foreign struct {
+	Memory []vmm.Memory `json:"memory"`
+
+	// Configuration tells whether the machine wants a configuration section at
+	// the head of a stream: it was started without send-configuration=off.
+	Configuration bool `json:"configuration"`
+}
+
+// Adopt returns a handle on a QEMU that somebody else started, by a QMP socket on
+// which it listens and which nobody else uses. Nothing of the machine is changed.
+// The handle has every ability but two: Kill is refused, as the process is not
+// ours, and there is no console. dir is a directory that exists, for our record.
+//
+// A machine that waits with -incoming defer can take a device state; one that
+// was started otherwise cannot be set back.
+//
+// Errors wrap vmm.ErrForeign when what listens there cannot be adopted, with the
+// reason and the way out.
+func Adopt(ctx context.Context, name, socket, dir string) (*Machine, error) {
+	m, err := adopt(ctx, name, socket, dir)
+	if err != nil {
+		return nil, fmt.Errorf("adopt guest %s at %s: %w", name, socket, err)
+	}
+	return m, nil
+}
+
+func adopt(ctx context.Context, name, socket, dir string) (_ *Machine, err error) {
+	mon, err := qmp.Dial(ctx, socket)
+	if err != nil {
+		return nil, err
+	}
+	proc, err := ownerOf(mon)
+	if err != nil {
+		return nil, errors.Join(err, mon.Close())
+	}
+	state := State{
+		Version: stateVersion, PID: proc.pid, QMPPath: socket, GuardPath: socket,
+		Config:  Config{Name: name, Dir: dir, Save: SaveXen},
+		Foreign: &Foreign{Configuration: wantsConfiguration(proc.pid)},
+	}
+	m := newMachine(state, proc)
+	m.monitor = mon
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, m.Detach())
+		}
+	}()
+	stat, err := readStat(proc.pid)
+	if err != nil {
+		return nil, err
+	}
+	m.state.Started = stat.started
+	if m.state.BootID, err = bootID(); err != nil {
+		return nil, err
+	}
+	if m.state.Description, err = m.foreignDescription(ctx); err != nil {
+		return nil, err
+	}
+	m.state.Config.VCPUs = m.state.Description.VCPUs
+	m.state.Config.MemoryBytes = m.state.Description.MemoryBytes
+	if m.state.Foreign.Memory, err = m.foreignMemory(ctx); err != nil {
+		return nil, err
+	}
+	if err := m.refuseDisks(ctx); err != nil {
+		return nil, err
+	}
+	return m, m.state.write()
+}
+
+// ownerOf finds the QEMU that listens on a monitor's socket.
+func ownerOf(mon *qmp.Client) (*process, error) {
+	peer, err := mon.Peer()
+	if err != nil {
+		return nil, err
+	}
+	pid := int(peer.Pid)
+	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+	if err != nil {
+		return nil, fmt.Errorf("%w: process %d, which made the socket, cannot be looked at: %w", vmm.ErrForeign, pid, err)
+	}
+	if base := filepath.Base(exe); !strings.HasPrefix(base, "qemu-system-") && !strings.HasPrefix(base, "qemu-kvm") {
+		return nil, fmt.Errorf("%w: the socket was made by process %d (%s), not by QEMU itself; give QEMU one more: -qmp unix:PATH,server=on,wait=off",
+			vmm.ErrForeign, pid, base)
+	}
+	stat, err := readStat(pid)
+	if err != nil {
+		return nil, err
+	}
+	return openProcess(pid, stat.started)
+}
+
+// wantsConfiguration looks for the one setting that nobody tells by QMP.
+func wantsConfiguration(pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	return err != nil || !strings.Contains(string(b), "migration.send-configuration=off")
+}
+
+// foreignDescription asks the machine what it is. Devices are named by type, PCI
+// place and RAM block: enough to tell a machine that a state does not fit.
+func (m *Machine) foreignDescription(ctx context.Context) (d Description, err error) {
+	mon, err := m.connect(ctx)
+	if err != nil {
+		return d, err
+	}
+	d.QEMU = mon.Greeting().Version.String()
+	typeOf := func(path string) (t string, err error) {
+		err = m.execute(ctx, "qom-get", map[string]string{"path": path, "property": "type"}, &t)
+		return t, err
+	}
+	machine, err := typeOf("/machine")
+	if err != nil {
+		return d, err
+	}
+	d.Machine = strings.TrimSuffix(machine, "-machine")
+	var cpus []struct {
+		Path string `json:"qom-path"`
+	}
+	if err := m.execute(ctx, "query-cpus-fast", nil, &cpus); err != nil {
+		return d, err
+	}
+	if len(cpus) == 0 {
+		return d, fmt.Errorf("%w: it has no processor", vmm.ErrForeign)
+	}
+	d.VCPUs = len(cpus)
+	cpu, err := typeOf(cpus[0].Path)
+	if err != nil {
+		return d, err
+	}
+	d.CPU = strings.TrimSuffix(cpu, "-x86_64-cpu")
+	var kvm struct{ Enabled bool }
+	if err := m.execute(ctx, "query-kvm", nil, &kvm); err != nil {
+		return d, err
+	}
+	if d.Accel = TCG; kvm.Enabled {
+		d.Accel = KVM
+	}
+	var size struct {
+		Base    uint64 `json:"base-memory"`
+		Plugged uint64 `json:"plugged-memory"`
+	}
+	if err := m.execute(ctx, "query-memory-size-summary", nil, &size); err != nil {
+		return d, err
+	}
+	d.MemoryBytes = size.Base + size.Plugged
+	d.Devices, err = m.pciDevices(ctx)
+	return d, err
+}
+
+// pciDevices lists the devices on PCI buses, with their places.
+func (m *Machine) pciDevices(ctx context.Context) ([]string, error) {
+	type device struct {
+		Bus, Slot, Function int
+		ID                  struct{ Vendor, Device int }
+		Bridge              *struct{ Devices []device } `json:"pci_bridge"`
+	}
+	var buses []struct{ Devices []device }
+	if err := m.execute(ctx, "query-pci", nil, &buses); err != nil {
+		return nil, err
+	}
+	var out []string
+	var add func([]device)
+	add = func(devices []device) {
+		for _, d := range devices {
+			out = append(out, fmt.Sprintf("pci %02x:%02x.%x %04x:%04x", d.Bus, d.Slot, d.Function, d.ID.Vendor, d.ID.Device))
+			if d.Bridge != nil {
+				add(d.Bridge.Devices)
+			}
+		}
+	}
+	for _, b := range buses {
+		add(b.Devices)
+	}
+	slices.Sort(out)
+	return out, nil
+}
+
+// human runs a command of the human monitor: some things are told there only.
+func (m *Machine) human(ctx context.Context, line string) (out string, err error) {
+	err = m.execute(ctx, "human-monitor-command", map[string]string{"command-line": line}, &out)
+	return out, err
+}
+
+// foreignMemory finds the RAM blocks in the process. ROM is left out: QEMU fills
+// it at every start, as in machines of our own.
+func (m *Machine) foreignMemory(ctx context.Context) ([]vmm.Memory, error) {
+	text, err := m.human(ctx, "info ramblock")
+	if err != nil {
+		return nil, err
+	}
+	blocks, err := parseRAMBlocks(text)
+	if err != nil {
+		return nil, err
+	}
+	if text, err = m.human(ctx, "info mtree -f"); err != nil {
+		return nil, err
+	}
+	views := parseViews(text)
+	maps, err := uffd.All(m.PID())
+	if err != nil {
+		return nil, err
+	}
+	var all []vmm.Memory
+	var hidden []ramBlock // from the guest, at present
+	for _, b := range blocks {
+		if b.rom() {
+			continue
+		}
+		v, seen, err := viewOf(b, blocks, views)
+		if err != nil {
+			return nil, err
+		}
+		if !seen {
+			hidden = append(hidden, b)
+			continue
+		}
+		host, err := m.hostAddress(ctx, v.guest)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, vmm.Memory{Name: b.name, Size: b.used, Addr: host - v.offset})
+	}
+	for _, b := range hidden {
+		addr, err := findHidden(b, maps, all)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, vmm.Memory{Name: b.name, Size: b.used, Addr: addr})
+	}
+	if len(all) == 0 {
+		return nil, fmt.Errorf("%w: no RAM found", vmm.ErrForeign)
+	}
+	for i := range all {
+		if err := m.throughFile(&all[i], maps); err != nil {
+			return nil, fmt.Errorf("memory %s: %w", all[i].Name, err)
+		}
+	}
+	return all, nil
+}
+
+// ramBlock is a line of "info ramblock".
+type ramBlock struct {
+	name        string
+	used, total uint64 // bytes now, and at most
+}
+
+// rom tells blocks that QEMU itself fills when it starts.
+func (b ramBlock) rom() bool {
+	return strings.HasPrefix(b.name, "/rom@") || strings.HasSuffix(b.name, ".rom") || strings.HasSuffix(b.name, ".bios")
+}
+
+// parseRAMBlocks reads "info ramblock": name, page size, offset, used, total;
+// newer QEMUs add columns.
+func parseRAMBlocks(text string) (blocks []ramBlock, err error) {
+	lines := bufio.NewScanner(strings.NewReader(text))
+	lines.Scan() // headings
+	for lines.Scan() {
+		f := strings.Fields(lines.Text())
+		if len(f) == 0 {
+			continue
+		}
+		if len(f) < 6 { // the page size is two words
+			return nil, fmt.Errorf("%w: line of info ramblock %.80q", vmm.ErrUnsupported, lines.Text())
+		}
+		used, err := strconv.ParseUint(f[4], 0, 63)
+		total, totalErr := strconv.ParseUint(f[5], 0, 63)
+		if err != nil || totalErr != nil {
+			return nil, fmt.Errorf("%w: line of info ramblock %.80q", vmm.ErrUnsupported, lines.Text())
+		}
+		blocks = append(blocks, ramBlock{f[0], used, total})
+	}
+	return blocks, nil
+}
+
+// view is where a part of a RAM block appears to the guest.
+type view struct {
+	region string // name of QEMU's memory region: the block's, without the device's path
+	guest  uint64 // guest-physical address
+	offset uint64 // in the block, bytes
+}
+
+var viewLine = regexp.MustCompile(`^ +([0-9a-f]{16})-[0-9a-f]{16} \(prio -?\d+, (?:ram|romd|nv-ram)\): (\S+)(?: @([0-9a-f]{16}))?`)
+
+// parseViews reads the RAM in "info mtree -f".
+func parseViews(text string) (views []view) {
+	for line := range strings.Lines(text) {
+		f := viewLine.FindStringSubmatch(line)
+		if f == nil {
+			continue
+		}
+		guest, err := strconv.ParseUint(f[1], 16, 64)
+		if err != nil {
+			continue
+		}
+		offset, _ := strconv.ParseUint(f[3], 16, 64) // absent: 0
+		views = append(views, view{f[2], guest, offset})
+	}
+	return views
+}
+
+// viewOf finds a place at which the guest sees a block; a device's memory may be
+// switched off.
+func viewOf(b ramBlock, blocks []ramBlock, views []view) (v view, seen bool, err error) {
+	is := func(name string, b ramBlock) bool { return b.name == name || strings.HasSuffix(b.name, "/"+name) }
+	for _, v := range views {
+		if !is(v.region, b) {
+			continue
+		}
+		if n := len(slices.DeleteFunc(slices.Clone(blocks), func(o ramBlock) bool { return !is(v.region, o) })); n > 1 {
+			return view{}, false, fmt.Errorf("%w: %d memory blocks are called %s and cannot be told apart", vmm.ErrForeign, n, v.region)
+		}
+		return v, true, nil
+	}
+	return view{}, false, nil
+}
+
+// findHidden finds a block that the guest does not see by the shape in which QEMU
+// maps memory (qemu_ram_mmap in util/mmap-alloc.c): aligned as it likes it best,
+// of the block's size, with a page behind it that nobody may touch.
+func findHidden(b ramBlock, maps []uffd.Mapping, known []vmm.Memory) (addr uint64, err error) {
+	const align = 2 << 20 // QEMU_VMALLOC_ALIGN of x86-64
+	var found []uint64
+	for i := range maps[:max(len(maps)-1, 0)] {
+		m, behind := maps[i], maps[i+1]
+		if m.Addr%align != 0 || m.Len != b.total || !m.Writable || m.Inode != 0 ||
+			behind.Addr != m.End() || behind.Readable || behind.Writable {
+			continue
+		}
+		if !slices.ContainsFunc(known, func(k vmm.Memory) bool { return k.Addr == m.Addr }) {
+			found = append(found, m.Addr)
+		}
+	}
+	if len(found) != 1 {
+		return 0, fmt.Errorf("%w: the guest does not see memory block %s at present, and %d places in the process look like it; give the guest no such device",
+			vmm.ErrForeign, b.name, len(found))
+	}
+	return found[0], nil
+}
+
+var hostLine = regexp.MustCompile(`is (0x[0-9a-f]+)`)
+
+// hostAddress asks where a guest-physical address lies in the process.
+func (m *Machine) hostAddress(ctx context.Context, guest uint64) (uint64, error) {
+	text, err := m.human(ctx, fmt.Sprintf("gpa2hva %#x", guest))
+	if err != nil {
+		return 0, err
+	}
+	f := hostLine.FindStringSubmatch(text)
+	if f == nil {
+		return 0, fmt.Errorf("%w: gpa2hva says %.80q", vmm.ErrUnsupported, text)
+	}
+	return strconv.ParseUint(f[1], 0, 64)
+}
+
+// throughFile finds the file through which a block is read: the one that the
+// process maps there, if it is shared, else the memory of the process.
+func (m *Machine) throughFile(mem *vmm.Memory, maps []uffd.Mapping) error {
+	i := slices.IndexFunc(maps, func(at uffd.Mapping) bool { return at.Addr <= mem.Addr && mem.Addr < at.End() })
+	if i < 0 || mem.Addr+mem.Size > maps[i].End() {
+		return fmt.Errorf("%w: it is not mapped as a whole", vmm.ErrForeign)
+	}
+	at := maps[i]
+	if at.Inode == 0 {
+		mem.Path, mem.Offset = fmt.Sprintf("/proc/%d/mem", m.PID()), int64(mem.Addr)
+		return nil
+	}
+	if !at.Shared {
+		return fmt.Errorf("%w: a file is mapped privately; start QEMU with share=on, or without a memory file", vmm.ErrForeign)
+	}
+	dir := fmt.Sprintf("/proc/%d/fd", m.PID())
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		var st unix.Stat_t
+		path := filepath.Join(dir, f.Name())
+		if unix.Stat(path, &st) == nil && at.Maps(st.Dev, st.Ino) {
+			mem.Path, mem.Offset = path, int64(at.Offset+mem.Addr-at.Addr)
+			return nil
+		}
+	}
+	return fmt.Errorf("%w: QEMU maps a file there and has closed it", vmm.ErrForeign)
+}
+
+// refuseDisks refuses a machine that writes to disks: their content would have
+// to be of the same instant as its memory.
+func (m *Machine) refuseDisks(ctx context.Context) error {
+	var disks []struct {
+		Device   string
+		QDev     string
+		Inserted *struct {
+			File string
+			RO   bool
+		}
+	}
+	if err := m.execute(ctx, "query-block", nil, &disks); err != nil {
+		return err
+	}
+	var errs []error
+	for _, d := range disks {
+		if d.Inserted != nil && !d.Inserted.RO {
+			errs = append(errs, fmt.Errorf("%w: it writes to disk %s%s (%s), which a checkpoint would not hold; start it diskless or with read-only disks, or create the guest with Fermata",
+				vmm.ErrForeign, d.Device, d.QDev, d.Inserted.File))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// saveForeign saves the devices through a file that only QEMU and we have: the
+// process may be confined to where no path of ours leads.
+func (m *Machine) saveForeign(ctx context.Context) (stream []byte, err error) {
+	file, err := anonymousFile("fermata-devices")
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	// QEMU looks in the set for a descriptor of the very mode it opens with.
+	writeOnly, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", file.Fd()), os.O_WRONLY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer writeOnly.Close()
+	set, done, err := m.lend(ctx, writeOnly)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, done()) }()
+	path := fmt.Sprintf("/dev/fdset/%d", set.ID)
+	if err := m.execute(ctx, "xen-save-devices-state", map[string]any{"filename": path, "live": false}, nil); err != nil {
+		return nil, err
+	}
+	return m.readStream(file.Name())
+}
+
+// Lend implements vmm.Process.
+func (m *Machine) Lend(ctx context.Context, file *os.File) (number int, done func() error, err error) {
+	set, done, err := m.lend(ctx, file)
+	return set.FD, done, err
+}
+
+func (m *Machine) lend(ctx context.Context, file *os.File) (set qmp.FDSet, done func() error, err error) {
+	mon, err := m.connect(ctx)
+	if err != nil {
+		return set, nil, err
+	}
+	if set, err = mon.AddFD(ctx, file); err != nil {
+		return set, nil, m.explain(ctx, err)
+	}
+	return set, func() error {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+		defer cancel()
+		return m.explain(ctx, mon.RemoveFD(ctx, set))
+	}, nil
+}
+
+// GuardConnection returns a descriptor of our connection to the monitor for a
+// guard process, or nil when the machine has a second monitor for it: a monitor
+// serves one connection at a time, and an agent that hangs keeps it. The caller
+// closes it.
+func (m *Machine) GuardConnection(ctx context.Context) (*os.File, error) {
+	if m.state.Foreign == nil {
+		return nil, nil
+	}
+	mon, err := m.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return mon.Dup()
+}
+
+// anonymousFile returns a file in memory whose name can be opened.
+func anonymousFile(name string) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("memfd_create", err)
+	}
+	return os.NewFile(uintptr(fd), fmt.Sprintf("/proc/self/fd/%d", fd)), nil
+}
+
+// withConfiguration puts the section at the head of a stream that a machine with
+// send-configuration=on wants there and xen-save-devices-state does not write:
+// a byte, and the name of the machine type with its length (vmstate_configuration
+// in QEMU's migration/savevm.c; magic and version before it are 4 bytes each).
+func withConfiguration(stream []byte, machine string) []byte {
+	const (
+		head          = 8
+		configuration = 0x07 // QEMU_VM_CONFIGURATION
+	)
+	if len(stream) < head {
+		return stream
+	}
+	out := slices.Clone(stream[:head])
+	out = append(out, configuration, byte(len(machine)>>24), byte(len(machine)>>16), byte(len(machine)>>8), byte(len(machine)))
+	out = append(out, machine...)
+	return append(out, stream[head:]...)
+}
