@@ -73,7 +73,7 @@ func (c *Coordinator) withGuests(ctx context.Context, recs []store.Cluster) ([]*
 func guestStatus(rec store.Cluster, g *api.GuestSpec, live map[string]*api.NodeInfo) *api.GuestStatus {
 	status := &api.GuestStatus{
 		Cluster: rec.Name, Name: g.GetName(), MemoryBytes: g.GetMemoryBytes(), Vcpus: g.GetVcpus(),
-		State: api.GuestState_GUEST_STATE_ABSENT,
+		Adopted: g.GetAdopt() != "", State: api.GuestState_GUEST_STATE_ABSENT,
 	}
 	if rec.State == api.ClusterState_CLUSTER_STATE_STOPPED {
 		return status

@@ -90,7 +90,9 @@ func (v *nodeView) place(replaces string) placement.Node {
 	n := placement.Node{Name: v.info.GetName(), MemoryFree: v.info.GetMemoryFreeBytes(), CPUs: v.info.GetCpus()}
 	for _, g := range v.info.GetGuests() {
 		if replaces != "" && g.GetCluster() == replaces {
-			n.MemoryFree += g.GetMemoryBytes()
+			if !g.GetAdopted() {
+				n.MemoryFree += g.GetMemoryBytes()
+			}
 		} else {
 			n.VCPUs += g.GetVcpus()
 		}

@@ -77,6 +77,8 @@ func newRootCommand(env *app.Env) *cobra.Command {
 	op.remote.AddFlags(root.PersistentFlags())
 	inGroup(root, groupOperate,
 		newClusterCommand(op),
+		newAdoptCommand(op),
+		newReleaseCommand(op),
 		newCheckpointCommand(op),
 		newCheckpointsCommand(op),
 		newRestartCommand(op),

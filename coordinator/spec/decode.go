@@ -106,13 +106,17 @@ func (s *Spec) decodePolicies(at place) {
 var templateKeys = []string{"memory", "vcpus", "accel", "machine", "cpu", "kernel", "initrd", "cmdline", "disks", "nics", "node"}
 
 // guestKeys are the keys of one entry of guests.
-var guestKeys = append([]string{"name", "count", "prefix"}, templateKeys...)
+var guestKeys = append([]string{"name", "count", "prefix", "adopt"}, templateKeys...)
+
+// adoptedKeys are the keys of an entry that names a QEMU somebody else started.
+var adoptedKeys = []string{"name", "adopt", "node"}
 
 // entry is one element of guests: one guest, or count of them.
 type entry struct {
 	at    place
 	keys  map[string]place // own values over the defaults
 	names []string
+	adopt string // where the QEMU listens that is the guest; empty: it is made
 }
 
 func (s *Spec) decodeGuests(at, defaults place) {
@@ -134,6 +138,12 @@ func (s *Spec) decodeGuests(at, defaults place) {
 			continue
 		}
 		e := entry{at: item, names: guestNames(item, own), keys: own}
+		if p, given := own["adopt"]; given {
+			e.adopt = adoptedEntry(item, p, own)
+			entries = append(entries, e)
+			total += len(e.names)
+			continue
+		}
 		for key, value := range shared {
 			if _, overridden := own[key]; !overridden {
 				own[key] = value
@@ -148,6 +158,17 @@ func (s *Spec) decodeGuests(at, defaults place) {
 	}
 	unique := newUnique()
 	for _, e := range entries {
+		if _, given := e.keys["adopt"]; given {
+			for _, name := range e.names {
+				unique.guest(e, name)
+				g := Guest{Name: name, Adopt: e.adopt}
+				if p, given := e.keys["node"]; given {
+					g.Node = p.nodeName()
+				}
+				s.Guests = append(s.Guests, g)
+			}
+			continue
+		}
 		template := decodeTemplate(e.keys)
 		template.check(e.at)
 		for _, name := range e.names {
@@ -157,6 +178,27 @@ func (s *Spec) decodeGuests(at, defaults place) {
 			s.Guests = append(s.Guests, g)
 		}
 	}
+}
+
+// adoptedEntry reads where the QEMU of an adopted guest listens. Defaults are not
+// for it: it is as it was started.
+func adoptedEntry(item, at place, own map[string]place) (socket string) {
+	for key := range own {
+		if !slices.Contains(adoptedKeys, key) {
+			own[key].problem("%s is not for an adopted guest, which is as it was started", key)
+		}
+	}
+	if _, given := own["node"]; !given {
+		missing(item, "node")
+	}
+	socket, ok := at.text()
+	if ok && socket == "" {
+		at.problem("is empty")
+	}
+	if ok && !at.checkLine("path", socket, maxPath) {
+		return ""
+	}
+	return socket
 }
 
 // guestNames is name, or prefix followed by 1 to count.

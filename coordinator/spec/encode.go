@@ -29,11 +29,12 @@ type (
 	}
 	fileGuest struct {
 		Name    string     `yaml:"name"`
-		Memory  string     `yaml:"memory"`
-		VCPUs   uint32     `yaml:"vcpus"`
-		Accel   string     `yaml:"accel"`
-		Machine string     `yaml:"machine"`
-		CPU     string     `yaml:"cpu"`
+		Adopt   string     `yaml:"adopt,omitempty"`
+		Memory  string     `yaml:"memory,omitempty"`
+		VCPUs   uint32     `yaml:"vcpus,omitempty"`
+		Accel   string     `yaml:"accel,omitempty"`
+		Machine string     `yaml:"machine,omitempty"`
+		CPU     string     `yaml:"cpu,omitempty"`
 		Kernel  string     `yaml:"kernel,omitempty"`
 		Initrd  string     `yaml:"initrd,omitempty"`
 		Cmdline string     `yaml:"cmdline,omitempty"`
@@ -85,6 +86,9 @@ func (s *Spec) Encode() ([]byte, error) {
 }
 
 func fileGuestOf(g *Guest) fileGuest {
+	if g.Adopt != "" {
+		return fileGuest{Name: g.Name, Adopt: g.Adopt, Node: g.Node}
+	}
 	f := fileGuest{
 		Name:    g.Name,
 		Memory:  formatSize(g.MemoryBytes),

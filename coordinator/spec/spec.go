@@ -104,6 +104,10 @@ type Guest struct {
 	Disks       []Disk
 	NICs        []NIC
 	Node        string // the only node it may run on; empty: any
+
+	// Adopt is the QMP socket, on Node, of a QEMU that somebody else started.
+	// Nothing else of such a guest is said here: it is as it was started.
+	Adopt string
 }
 
 // Disk is one disk of a guest.
@@ -135,6 +139,7 @@ func (s *Spec) GuestSpecs() []*api.GuestSpec {
 			Kernel:      g.Kernel,
 			Initrd:      g.Initrd,
 			Cmdline:     g.Cmdline,
+			Adopt:       g.Adopt,
 		}
 		for _, d := range g.Disks {
 			a.Disks = append(a.Disks, &api.DiskSpec{Name: d.Name, Path: d.Path, Format: d.Format, ReadOnly: d.ReadOnly})
@@ -180,7 +185,7 @@ func (s *Spec) paths() func(yield func(pathOf) bool) {
 	return func(yield func(pathOf) bool) {
 		for i := range s.Guests {
 			g := &s.Guests[i]
-			if !yield(pathOf{g.Name, "kernel", &g.Kernel}) || !yield(pathOf{g.Name, "initrd", &g.Initrd}) {
+			if !yield(pathOf{g.Name, "kernel", &g.Kernel}) || !yield(pathOf{g.Name, "initrd", &g.Initrd}) || !yield(pathOf{g.Name, "adopt", &g.Adopt}) {
 				return
 			}
 			for j := range g.Disks {

@@ -34,6 +34,7 @@ type Guest struct {
 	MemoryBytes uint64 `json:"memory_bytes"`
 	VCPUs       uint32 `json:"vcpus"`
 	PID         int32  `json:"pid"`
+	Adopted     bool   `json:"adopted"` // somebody else's QEMU
 	NICs        []NIC  `json:"nics"`
 }
 
@@ -80,6 +81,7 @@ func ofGuest(m *api.GuestStatus) Guest {
 		MemoryBytes: m.GetMemoryBytes(),
 		VCPUs:       m.GetVcpus(),
 		PID:         m.GetPid(),
+		Adopted:     m.GetAdopted(),
 		NICs:        collect(m.GetNics(), ofNIC, func(n NIC) string { return n.Name }),
 	}
 }
