@@ -234,7 +234,7 @@ func (l *Lab) CheckNothingLeft() error {
 	for _, e := range entries {
 		cmdline, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
 		if err == nil && e.Name() != "self" && e.Name() != strconv.Itoa(os.Getpid()) && bytes.Contains(cmdline, []byte(l.Dir+"/")) {
-			left = append(left, "process "+e.Name())
+			left = append(left, fmt.Sprintf("process %s (%s)", e.Name(), bytes.ReplaceAll(cmdline, []byte{0}, []byte{' '})))
 		}
 	}
 	mounts, err := os.ReadFile("/proc/self/mounts")

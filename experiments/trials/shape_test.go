@@ -2,6 +2,8 @@ package trials
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -111,7 +113,15 @@ FERMATA_LAB_NAMESPACE=1 exec "$@"`, data, pidFile}
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := syscall.Kill(pid, signal); err != nil && err != syscall.ESRCH {
+		// It is the child of a process that may have gone: asked until it has, too.
+		err = labrun.Poll(context.WithoutCancel(t.Context()), stepBudget, "the end of etcd", func() (bool, error) {
+			err := syscall.Kill(pid, signal)
+			if errors.Is(err, syscall.ESRCH) {
+				return true, nil
+			}
+			return false, err
+		})
+		if err != nil {
 			t.Error(err)
 		}
 		_ = os.Remove(pidFile)
