@@ -27,6 +27,13 @@ func probe(tier Tier) error {
 	case QEMU:
 		_, err := exec.LookPath("qemu-system-x86_64")
 		return err
+	case Libvirt:
+		for _, name := range []string{"libvirtd", "virsh"} {
+			if _, err := exec.LookPath(name); err != nil {
+				return err
+			}
+		}
+		return nil
 	case Etcd:
 		_, err := exec.LookPath("etcd")
 		return err

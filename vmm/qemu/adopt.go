@@ -117,8 +117,7 @@ func wantsConfiguration(pid int) bool {
 	return err != nil || !strings.Contains(string(b), "migration.send-configuration=off")
 }
 
-// foreignDescription asks the machine what it is. Devices are named by type, PCI
-// place and RAM block: enough to tell a machine that a state does not fit.
+// foreignDescription asks the machine what it is, as far as it tells.
 func (m *Machine) foreignDescription(ctx context.Context) (d Description, err error) {
 	mon, err := m.connect(ctx)
 	if err != nil {
@@ -164,41 +163,37 @@ func (m *Machine) foreignDescription(ctx context.Context) (d Description, err er
 		return d, err
 	}
 	d.MemoryBytes = size.Base + size.Plugged
-	d.Devices, err = m.pciDevices(ctx)
+	d.Devices, err = m.foreignDevices(ctx)
 	return d, err
 }
 
-// pciDevices lists the devices on PCI buses, with their places.
-func (m *Machine) pciDevices(ctx context.Context) ([]string, error) {
-	type device struct {
-		Bus, Slot, Function int
-		ID                  struct{ Vendor, Device int }
-		Bridge              *struct{ Devices []device } `json:"pci_bridge"`
+// foreignDevices lists what does not depend on what the guest has done so far:
+// the devices on the first PCI bus by their places (numbers of further buses are
+// the guest's), and those that the command line asked for, by type.
+func (m *Machine) foreignDevices(ctx context.Context) (out []string, err error) {
+	var buses []struct {
+		Devices []struct {
+			Slot, Function int
+			ID             struct{ Vendor, Device int }
+		}
 	}
-	var buses []struct{ Devices []device }
 	if err := m.execute(ctx, "query-pci", nil, &buses); err != nil {
 		return nil, err
 	}
-	var out []string
-	var add func([]device)
-	add = func(devices []device) {
-		for _, d := range devices {
-			out = append(out, fmt.Sprintf("pci %02x:%02x.%x %04x:%04x", d.Bus, d.Slot, d.Function, d.ID.Vendor, d.ID.Device))
-			if d.Bridge != nil {
-				add(d.Bridge.Devices)
-			}
+	for _, b := range buses[:min(len(buses), 1)] {
+		for _, d := range b.Devices {
+			out = append(out, fmt.Sprintf("pci %02x.%x %04x:%04x", d.Slot, d.Function, d.ID.Vendor, d.ID.Device))
 		}
 	}
-	for _, b := range buses {
-		add(b.Devices)
-	}
+	err = m.eachPeripheral(ctx, func(path, kind string) error {
+		name := path
+		if strings.HasPrefix(path, peripheralAnon) {
+			name = peripheralAnon // numbered in order of the command line
+		}
+		out = append(out, name+" "+kind)
+		return nil
+	})
 	slices.Sort(out)
-	return out, nil
-}
-
-// human runs a command of the human monitor: some things are told there only.
-func (m *Machine) human(ctx context.Context, line string) (out string, err error) {
-	err = m.execute(ctx, "human-monitor-command", map[string]string{"command-line": line}, &out)
 	return out, err
 }
 

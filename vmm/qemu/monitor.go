@@ -99,6 +99,12 @@ func (m *Machine) execute(ctx context.Context, name string, arguments, result an
 	return m.explain(ctx, mon.Execute(ctx, name, arguments, result))
 }
 
+// human runs a command of the human monitor: some things are told there only.
+func (m *Machine) human(ctx context.Context, line string) (out string, err error) {
+	err = m.execute(ctx, "human-monitor-command", map[string]string{"command-line": line}, &out)
+	return out, err
+}
+
 func (m *Machine) runState(ctx context.Context) (qmp.RunState, error) {
 	var s qmp.RunState
 	err := m.execute(ctx, "query-status", nil, &s)

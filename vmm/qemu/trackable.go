@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -136,37 +137,56 @@ var unseenDevices = []struct{ prefix, reason string }{
 	{"x-pci-proxy-dev", "another process writes guest memory; run the device in QEMU"},
 }
 
-// unseenWriters lists what may change guest memory unseen.
-func (m *Machine) unseenWriters(ctx context.Context) (reasons []error, err error) {
-	for _, parent := range []string{"/machine/peripheral", "/machine/peripheral-anon"} {
+// Where QEMU keeps the devices of its command line: those with an id, and the
+// others (qdev_set_id in system/qdev-monitor.c).
+const (
+	peripheral     = "/machine/peripheral"
+	peripheralAnon = "/machine/peripheral-anon"
+)
+
+// eachPeripheral calls f for every device that the command line asked for, with
+// its path and type.
+func (m *Machine) eachPeripheral(ctx context.Context, f func(path, kind string) error) error {
+	for _, parent := range []string{peripheral, peripheralAnon} {
 		var children []struct{ Name, Type string }
 		if err := m.execute(ctx, "qom-list", map[string]string{"path": parent}, &children); err != nil {
-			return nil, err
+			return err
 		}
 		for _, c := range children {
 			kind, isChild := strings.CutPrefix(c.Type, "child<")
 			if !isChild {
 				continue
 			}
-			kind = strings.TrimSuffix(kind, ">")
-			for _, d := range unseenDevices {
-				if strings.HasPrefix(kind, d.prefix) {
-					reasons = append(reasons, fmt.Errorf("device %s (%s): %s", c.Name, kind, d.reason))
-				}
-			}
-			if strings.HasPrefix(kind, "virtio-balloon") {
-				reason, err := m.balloon(ctx, parent+"/"+c.Name)
-				if err != nil {
-					return nil, err
-				}
-				if reason != nil {
-					reasons = append(reasons, reason)
-				}
+			if err := f(parent+"/"+c.Name, strings.TrimSuffix(kind, ">")); err != nil {
+				return err
 			}
 		}
 	}
-	var network string
-	if err := m.execute(ctx, "human-monitor-command", map[string]string{"command-line": "info network"}, &network); err != nil {
+	return nil
+}
+
+// unseenWriters lists what may change guest memory unseen.
+func (m *Machine) unseenWriters(ctx context.Context) (reasons []error, err error) {
+	err = m.eachPeripheral(ctx, func(path, kind string) error {
+		for _, d := range unseenDevices {
+			if strings.HasPrefix(kind, d.prefix) {
+				reasons = append(reasons, fmt.Errorf("device %s (%s): %s", filepath.Base(path), kind, d.reason))
+			}
+		}
+		if strings.HasPrefix(kind, "virtio-balloon") {
+			reason, err := m.balloon(ctx, path)
+			if reason != nil {
+				reasons = append(reasons, reason)
+			}
+			return err
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	network, err := m.human(ctx, "info network")
+	if err != nil {
 		return nil, err
 	}
 	for _, kind := range []string{"type=vhost-user", "type=vhost-vdpa"} {
