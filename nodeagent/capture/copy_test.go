@@ -57,7 +57,9 @@ func TestCopyFile_EqualsTheFile(t *testing.T) {
 			rt.Fatal(err)
 		}
 		budget := NewBudget(1 << 20)
-		take := func(ctx context.Context, f *os.File, size int64) (*Copy, error) { return budget.CopyFile(ctx, f, 0, size) }
+		take := func(ctx context.Context, f *os.File, size int64) (*Copy, error) {
+			return budget.CopyFile(ctx, f, 0, size)
+		}
 		if size%pageBytes == 0 && rapid.Bool().Draw(rt, "memory") {
 			take = budget.CopyMemory
 		}
