@@ -100,16 +100,45 @@ func (m *maker) restoreMemory(ctx context.Context, obj *api.ImageObject, mem vmm
 		return fmt.Errorf("open memory file: %w", err)
 	}
 	defer f.Close()
-	dst := io.NewOffsetWriter(f, mem.Offset)
 	if mem.OfProcess() {
-		err = zero(ctx, dst, io.NewSectionReader(f, mem.Offset, int64(mem.Size)))
-	} else {
-		err = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, mem.Offset, int64(mem.Size))
+		dst := io.NewOffsetWriter(f, mem.Offset)
+		if err := zero(ctx, dst, io.NewSectionReader(f, mem.Offset, int64(mem.Size))); err != nil {
+			return fmt.Errorf("clear memory: %w", err)
+		}
+		return m.readObject(ctx, obj, dst)
 	}
+	if err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, mem.Offset, int64(mem.Size)); err != nil {
+		return fmt.Errorf("clear memory file: %w", err)
+	}
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &fs); err != nil {
+		return fmt.Errorf("look at memory file: %w", err)
+	}
+	if fs.Type != unix.HUGETLBFS_MAGIC {
+		return m.readObject(ctx, obj, io.NewOffsetWriter(f, mem.Offset))
+	}
+	// A file on hugetlbfs cannot be written to but by a mapping (hugetlbfs has no
+	// write_iter, fs/hugetlbfs/inode.c). Its pages are reserved for QEMU's.
+	mapped, err := unix.Mmap(int(f.Fd()), mem.Offset, int(mem.Size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
-		return fmt.Errorf("clear memory: %w", err)
+		return fmt.Errorf("map memory file: %w", err)
 	}
-	return m.readObject(ctx, obj, dst)
+	return errors.Join(m.readObject(ctx, obj, bytesAt(mapped)), unix.Munmap(mapped))
+}
+
+// bytesAt is memory that is written to at offsets.
+type bytesAt []byte
+
+// WriteAt implements io.WriterAt.
+func (b bytesAt) WriteAt(p []byte, off int64) (int, error) {
+	if off < 0 || off > int64(len(b)) {
+		return 0, io.ErrShortWrite
+	}
+	n := copy(b[off:], p)
+	if n < len(p) {
+		return n, io.ErrShortWrite
+	}
+	return n, nil
 }
 
 // zero writes zeros over whatever src, the same memory as dst, holds that is not

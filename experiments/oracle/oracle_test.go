@@ -7,14 +7,21 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
+	"net"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"fermata/experiments/guests"
 	"fermata/imageio/repository"
@@ -22,6 +29,7 @@ import (
 	"fermata/protocol/mustrun"
 	"fermata/vmm/qemu"
 	"fermata/vmm/uffd"
+	"fermata/vmm/vmmtest"
 )
 
 const (
@@ -31,16 +39,20 @@ const (
 	patience    = 20 * time.Second // of a cut: longer than storage ever takes here
 )
 
-// linuxGuest is a Linux guest that rewrites memory and checks it.
-type linuxGuest struct {
+// subject is a guest that checks itself.
+type subject struct {
 	*qemu.Machine
 	t      testing.TB
 	config qemu.Config
+	check  func(*subject, int)
 	ended  sync.Once
+
+	flood func() // ends the traffic; nil: there is none
 }
 
-// bootGuest boots a guest with some memory and waits until it writes.
-func bootGuest(t testing.TB, memory int64, vcpus int, w guests.Writer) *linuxGuest {
+// bootLinux boots a Linux guest that rewrites memory, and a disk if it has one,
+// and waits until it does.
+func bootLinux(t testing.TB, c qemu.Config, w guests.Writer) *subject {
 	t.Helper()
 	mustrun.Need(t, mustrun.QEMU, mustrun.GuestImage, mustrun.UFFD)
 	dir, err := mustrun.GuestDir()
@@ -51,37 +63,60 @@ func bootGuest(t testing.TB, memory int64, vcpus int, w guests.Writer) *linuxGue
 	if err := cluster.Validate(); err != nil {
 		t.Fatal(err)
 	}
-	g := launchGuest(t, qemu.Config{
-		Name: "oracle", Accel: qemu.TCG, Machine: "pc-q35-7.2", CPU: "qemu64",
-		MemoryBytes: uint64(memory), VCPUs: vcpus,
-		Kernel: filepath.Join(dir, "vmlinuz"), Initrd: filepath.Join(dir, "initrd.img"), Cmdline: cluster.Cmdline(1),
-	})
+	c.Name, c.Accel, c.Machine, c.CPU = "oracle", qemu.TCG, "pc-q35-7.2", "qemu64"
+	c.Kernel, c.Initrd, c.Cmdline = filepath.Join(dir, "vmlinuz"), filepath.Join(dir, "initrd.img"), cluster.Cmdline(1)
+	g := launch(t, c, (*subject).awaitWriter)
 	if err := g.Continue(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	g.awaitWriter(1)
+	g.await(1)
 	return g
 }
 
-func launchGuest(t testing.TB, c qemu.Config) *linuxGuest {
+// bootProgram boots the program of the driver's contract suite, which needs no
+// operating system: it runs where KVM is nested by software, too.
+func bootProgram(t testing.TB, accel qemu.Accel) *subject {
 	t.Helper()
-	memoryDir, err := os.MkdirTemp("/dev/shm", "fermata-capture-test-")
-	if err != nil {
+	kernel := filepath.Join(t.TempDir(), "program")
+	if err := os.WriteFile(kernel, vmmtest.Program(), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(memoryDir) })
-	c.Dir, c.MemoryDir = filepath.Join(t.TempDir(), "guest"), memoryDir
+	g := launch(t, qemu.Config{
+		Name: "oracle", Accel: accel, Machine: "pc-q35-7.2", CPU: "qemu64", MemoryBytes: vmmtest.ProgramMemory, VCPUs: 1, Kernel: kernel,
+	}, (*subject).awaitSteps)
+	if err := g.Continue(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	g.await(1)
+	return g
+}
+
+// launch starts a machine; its memory lies where c says, or on tmpfs.
+func launch(t testing.TB, c qemu.Config, check func(*subject, int)) *subject {
+	t.Helper()
+	if c.MemoryDir == "" {
+		memoryDir, err := os.MkdirTemp("/dev/shm", "fermata-capture-test-")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { os.RemoveAll(memoryDir) })
+		c.MemoryDir = memoryDir
+	}
+	c.Dir = filepath.Join(t.TempDir(), "guest")
 	m, err := qemu.Launch(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := &linuxGuest{Machine: m, t: t, config: c}
+	g := &subject{Machine: m, t: t, config: c, check: check}
 	t.Cleanup(g.end)
 	return g
 }
 
-func (g *linuxGuest) end() {
+func (g *subject) end() {
 	g.ended.Do(func() {
+		if g.flood != nil {
+			g.flood()
+		}
 		ctx, cancel := context.WithTimeout(context.Background(), guestBudget)
 		defer cancel()
 		if err := errors.Join(g.Kill(ctx), g.Detach()); err != nil {
@@ -90,14 +125,26 @@ func (g *linuxGuest) end() {
 	})
 }
 
-// writer returns what the guest's memory writer said last, and how often it has.
-func (g *linuxGuest) writer() (last guests.Dirty, lines int) {
+// await waits until the guest has checked itself n more times, and fails when it
+// found something.
+func (g *subject) await(n int) {
+	g.t.Helper()
+	g.check(g, n)
+}
+
+func (g *subject) console() []byte {
 	g.t.Helper()
 	b, err := os.ReadFile(g.ConsolePath())
 	if err != nil {
 		g.t.Fatal(err)
 	}
-	for s := bufio.NewScanner(bytes.NewReader(b)); s.Scan(); {
+	return b
+}
+
+// writer returns what the guest's memory writer said last, and how often it has.
+func (g *subject) writer() (last guests.Dirty, lines int) {
+	g.t.Helper()
+	for s := bufio.NewScanner(bytes.NewReader(g.console())); s.Scan(); {
 		if line, ok := guests.Parse(s.Text()); ok {
 			if d, ok := line.Body.(guests.Dirty); ok {
 				last = d
@@ -108,26 +155,54 @@ func (g *linuxGuest) writer() (last guests.Dirty, lines int) {
 	return last, lines
 }
 
-// awaitWriter waits for n more lines of the writer; none may tell of a bad page.
-func (g *linuxGuest) awaitWriter(n int) {
+// awaitWriter waits for n more lines of a Linux guest's writer; none may tell of
+// a bad page or record.
+func (g *subject) awaitWriter(n int) {
 	g.t.Helper()
 	_, from := g.writer()
-	for deadline := time.Now().Add(guestBudget); ; time.Sleep(20 * time.Millisecond) { // polls, with a deadline
+	g.poll(fmt.Sprintf("%d lines of the writer", n), func() bool {
 		last, lines := g.writer()
-		if last.Bad != 0 {
-			g.t.Fatalf("the guest found %d pages of another instant", last.Bad)
+		if last.Bad+last.BadRecords != 0 {
+			g.t.Fatalf("the guest found %d pages and %d records of another instant", last.Bad, last.BadRecords)
 		}
-		if lines >= from+n {
-			return
+		return lines >= from+n
+	})
+}
+
+// awaitSteps waits for n hundred more steps of the contract suite's program,
+// which writes a line a step.
+func (g *subject) awaitSteps(n int) {
+	g.t.Helper()
+	from := bytes.Count(g.console(), []byte("\n"))
+	g.poll(fmt.Sprintf("%d steps of the program", 100*n), func() bool {
+		text := string(g.console())
+		if first, _, whole := strings.Cut(text, "\n"); whole {
+			// One that was restored begins in the middle of a line.
+			if rest := strings.TrimPrefix(text, first+"\n"); len(rest) > 10 {
+				number, err := strconv.ParseUint(strings.TrimPrefix(rest[:10], "C "), 16, 32)
+				if err == nil {
+					_, err = vmmtest.CheckConsole(rest, uint32(number))
+				}
+				if err != nil {
+					g.t.Fatal(err)
+				}
+			}
 		}
+		return strings.Count(text, "\n") >= from+100*n
+	})
+}
+
+func (g *subject) poll(what string, done func() bool) {
+	g.t.Helper()
+	for deadline := time.Now().Add(guestBudget); !done(); time.Sleep(20 * time.Millisecond) { // polls, with a deadline
 		if time.Now().After(deadline) {
-			g.t.Fatalf("the guest's writer said %d lines in %s, want %d", lines-from, guestBudget, n)
+			g.t.Fatalf("waited %s for %s", guestBudget, what)
 		}
 	}
 }
 
 // track begins to track the guest.
-func (g *linuxGuest) track(budget *capture.Budget) *capture.Tracker {
+func (g *subject) track(budget *capture.Budget) *capture.Tracker {
 	g.t.Helper()
 	if err := g.Trackable(g.t.Context()); err != nil {
 		g.t.Fatal(err)
@@ -150,13 +225,38 @@ func (g *linuxGuest) track(budget *capture.Budget) *capture.Tracker {
 }
 
 // memory is what the guest's memory file holds.
-func (g *linuxGuest) memory() []byte {
+func (g *subject) memory() []byte {
 	g.t.Helper()
-	b, err := os.ReadFile(g.Memory()[0].Path)
+	mem := g.Memory()[0]
+	f, err := os.Open(mem.Path)
 	if err != nil {
 		g.t.Fatal(err)
 	}
+	defer f.Close()
+	b := make([]byte, mem.Size)
+	if _, err := io.ReadFull(f, b); err != nil {
+		g.t.Fatal(err)
+	}
 	return b
+}
+
+// setMemory makes the guest's memory file hold b, by a mapping: one on hugetlbfs
+// cannot be written to otherwise.
+func (g *subject) setMemory(b []byte) {
+	g.t.Helper()
+	f, err := os.OpenFile(g.Memory()[0].Path, os.O_RDWR, 0)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	defer f.Close()
+	mapped, err := unix.Mmap(int(f.Fd()), 0, len(b), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	copy(mapped, b)
+	if err := unix.Munmap(mapped); err != nil {
+		g.t.Fatal(err)
+	}
 }
 
 // bytesAt is memory that an image is read into.
@@ -250,21 +350,130 @@ func differ(t testing.TB, got, want []byte) {
 // device state; now and then a new machine goes on from it, and the guest in it
 // finds no page of another instant.
 func TestOracle(t *testing.T) {
-	for _, c := range []struct {
-		vcpus, rounds int
-		budget        int64
-	}{
-		{1, 100, 256 * mib},
-		{2, 100, 8 * mib}, // writers have to wait
-	} {
-		t.Run(fmt.Sprintf("%d vCPUs", c.vcpus), func(t *testing.T) {
-			g := bootGuest(t, 160*mib, c.vcpus, guests.Writer{MiB: 48, Threads: c.vcpus})
-			oracle(t, g, c.rounds, capture.NewBudget(c.budget))
-		})
-	}
+	t.Run("1 vCPU", func(t *testing.T) {
+		g := bootLinux(t, qemu.Config{MemoryBytes: 160 * mib, VCPUs: 1}, guests.Writer{MiB: 48})
+		oracle(t, g, 100, capture.NewBudget(256*mib))
+	})
+	// With so small a budget writers have to wait for the sweep.
+	t.Run("2 vCPUs, disk and network", func(t *testing.T) {
+		c := qemu.Config{MemoryBytes: 160 * mib, VCPUs: 2, Disks: []qemu.Disk{newDisk(t, make([]byte, 4*mib))}}
+		nic, keep := newNIC(t)
+		c.NICs = []qemu.NIC{nic}
+		g := bootLinux(t, c, guests.Writer{MiB: 48, Threads: 2})
+		g.flood = flood(t, keep, nic.MAC)
+		oracle(t, g, 100, capture.NewBudget(8*mib))
+	})
+	t.Run("pages of 2 MiB", func(t *testing.T) {
+		mustrun.Need(t, mustrun.HugePages)
+		c := qemu.Config{MemoryBytes: 160 * mib, VCPUs: 2, MemoryDir: hugetlbfs(t, 2*160*mib)} // for a second machine, too
+		g := bootLinux(t, c, guests.Writer{MiB: 48, Threads: 2})
+		oracle(t, g, 40, capture.NewBudget(64*mib))
+	})
+	t.Run("KVM", func(t *testing.T) {
+		mustrun.Need(t, mustrun.QEMU, mustrun.UFFD, mustrun.KVM)
+		oracle(t, bootProgram(t, qemu.KVM), 60, capture.NewBudget(64*mib))
+	})
 }
 
-func oracle(t *testing.T, g *linuxGuest, rounds int, budget *capture.Budget) {
+// newDisk makes a disk that holds b.
+func newDisk(t testing.TB, b []byte) qemu.Disk {
+	t.Helper()
+	d := qemu.Disk{Name: "data", Path: filepath.Join(t.TempDir(), "disk"), Format: qemu.Raw}
+	if err := os.WriteFile(d.Path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// newNIC makes a network card, and the other end of its wire.
+func newNIC(t testing.TB) (nic qemu.NIC, keep *os.File) {
+	t.Helper()
+	file, keep, err := vmmtest.SocketPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		file.Close()
+		keep.Close()
+	})
+	return qemu.NIC{Name: "eth0", MAC: "52:54:00:00:00:01", File: file, Keep: keep}, keep
+}
+
+// flood sends frames to a guest, as many as it takes, which its card writes into
+// its memory, and takes what it sends. The function returned ends that.
+func flood(t testing.TB, keep *os.File, mac string) (end func()) {
+	t.Helper()
+	to, err := net.ParseMAC(mac)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := keep.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		frame := append(append([]byte(to), 0x52, 0x54, 0, 0, 0, 2, 0x88, 0xb5), make([]byte, 1400)...)
+		in := make([]byte, 64<<10)
+		tick := time.NewTicker(200 * time.Microsecond)
+		defer tick.Stop()
+		for n := uint64(0); ; n++ {
+			select {
+			case <-stop:
+				return
+			case <-tick.C:
+			}
+			binary.BigEndian.PutUint64(frame[14:], n)
+			_ = raw.Control(func(fd uintptr) {
+				_ = unix.Sendto(int(fd), frame, unix.MSG_DONTWAIT, nil) // a guest that stands still takes none
+				_, _, _ = unix.Recvfrom(int(fd), in, unix.MSG_DONTWAIT)
+			})
+		}
+	})
+	return sync.OnceFunc(func() {
+		close(stop)
+		wg.Wait()
+	})
+}
+
+// hugetlbfs mounts one with room for n bytes in pages of 2 MiB.
+func hugetlbfs(t testing.TB, n int64) string {
+	t.Helper()
+	const reserved = "/proc/sys/vm/nr_hugepages"
+	was, err := os.ReadFile(reserved)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, err := strconv.ParseInt(strings.TrimSpace(string(was)), 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := before + n/(2*mib)
+	if err := os.WriteFile(reserved, fmt.Append(nil, want), 0); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.WriteFile(reserved, was, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	if now, err := os.ReadFile(reserved); err != nil || strings.TrimSpace(string(now)) != fmt.Sprint(want) {
+		t.Fatalf("reserved %s huge pages, want %d: %v", now, want, err)
+	}
+	dir := t.TempDir()
+	if err := unix.Mount("none", dir, "hugetlbfs", 0, "pagesize=2M"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+func oracle(t *testing.T, g *subject, rounds int, budget *capture.Budget) {
 	tr := g.track(budget)
 	s := &store{t: t}
 	t.Cleanup(s.remove)
@@ -301,6 +510,18 @@ func oracle(t *testing.T, g *linuxGuest, rounds int, budget *capture.Budget) {
 		if sha256.Sum256(devices) != sha256.Sum256(again) {
 			t.Fatalf("round %d: the device state is not that of the cut", round)
 		}
+		toRevive := round%(rounds/4) == 0
+		var disks [][]byte
+		for _, d := range g.config.Disks {
+			if !toRevive {
+				continue
+			}
+			b, err := os.ReadFile(d.Path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			disks = append(disks, b)
+		}
 		if err := g.Continue(ctx); err != nil {
 			t.Fatal(err)
 		}
@@ -317,12 +538,12 @@ func oracle(t *testing.T, g *linuxGuest, rounds int, budget *capture.Budget) {
 			c.Keep()
 			s.base = image
 		}
-		if round%(rounds/4) == 0 {
-			revive(t, g, got, devices)
+		if toRevive {
+			revive(t, g, got, devices, disks)
 		}
 		time.Sleep(time.Duration(rand.IntN(200)) * time.Millisecond) // a random moment, not a wait
 	}
-	g.awaitWriter(2)
+	g.await(2)
 	if total.WriteFaults == 0 {
 		t.Error("no write met the capture: the test proves nothing")
 	}
@@ -330,20 +551,33 @@ func oracle(t *testing.T, g *linuxGuest, rounds int, budget *capture.Budget) {
 }
 
 // revive goes on from an image in a new machine.
-func revive(t *testing.T, g *linuxGuest, memory, devices []byte) {
+func revive(t *testing.T, g *subject, memory, devices []byte, disks [][]byte) {
 	t.Helper()
 	config := g.config
 	config.Incoming = true
-	again := launchGuest(t, config)
-	defer again.end()
-	if err := os.WriteFile(again.Memory()[0].Path, memory, 0o600); err != nil {
-		t.Fatal(err)
+	config.Disks, config.NICs = nil, nil
+	for _, b := range disks {
+		config.Disks = append(config.Disks, newDisk(t, b))
 	}
+	for range g.config.NICs {
+		nic, _ := newNIC(t)
+		config.NICs = append(config.NICs, nic)
+	}
+	if config.MemoryDir != "" {
+		var err error
+		if config.MemoryDir, err = os.MkdirTemp(config.MemoryDir, "revived-"); err != nil {
+			t.Fatal(err)
+		}
+		defer os.RemoveAll(config.MemoryDir)
+	}
+	again := launch(t, config, g.check)
+	defer again.end()
+	again.setMemory(memory)
 	if err := again.LoadDevices(t.Context(), devices); err != nil {
 		t.Fatal(err)
 	}
 	if err := again.Continue(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	again.awaitWriter(2)
+	again.await(2)
 }

@@ -27,6 +27,7 @@ type Tier string
 const (
 	QEMU       Tier = "qemu"        // qemu-system-x86_64 in PATH
 	KVM        Tier = "kvm"         // /dev/kvm opens and answers KVM_GET_API_VERSION
+	HugePages  Tier = "hugepages"   // root, and the kernel has huge pages of 2 MiB to reserve
 	UFFD       Tier = "uffd"        // userfaultfd(2), faults of the kernel included
 	NetNS      Tier = "netns"       // root, and a network namespace can be made
 	Etcd       Tier = "etcd"        // etcd in PATH
@@ -35,7 +36,7 @@ const (
 )
 
 // Tiers lists every tier.
-func Tiers() []Tier { return []Tier{QEMU, KVM, UFFD, NetNS, Etcd, Libvirt, GuestImage} }
+func Tiers() []Tier { return []Tier{QEMU, KVM, HugePages, UFFD, NetNS, Etcd, Libvirt, GuestImage} }
 
 // Need returns when the machine has every tier. Otherwise it ends the test:
 // skipped with the reason, or failed if FERMATA_MUST_RUN names a missing tier.

@@ -22,6 +22,10 @@ const (
 	kvmAPIVersion    = 12
 )
 
+// hugePages is where the kernel says how many pages of 2 MiB it keeps
+// (Documentation/admin-guide/mm/hugetlbpage.rst).
+const hugePages = "/sys/kernel/mm/hugepages/hugepages-2048kB"
+
 func probe(tier Tier) error {
 	switch tier {
 	case QEMU:
@@ -39,6 +43,12 @@ func probe(tier Tier) error {
 		return err
 	case KVM:
 		return probeKVM()
+	case HugePages:
+		if os.Geteuid() != 0 {
+			return errors.New("not root")
+		}
+		_, err := os.Stat(hugePages)
+		return err
 	case UFFD:
 		return probeUFFD()
 	case NetNS:
@@ -57,10 +67,10 @@ func probe(tier Tier) error {
 func offered() []Tier {
 	_, err := os.Stat("/dev/kvm")
 	misc, readErr := os.ReadFile("/proc/misc") // "number name" a line (proc_misc(5))
-	if err == nil || readErr != nil || hasWord(string(misc), "kvm") {
-		return Tiers()
-	}
-	return slices.DeleteFunc(Tiers(), func(t Tier) bool { return t == KVM })
+	kvm := err == nil || readErr != nil || hasWord(string(misc), "kvm")
+	_, err = os.Stat(hugePages)
+	huge := !errors.Is(err, os.ErrNotExist)
+	return slices.DeleteFunc(Tiers(), func(t Tier) bool { return t == KVM && !kvm || t == HugePages && !huge })
 }
 
 func hasWord(text, word string) bool { return slices.Contains(strings.Fields(text), word) }

@@ -4,6 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -46,12 +49,35 @@ func fitForRAM(c Config, fs unix.Statfs_t) error {
 	default:
 		return fmt.Errorf("%w: neither tmpfs nor hugetlbfs (type %#x)", vmm.ErrUnfitMemory, fs.Type)
 	}
-	// A tmpfs without a limit says it has no blocks at all (tmpfs(5)).
-	if fs.Blocks == 0 && fs.Type == unix.TMPFS_MAGIC {
-		return nil
+	free := fs.Bavail * uint64(fs.Bsize)
+	if fs.Blocks == 0 { // there is no limit but the host's memory (tmpfs(5), hugetlbfs_statfs in fs/hugetlbfs/inode.c)
+		if fs.Type == unix.TMPFS_MAGIC {
+			return nil
+		}
+		var err error
+		if free, err = freeHugePages(uint64(fs.Bsize)); err != nil {
+			return err
+		}
 	}
-	if free := fs.Bavail * uint64(fs.Bsize); free < c.MemoryBytes {
+	if free < c.MemoryBytes {
 		return fmt.Errorf("%w: %d bytes wanted, %d free", vmm.ErrNoSpace, c.MemoryBytes, free)
 	}
 	return nil
+}
+
+// freeHugePages returns the bytes in huge pages of a size that nobody has, or has
+// reserved (Documentation/admin-guide/mm/hugetlbpage.rst).
+func freeHugePages(page uint64) (uint64, error) {
+	dir := fmt.Sprintf("/sys/kernel/mm/hugepages/hugepages-%dkB", page>>10)
+	var counts [2]uint64
+	for i, name := range []string{"free_hugepages", "resv_hugepages"} {
+		b, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			return 0, err
+		}
+		if counts[i], err = strconv.ParseUint(strings.TrimSpace(string(b)), 10, 63); err != nil {
+			return 0, fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	return (counts[0] - min(counts[1], counts[0])) * page, nil
 }
