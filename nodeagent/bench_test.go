@@ -37,6 +37,7 @@ var _ machine = (*fakeMachine)(nil)
 func (m *fakeMachine) PID() int                                          { return os.Getpid() }
 func (m *fakeMachine) ConsolePath() string                               { return filepath.Join(m.dir, "console") }
 func (m *fakeMachine) GuardConnection(context.Context) (*os.File, error) { return nil, nil }
+func (m *fakeMachine) ReadySave(context.Context) error                   { return nil }
 func (m *fakeMachine) Lend(context.Context, *os.File) (int, func() error, error) {
 	return 0, nil, vmm.ErrUnsupported
 }

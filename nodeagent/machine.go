@@ -18,6 +18,8 @@ type machine interface {
 	Describe(ctx context.Context) (qemu.Description, error)
 	// State returns the record by which a later agent finds the machine.
 	State() qemu.State
+	// ReadySave makes ready what SaveDevices needs, while the guest runs.
+	ReadySave(ctx context.Context) error
 	// Trackable says why the guest's memory cannot be captured live, or nil.
 	Trackable(ctx context.Context) error
 	// ConsolePath is the file that holds what the guest printed; empty: none does.

@@ -210,6 +210,9 @@ func (w *worker) prepare(ctx context.Context, a round.Action) error {
 		case status != vmm.StatusRunning:
 			return fault.New(fault.Invalid, "guest %s is %s, must run", g.spec.Name, status)
 		}
+		if err := g.machine.ReadySave(ctx); err != nil {
+			return fmt.Errorf("guest %s: %w", g.spec.Name, err)
+		}
 		s.guests = append(s.guests, &savedGuest{guest: g, report: &api.GuestReport{Name: g.spec.Name, Node: r.agent.cfg.Name}})
 		reply.Guests = append(reply.Guests, g.spec.Name)
 	}

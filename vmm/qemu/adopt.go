@@ -423,32 +423,6 @@ func (m *Machine) refuseDisks(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// saveForeign saves the devices through a file that only QEMU and we have: the
-// process may be confined to where no path of ours leads.
-func (m *Machine) saveForeign(ctx context.Context) (stream []byte, err error) {
-	file, err := anonymousFile("fermata-devices")
-	if err != nil {
-		return nil, err
-	}
-	defer file.Close()
-	// QEMU looks in the set for a descriptor of the very mode it opens with.
-	writeOnly, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", file.Fd()), os.O_WRONLY, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer writeOnly.Close()
-	set, done, err := m.lend(ctx, writeOnly)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, done()) }()
-	path := fmt.Sprintf("/dev/fdset/%d", set.ID)
-	if err := m.execute(ctx, "xen-save-devices-state", map[string]any{"filename": path, "live": false}, nil); err != nil {
-		return nil, err
-	}
-	return m.readStream(file.Name())
-}
-
 // Lend implements vmm.Process.
 func (m *Machine) Lend(ctx context.Context, file *os.File) (number int, done func() error, err error) {
 	set, done, err := m.lend(ctx, file)
@@ -483,15 +457,6 @@ func (m *Machine) GuardConnection(ctx context.Context) (*os.File, error) {
 		return nil, err
 	}
 	return mon.Dup()
-}
-
-// anonymousFile returns a file in memory whose name can be opened.
-func anonymousFile(name string) (*os.File, error) {
-	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
-	if err != nil {
-		return nil, os.NewSyscallError("memfd_create", err)
-	}
-	return os.NewFile(uintptr(fd), fmt.Sprintf("/proc/self/fd/%d", fd)), nil
 }
 
 // withConfiguration puts the section at the head of a stream that a machine with

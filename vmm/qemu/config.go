@@ -158,9 +158,6 @@ func (c Config) guardPath() string   { return filepath.Join(c.Dir, "guard.sock")
 func (c Config) consolePath() string { return filepath.Join(c.Dir, "console.log") }
 func (c Config) logPath() string     { return filepath.Join(c.Dir, "qemu.log") }
 
-// streamPath is where QEMU writes a device stream, for the length of one save.
-func (c Config) streamPath() string { return filepath.Join(c.Dir, "devices.stream") }
-
 // migratedPath holds the record of a guest saved by migration, which cannot be
 // migrated again before it has run.
 func (c Config) migratedPath() string { return filepath.Join(c.Dir, "devices.migrated") }

@@ -4,10 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"fermata/vmm"
+	"fermata/vmm/qmp"
 )
 
 // Names that a descriptor has in the monitor while a stream passes through it.
@@ -42,52 +46,146 @@ func (m *Machine) SaveDevices(ctx context.Context) ([]byte, error) {
 }
 
 func (m *Machine) saveDevices(ctx context.Context) ([]byte, error) {
-	s, err := m.runState(ctx)
-	if err != nil {
-		return nil, err
-	}
-	// QEMU itself would stop a running guest, save it and let it run on: a cut
-	// that nobody else took part in.
-	if statusOf(s) != vmm.StatusPaused {
-		return nil, fmt.Errorf("%w: it is %s", vmm.ErrNotStopped, s.Status)
-	}
 	if m.state.Config.Save == SaveMigrate {
-		return m.saveByMigration(ctx, s.Status == "postmigrate")
-	}
-	return m.saveByXen(ctx)
-}
-
-// saveByXen has QEMU write the stream to a file. live:false keeps the block
-// devices active.
-func (m *Machine) saveByXen(ctx context.Context) ([]byte, error) {
-	if m.state.Foreign != nil {
-		stream, err := m.saveForeign(ctx)
+		s, err := m.runState(ctx)
+		if err == nil {
+			err = standsStill(s)
+		}
 		if err != nil {
 			return nil, err
 		}
-		return encodeRecord(methodXen, stream), nil
+		return m.saveByMigration(ctx, s.Status == "postmigrate")
 	}
-	path := m.state.Config.streamPath()
-	err := m.execute(ctx, "xen-save-devices-state", map[string]any{"filename": path, "live": false}, nil)
+	stream, err := m.saveByXen(ctx)
 	if err != nil {
-		return nil, errors.Join(err, removeFiles(path))
-	}
-	stream, err := m.readStream(path)
-	if err := errors.Join(err, removeFiles(path)); err != nil {
 		return nil, err
 	}
 	return encodeRecord(methodXen, stream), nil
 }
 
-func (m *Machine) readStream(path string) ([]byte, error) {
-	st, err := os.Stat(path)
+// standsStill refuses a guest that runs: QEMU itself would stop it, save it and
+// let it run on, a cut that nobody else took part in.
+func standsStill(s qmp.RunState) error {
+	if statusOf(s) != vmm.StatusPaused {
+		return fmt.Errorf("%w: it is %s", vmm.ErrNotStopped, s.Status)
+	}
+	return nil
+}
+
+// saveFile is a file in memory that QEMU writes device streams to, over one
+// connection to its monitor. Passed as a descriptor it needs no path: a process
+// may be confined to where no path of ours leads, and a file system on a disk
+// would take a part of the pause.
+type saveFile struct {
+	mon  *qmp.Client
+	file *os.File // write-only: QEMU looks in the set for a descriptor of the very mode it opens with
+	set  qmp.FDSet
+}
+
+// ReadySave makes ready what SaveDevices needs, so that it takes less of a pause.
+// It is a matter of speed only.
+func (m *Machine) ReadySave(ctx context.Context) error {
+	done, err := m.takeTurn(ctx)
+	if err == nil {
+		err = m.readySave(ctx)
+		done()
+	}
+	if err != nil {
+		return fmt.Errorf("ready guest %s: %w", m.Name(), err)
+	}
+	return nil
+}
+
+// readySave makes the file for the next save, if there is none.
+//
+// Preconditions: the caller has the turn.
+func (m *Machine) readySave(ctx context.Context) error {
+	if m.state.Config.Save == SaveMigrate {
+		return nil
+	}
+	mon, err := m.connect(ctx)
+	if err != nil {
+		return err
+	}
+	if m.save.mon == mon {
+		return nil
+	}
+	m.dropSave(ctx)
+	fd, err := unix.MemfdCreate("fermata-devices", unix.MFD_CLOEXEC)
+	if err != nil {
+		return os.NewSyscallError("memfd_create", err)
+	}
+	defer unix.Close(fd)
+	file, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", fd), os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	set, err := mon.AddFD(ctx, file)
+	if err != nil {
+		return errors.Join(m.explain(ctx, err), file.Close())
+	}
+	m.save = saveFile{mon: mon, file: file, set: set}
+	return nil
+}
+
+// dropSave forgets the file. A monitor that is left by all who spoke to it closes
+// its copy by itself (monitor_fdsets_cleanup in QEMU's monitor/fds.c); one that
+// somebody else speaks to as well is asked to.
+//
+// Preconditions: the caller has the turn.
+func (m *Machine) dropSave(ctx context.Context) {
+	if m.save.file == nil {
+		return
+	}
+	if m.state.Foreign != nil {
+		_ = m.save.mon.RemoveFD(ctx, m.save.set) // the connection may have broken
+	}
+	_ = m.save.file.Close() // holds nothing that is still wanted
+	m.save = saveFile{}
+}
+
+// saveByXen has QEMU write the stream to the save file. live:false keeps the
+// block devices active.
+func (m *Machine) saveByXen(ctx context.Context) ([]byte, error) {
+	if err := m.readySave(ctx); err != nil {
+		return nil, err
+	}
+	// The descriptors share their place in the file (dup(2)).
+	f := m.save.file
+	if err := f.Truncate(0); err != nil {
+		return nil, err
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return nil, err
+	}
+	var s qmp.RunState
+	asked := &qmp.Call{Name: "query-status", Result: &s}
+	saved := &qmp.Call{Name: "xen-save-devices-state", Arguments: map[string]any{
+		"filename": fmt.Sprintf("/dev/fdset/%d", m.save.set.ID), "live": false,
+	}}
+	err := m.batch(ctx, asked, saved)
+	if asked.Err == nil {
+		m.saw(s)
+		if err := standsStill(s); err != nil {
+			return nil, err
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return m.readStream(f)
+}
+
+// readStream returns what a file that is open for writing holds.
+func (m *Machine) readStream(f *os.File) ([]byte, error) {
+	st, err := f.Stat()
 	if err != nil {
 		return nil, err
 	}
 	if err := m.checkSize(st.Size()); err != nil {
 		return nil, err
 	}
-	return os.ReadFile(path)
+	return os.ReadFile(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
 }
 
 // checkSize refuses a stream that cannot be device state alone.

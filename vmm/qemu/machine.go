@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"fermata/vmm"
@@ -34,9 +35,12 @@ type Machine struct {
 	// Continue, SaveDevices and LoadDevices apart: a Continue in the middle of a
 	// save would cut RAM and devices at different instants.
 	turn chan struct{}
+	save saveFile // guarded by turn; what SaveDevices has QEMU write to
 
 	// dialling is such a lock, too: held to replace monitor.
 	dialling chan struct{}
+
+	settled atomic.Bool // the machine was seen not to wait for a state, and never will again
 
 	mu       sync.Mutex
 	monitor  *qmp.Client // guarded by mu; nil before the first use and after an end
@@ -176,6 +180,12 @@ func (m *Machine) Kill(ctx context.Context) error {
 // detached from stays a zombie when it ends, until some handle on it is open
 // again or this process ends.
 func (m *Machine) Detach() error {
+	ctx, cancel := context.WithTimeout(context.Background(), cleanupTime)
+	defer cancel()
+	if done, err := m.takeTurn(ctx); err == nil {
+		m.dropSave(ctx)
+		done()
+	}
 	m.mu.Lock()
 	m.detached = true
 	m.mu.Unlock()

@@ -99,6 +99,15 @@ func (m *Machine) execute(ctx context.Context, name string, arguments, result an
 	return m.explain(ctx, mon.Execute(ctx, name, arguments, result))
 }
 
+// batch runs commands that are sent together; see qmp.Client.Batch.
+func (m *Machine) batch(ctx context.Context, calls ...*qmp.Call) error {
+	mon, err := m.connect(ctx)
+	if err != nil {
+		return err
+	}
+	return m.explain(ctx, mon.Batch(ctx, calls...))
+}
+
 // human runs a command of the human monitor: some things are told there only.
 func (m *Machine) human(ctx context.Context, line string) (out string, err error) {
 	err = m.execute(ctx, "human-monitor-command", map[string]string{"command-line": line}, &out)
@@ -107,8 +116,18 @@ func (m *Machine) human(ctx context.Context, line string) (out string, err error
 
 func (m *Machine) runState(ctx context.Context) (qmp.RunState, error) {
 	var s qmp.RunState
-	err := m.execute(ctx, "query-status", nil, &s)
-	return s, err
+	if err := m.execute(ctx, "query-status", nil, &s); err != nil {
+		return s, err
+	}
+	m.saw(s)
+	return s, nil
+}
+
+// saw notes that the machine does not wait for a state: it never will again.
+func (m *Machine) saw(s qmp.RunState) {
+	if statusOf(s) != vmm.StatusIncoming {
+		m.settled.Store(true)
+	}
 }
 
 // takeTurn waits until no other call works on the machine. The caller gives

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"fermata/vmm"
+	"fermata/vmm/qmp"
 )
 
 // Stop implements vmm.Machine. The command is given even to a guest that
@@ -15,10 +16,7 @@ func (m *Machine) Stop(ctx context.Context) error {
 		return fmt.Errorf("stop guest %s: %w", m.Name(), err)
 	}
 	defer done()
-	if err := m.execute(ctx, "stop", nil, nil); err != nil {
-		return fmt.Errorf("stop guest %s: %w", m.Name(), err)
-	}
-	if err := m.confirm(ctx, func(s vmm.Status) bool { return s != vmm.StatusRunning }); err != nil {
+	if err := m.command(ctx, "stop", func(s vmm.Status) bool { return s != vmm.StatusRunning }); err != nil {
 		return fmt.Errorf("stop guest %s: %w", m.Name(), err)
 	}
 	return nil
@@ -38,30 +36,29 @@ func (m *Machine) Continue(ctx context.Context) error {
 }
 
 func (m *Machine) cont(ctx context.Context) error {
-	status, err := m.queryStatus(ctx)
-	if err != nil {
-		return err
+	if !m.settled.Load() {
+		status, err := m.queryStatus(ctx)
+		if err != nil {
+			return err
+		}
+		if status == vmm.StatusIncoming {
+			return vmm.ErrIncoming
+		}
 	}
-	switch status {
-	case vmm.StatusRunning:
-		return nil
-	case vmm.StatusIncoming:
-		return vmm.ErrIncoming
-	}
-	if err := m.execute(ctx, "cont", nil, nil); err != nil {
-		return err
-	}
-	return m.confirm(ctx, func(s vmm.Status) bool { return s == vmm.StatusRunning })
+	return m.command(ctx, "cont", func(s vmm.Status) bool { return s == vmm.StatusRunning })
 }
 
-// confirm asks for the guest's status after a command that QEMU carries out
-// before it answers. A status other than the one wanted means that the guest
-// failed at once, or that somebody else drives it.
-func (m *Machine) confirm(ctx context.Context, wanted func(vmm.Status) bool) error {
-	s, err := m.runState(ctx)
-	if err != nil {
+// command has the monitor carry out a command and asks for the guest's status in
+// the same breath: a pause is no time to wait for two answers. A status other
+// than the one wanted means that the guest failed at once, or that somebody else
+// drives it.
+func (m *Machine) command(ctx context.Context, name string, wanted func(vmm.Status) bool) error {
+	var s qmp.RunState
+	obeyed, asked := &qmp.Call{Name: name}, &qmp.Call{Name: "query-status", Result: &s}
+	if err := m.batch(ctx, obeyed, asked); err != nil {
 		return err
 	}
+	m.saw(s)
 	if status := statusOf(s); !wanted(status) {
 		return fmt.Errorf("the monitor obeyed, but the guest is %s (%s)", status, s.Status)
 	}

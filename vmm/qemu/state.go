@@ -141,7 +141,7 @@ func (s State) remove() error {
 		return err
 	}
 	return removeFiles(s.QMPPath, s.GuardPath,
-		s.Config.streamPath(), s.Config.migratedPath(), s.Config.migratedPath()+".tmp",
+		s.Config.migratedPath(), s.Config.migratedPath()+".tmp",
 		s.Config.statePath()+".tmp", s.Config.statePath())
 }
 

@@ -217,24 +217,68 @@ func (c *Client) ExecuteWithFile(ctx context.Context, name string, arguments, re
 	return inner
 }
 
+// Call is one command of a batch.
+type Call struct {
+	Name      string
+	Arguments any // nil, or anything that marshals to a JSON object
+	Result    any // what the reply is decoded into; nil: not wanted
+
+	Err error // how it went, as Execute would report it
+}
+
+// Batch runs commands that are sent together: the monitor goes on with the next
+// one before we have heard of the last. A refused one does not keep the next from
+// being carried out. It returns when all are answered, with all errors joined.
+func (c *Client) Batch(ctx context.Context, calls ...*Call) error {
+	c.batch(ctx, nil, calls...)
+	var errs []error
+	for _, call := range calls {
+		errs = append(errs, call.Err)
+	}
+	return errors.Join(errs...)
+}
+
 func (c *Client) execute(ctx context.Context, name string, arguments, result any, rights []byte) error {
-	id, reply, err := c.register()
+	call := &Call{Name: name, Arguments: arguments, Result: result}
+	c.batch(ctx, rights, call)
+	return call.Err
+}
+
+// batch sends calls, the first with rights, and fills in how they went.
+func (c *Client) batch(ctx context.Context, rights []byte, calls ...*Call) {
+	replies := make([]<-chan answer, len(calls))
+	var lines []byte
+	err := func() error {
+		for i, call := range calls {
+			id, reply, err := c.register()
+			if err != nil {
+				return err
+			}
+			defer c.forget(id)
+			replies[i] = reply
+			line, err := json.Marshal(command{Execute: call.Name, Arguments: call.Arguments, ID: id})
+			if err != nil {
+				return fmt.Errorf("encode arguments: %w", err)
+			}
+			lines = append(append(lines, line...), '\n')
+		}
+		if err := c.send(ctx, lines, rights); err != nil {
+			return err
+		}
+		for i, call := range calls {
+			select {
+			case a := <-replies[i]:
+				call.Err = finish(call.Name, a, call.Result)
+			case <-ctx.Done():
+				call.Err = fmt.Errorf("%s: %w: %w", call.Name, ErrUnanswered, context.Cause(ctx))
+			}
+		}
+		return nil
+	}()
 	if err != nil {
-		return fmt.Errorf("%s: %w", name, err)
-	}
-	defer c.forget(id)
-	line, err := json.Marshal(command{Execute: name, Arguments: arguments, ID: id})
-	if err != nil {
-		return fmt.Errorf("%s: encode arguments: %w", name, err)
-	}
-	if err := c.send(ctx, append(line, '\n'), rights); err != nil {
-		return fmt.Errorf("%s: %w", name, err)
-	}
-	select {
-	case a := <-reply:
-		return finish(name, a, result)
-	case <-ctx.Done():
-		return fmt.Errorf("%s: %w: %w", name, ErrUnanswered, context.Cause(ctx))
+		for _, call := range calls {
+			call.Err = fmt.Errorf("%s: %w", call.Name, err)
+		}
 	}
 }
 

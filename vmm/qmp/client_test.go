@@ -148,6 +148,36 @@ func TestClient_MatchesByID(t *testing.T) {
 	}
 }
 
+// TestClient_Batch answers nothing before all of a batch has been read.
+func TestClient_Batch(t *testing.T) {
+	c, m := connect(t)
+	told := make(chan error, 1)
+	go func() {
+		var got [3]command
+		for i := range got {
+			var err error
+			if got[i], err = m.read(); err != nil {
+				told <- err
+				return
+			}
+		}
+		m.say(`{"error": {"class": "GenericError", "desc": "no"}, "id": %d}`, got[0].ID)
+		m.say(`{"return": {"running": true, "status": "running"}, "id": %d}`, got[2].ID)
+		m.say(`{"return": {}, "id": %d}`, got[1].ID)
+		told <- nil
+	}()
+	var s RunState
+	first, second, third := &Call{Name: "stop"}, &Call{Name: "cont"}, &Call{Name: "query-status", Result: &s}
+	err := c.Batch(t.Context(), first, second, third)
+	if err := <-told; err != nil {
+		t.Fatal(err)
+	}
+	var refusal *Error
+	if !errors.As(err, &refusal) || first.Err == nil || second.Err != nil || third.Err != nil || !s.Running {
+		t.Errorf("batch: %v; %v, %v, %v; %+v", err, first.Err, second.Err, third.Err, s)
+	}
+}
+
 func TestClient_Refusal(t *testing.T) {
 	c, m := connect(t)
 	go func() {
