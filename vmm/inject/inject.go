@@ -11,9 +11,11 @@
 // are delivered afterwards; a process that was stopped stays stopped. Registers of
 // floating point and vectors are not touched by a system call.
 //
-// One window is left: a caller that dies between a call's two PTRACE_SETREGS,
-// some 50 µs, leaves the thread with the registers of that call. With does nothing
-// but the calls in between, and callers should make few.
+// A caller may die at any moment. What it has set up by then is such that the
+// thread goes on by itself, by way of a frame of a signal on its stack; see
+// frame_unsafe.go. A call that was not yet made may then still be made. Some
+// processes have no such frame, and are in danger for some 100 µs a call: those
+// without a C library, with a shadow stack, or with small stacks (Go).
 package inject
 
 import (
@@ -76,7 +78,7 @@ func With(ctx context.Context, pid int, f func(*Thread) error) error {
 // with is With on a locked thread. left: a thread of the process could not be
 // detached from, as it has not stopped.
 func with(pid int, f func(*Thread) error) (left bool, err error) {
-	at, err := syscallInstruction(pid)
+	code, err := findCode(pid)
 	if err != nil {
 		return false, err
 	}
@@ -85,7 +87,7 @@ func with(pid int, f func(*Thread) error) (left bool, err error) {
 		return false, err
 	}
 	for _, tid := range tids[:min(len(tids), maxThreads)] {
-		t := &Thread{pid: pid, tid: tid, at: at}
+		t := &Thread{pid: pid, tid: tid, code: code}
 		switch err := t.seize(); {
 		case errors.Is(err, errNotStopped):
 			left = true // it hangs in the kernel

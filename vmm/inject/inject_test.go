@@ -7,7 +7,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -15,6 +17,7 @@ import (
 
 	"fermata/protocol/mustrun"
 	"fermata/vmm/qmp"
+	"fermata/vmm/vmmtest"
 )
 
 var bg = context.Background()
@@ -147,6 +150,158 @@ func TestWith_SaysWhyNot(t *testing.T) {
 	}
 }
 
+// dieAt is a tracer that kills itself at the n-th place where that is worst. It
+// exits with 0 when there is no n-th.
+func dieAt() {
+	pid, _ := strconv.Atoi(os.Args[1])
+	n, _ := strconv.Atoi(os.Args[2])
+	reached = func(string) {
+		if n--; n == 0 {
+			_ = unix.Kill(os.Getpid(), unix.SIGKILL)
+			select {}
+		}
+	}
+	if err := With(bg, pid, func(t *Thread) error { _, err := t.Syscall(unix.SYS_GETPPID); return err }); err != nil {
+		fmt.Fprintln(os.Stderr, "tracer:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// dieTracing runs tracers that die at one place after the other, and calls check
+// after each. It returns how many places there are.
+func dieTracing(t *testing.T, pid int, check func(place int)) int {
+	t.Helper()
+	for place := 1; ; place++ {
+		cmd := exec.Command("/proc/self/exe", fmt.Sprint(pid), fmt.Sprint(place))
+		cmd.Env = append(os.Environ(), targetEnv+"=dying")
+		cmd.Stderr = os.Stderr
+		err := cmd.Run()
+		check(place)
+		if err == nil {
+			return place - 1
+		}
+		if ws, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || !ws.Signaled() {
+			t.Fatalf("tracer: %v", err)
+		}
+	}
+}
+
+// TestWith_DiesWithoutHarm_Computation has tracers die over a shell that computes
+// all the time.
+func TestWith_DiesWithoutHarm_Computation(t *testing.T) {
+	mustrun.Need(t, mustrun.UFFD)
+	const steps = 1_000_000
+	want := 0
+	for i := range steps {
+		want = (want*31 + i) % 1000003
+	}
+	shell := exec.Command("dash", "-c", fmt.Sprintf(
+		`i=0 s=0; while [ $i -lt %d ]; do s=$(( (s*31+i) %% 1000003 )); i=$((i+1)); done; echo $s`, steps))
+	var out strings.Builder
+	shell.Stdout = &out
+	if err := shell.Start(); err != nil {
+		t.Fatal(err)
+	}
+	places := 0
+	for range times(20) {
+		places += dieTracing(t, shell.Process.Pid, func(int) {})
+	}
+	if err := shell.Wait(); err != nil || strings.TrimSpace(out.String()) != fmt.Sprint(want) {
+		t.Errorf("the shell says %q, %v; want %d", out.String(), err, want)
+	}
+	if places < times(20)*5 {
+		t.Errorf("%d deaths, too few", places)
+	}
+}
+
+// TestWith_DiesWithoutHarm_Wait has tracers die over a program that waits, with
+// values in its vector registers that nothing else would bring back.
+func TestWith_DiesWithoutHarm_Wait(t *testing.T) {
+	mustrun.Need(t, mustrun.UFFD)
+	sleeper := exec.Command("sleep", "1000")
+	if err := sleeper.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = sleeper.Process.Kill()
+		_ = sleeper.Wait()
+	}()
+	pid := sleeper.Process.Pid
+	awaitState(t, pid, "S")
+	setVectors(t, pid)
+	n := dieTracing(t, pid, func(place int) {
+		awaitState(t, pid, "S")
+		if !hasVectors(t, pid) {
+			t.Errorf("place %d: the vector registers are not what they were", place)
+		}
+	})
+	if n < 5 {
+		t.Errorf("%d deaths, too few", n)
+	}
+}
+
+// TestWith_DiesWithoutHarm_QEMU has tracers die over a QEMU whose guest counts.
+func TestWith_DiesWithoutHarm_QEMU(t *testing.T) {
+	mustrun.Need(t, mustrun.QEMU, mustrun.UFFD)
+	dir := t.TempDir()
+	program, console, monitor := filepath.Join(dir, "program"), filepath.Join(dir, "console"), filepath.Join(dir, "q")
+	if err := os.WriteFile(program, vmmtest.Program(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("qemu-system-x86_64", "-machine", "q35", "-nodefaults", "-display", "none", "-m", "16",
+		"-kernel", program, "-serial", "file:"+console, "-qmp", "unix:"+monitor+",server=on,wait=off")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	}()
+	client := dialMonitor(t, monitor)
+	defer client.Close()
+	deaths := 0
+	for range times(30) {
+		deaths += dieTracing(t, cmd.Process.Pid, func(place int) {
+			if s, err := client.QueryStatus(t.Context()); err != nil || !s.Running {
+				t.Fatalf("place %d: the guest is %+v, %v", place, s, err)
+			}
+		})
+	}
+	before, err := os.ReadFile(console)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) { // polls, with a deadline
+		now, err := os.ReadFile(console)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := vmmtest.CheckConsole(string(now), 1); err != nil {
+			t.Fatal(err)
+		}
+		if len(now) > len(before) {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the guest does not go on")
+		}
+	}
+	t.Logf("%d deaths", deaths)
+}
+
+func dialMonitor(t *testing.T, path string) *qmp.Client {
+	t.Helper()
+	client, err := qmp.Dial(t.Context(), path)
+	for deadline := time.Now().Add(20 * time.Second); err != nil; client, err = qmp.Dial(t.Context(), path) {
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Millisecond) // polls, with a deadline
+	}
+	return client
+}
+
 func startTracer(t testing.TB, pid int) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe", fmt.Sprint(pid))
@@ -199,13 +354,7 @@ func TestWith_QEMU(t *testing.T) {
 		}
 		return len(entries)
 	}
-	client, err := qmp.Dial(t.Context(), monitor)
-	for deadline := time.Now().Add(20 * time.Second); err != nil; client, err = qmp.Dial(t.Context(), monitor) {
-		if time.Now().After(deadline) {
-			t.Fatal(err)
-		}
-		time.Sleep(10 * time.Millisecond) // polls, with a deadline
-	}
+	client := dialMonitor(t, monitor)
 	defer client.Close()
 	before := descriptors()
 	for range times(1000) {

@@ -24,6 +24,8 @@ func TestMain(m *testing.M) {
 	switch os.Getenv(targetEnv) {
 	case "":
 		os.Exit(m.Run())
+	case "dying":
+		dieAt()
 	case "tracer":
 		pid, _ := strconv.Atoi(os.Args[1])
 		for {
@@ -221,5 +223,60 @@ func (tg *target) end() {
 	tg.t.Helper()
 	if err := errors.Join(tg.in.Close(), tg.cmd.Wait()); err != nil {
 		tg.t.Fatalf("the target was disturbed: %v", err)
+	}
+}
+
+// The upper halves of the vector registers ymm8 to ymm15 in the state of XSAVE
+// (Intel SDM volume 1, 13.4.3 and 13.4.4: AVX state is component 2, at 576).
+const (
+	upperAt   = 576 + 8*16
+	upperEnd  = 576 + 16*16
+	avxState  = 1 << 2
+	testValue = 0x5a
+)
+
+// setVectors puts a value into registers of a thread that waits.
+func setVectors(t *testing.T, pid int) {
+	t.Helper()
+	tracing(t, pid, func(th *Thread) {
+		b := make([]byte, maxXState)
+		v := unix.Iovec{Base: &b[0]}
+		v.SetLen(len(b))
+		if _, _, errno := unix.Syscall6(unix.SYS_PTRACE, unix.PTRACE_GETREGSET, uintptr(pid), noteXState, uintptr(unsafe.Pointer(&v)), 0, 0); errno != 0 {
+			t.Fatal(errno)
+		}
+		if v.Len < upperEnd {
+			t.Skip("this processor has no AVX")
+		}
+		for i := upperAt; i < upperEnd; i++ {
+			b[i] = testValue
+		}
+		b[legacyBytes] |= avxState | 3 // x87 and SSE, too
+		if _, _, errno := unix.Syscall6(unix.SYS_PTRACE, unix.PTRACE_SETREGSET, uintptr(pid), noteXState, uintptr(unsafe.Pointer(&v)), 0, 0); errno != 0 {
+			t.Fatal(errno)
+		}
+	})
+}
+
+// hasVectors tells whether the value is still there.
+func hasVectors(t *testing.T, pid int) (yes bool) {
+	t.Helper()
+	tracing(t, pid, func(th *Thread) {
+		b, err := th.extendedState()
+		if err != nil {
+			t.Fatal(err)
+		}
+		yes = b[legacyBytes]&avxState != 0
+		for _, x := range b[upperAt:upperEnd] {
+			yes = yes && x == testValue
+		}
+	})
+	return yes
+}
+
+func tracing(t *testing.T, pid int, f func(*Thread)) {
+	t.Helper()
+	if err := With(t.Context(), pid, func(th *Thread) error { f(th); return nil }); err != nil {
+		t.Fatal(err)
 	}
 }

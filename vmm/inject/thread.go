@@ -13,8 +13,9 @@ import (
 // Concurrency: for the function that With calls, on its goroutine.
 type Thread struct {
 	pid, tid int
-	at       uint64          // address of a syscall instruction
+	code     code
 	saved    unix.PtraceRegs // as it was stopped
+	frame    uint64          // where the frame lies that puts saved back; 0: there is none
 	signals  []unix.Signal   // that came meanwhile, for after the release
 	gone     bool
 }
@@ -24,7 +25,7 @@ const maxArgs = 6
 
 var errNotStopped = errors.New("thread does not stop")
 
-// seize attaches to the thread and stops it.
+// seize attaches to the thread, stops it and makes its frame.
 //
 // On error it is not attached to.
 func (t *Thread) seize() error {
@@ -43,6 +44,12 @@ func (t *Thread) seize() error {
 	if err == nil && t.saved.Cs != userCS64 {
 		err = fmt.Errorf("%w: runs in 32-bit mode", ErrUnsupported)
 	}
+	if err == nil {
+		err = t.request("PTRACE_SETOPTIONS", unix.PtraceSetOptions(t.tid, unix.PTRACE_O_TRACESYSGOOD))
+	}
+	if err == nil {
+		err = t.writeFrame()
+	}
 	if err != nil {
 		return errors.Join(err, t.detach())
 	}
@@ -53,7 +60,7 @@ func (t *Thread) seize() error {
 // arch/x86/include/asm/segment.h).
 const userCS64 = 0x33
 
-// interrupt waits until the thread has stopped.
+// interrupt makes the thread stop and waits until it has.
 func (t *Thread) interrupt() error {
 	if err := unix.PtraceInterrupt(t.tid); err != nil {
 		return fmt.Errorf("PTRACE_INTERRUPT: %w", err)
@@ -69,7 +76,7 @@ func (t *Thread) interrupt() error {
 		}
 		// A signal was about to be delivered: let it, afterwards. The stop that
 		// was asked for is still to come.
-		if err := t.resume(unix.PtraceCont, ws.StopSignal()); err != nil {
+		if err := t.request("PTRACE_CONT", unix.PtraceCont(t.tid, int(ws.StopSignal()))); err != nil {
 			return err
 		}
 	}
@@ -78,6 +85,9 @@ func (t *Thread) interrupt() error {
 // isEventStop tells a stop that PTRACE_INTERRUPT asked for, or one of the whole
 // process, from the delivery of a signal (ptrace(2), "PTRACE_EVENT stops").
 func isEventStop(ws unix.WaitStatus) bool { return uint32(ws)>>16 == unix.PTRACE_EVENT_STOP }
+
+// isSyscallStop tells the begin or end of a system call (PTRACE_O_TRACESYSGOOD).
+func isSyscallStop(ws unix.WaitStatus) bool { return ws.StopSignal() == unix.SIGTRAP|0x80 }
 
 // wait waits for the next stop of the thread.
 func (t *Thread) wait(deadline time.Time) (unix.WaitStatus, error) {
@@ -104,14 +114,6 @@ func (t *Thread) wait(deadline time.Time) (unix.WaitStatus, error) {
 	}
 }
 
-// resume lets the thread run on with a signal, by PTRACE_CONT or another request.
-func (t *Thread) resume(request func(int, int) error, signal unix.Signal) error {
-	if err := request(t.tid, int(signal)); err != nil {
-		return fmt.Errorf("resume thread: %w", err)
-	}
-	return nil
-}
-
 // Syscall has the thread make system call nr and returns its result. The error
 // of the call is a unix.Errno.
 //
@@ -121,68 +123,102 @@ func (t *Thread) Syscall(nr uintptr, args ...uintptr) (uintptr, error) {
 		return 0, fmt.Errorf("system call %d with %d arguments", nr, len(args))
 	}
 	r := t.saved
-	r.Rip = t.at
-	r.Rax = uint64(nr)
+	r.Rip, r.Rax = t.code.call, uint64(nr)
+	if t.frame != 0 {
+		r.Rsp = t.frame
+	}
 	// Not in a system call: the kernel must not take this for one to restart.
 	r.Orig_rax = ^uint64(0)
 	for i, a := range args {
 		// The order of arguments is that of syscall(2) for x86-64.
 		*[maxArgs]*uint64{&r.Rdi, &r.Rsi, &r.Rdx, &r.R10, &r.R8, &r.R9}[i] = uint64(a)
 	}
-	if err := unix.PtraceSetRegs(t.tid, &r); err != nil {
-		return 0, fmt.Errorf("PTRACE_SETREGS: %w", t.ended(err))
-	}
-	err := t.ended(t.step())
-	if err == nil {
-		err = t.regs(&r)
-	}
-	if restoreErr := unix.PtraceSetRegs(t.tid, &t.saved); restoreErr != nil && !t.gone {
-		err = errors.Join(err, fmt.Errorf("restore registers: %w", t.ended(restoreErr)))
-	}
+	result, err := t.run(&r)
 	if err != nil {
 		return 0, fmt.Errorf("system call %d: %w", nr, err)
 	}
 	const maxErrno = 4095 // MAX_ERRNO of linux/err.h
-	if result := int64(r.Rax); result < 0 && result >= -maxErrno {
-		return 0, unix.Errno(-result)
+	if n := int64(result); n < 0 && n >= -maxErrno {
+		return 0, unix.Errno(-n)
 	}
-	return uintptr(r.Rax), nil
+	return uintptr(result), nil
 }
 
 // callBudget bounds one call. Those that are worth injecting do not wait.
 const callBudget = 10 * time.Second
 
-// step executes the one instruction at hand.
-func (t *Thread) step() error {
+// run has the thread go on with r, which is about to make a system call, stops it
+// behind the call and gives it its own registers back.
+//
+// It never asks for a single step: should we die, the kernel would let go of the
+// thread and leave the trap flag set, and the trap would end the process
+// (__ptrace_unlink in kernel/ptrace.c). A stop at a system call goes with us.
+func (t *Thread) run(r *unix.PtraceRegs) (result uint64, err error) {
 	deadline := time.Now().Add(callBudget)
-	if err := unix.PtraceSingleStep(t.tid); err != nil {
-		return fmt.Errorf("PTRACE_SINGLESTEP: %w", t.ended(err))
+	if err := t.setRegs(r); err != nil {
+		return 0, err
 	}
+	for range 2 { // its begin, its end
+		if err := t.next(unix.PtraceSyscall, deadline, isSyscallStop); err != nil {
+			return 0, err
+		}
+	}
+	var after unix.PtraceRegs
+	if err := t.regs(&after); err != nil {
+		return 0, err
+	}
+	// A call that was interrupted when we came is restarted only by a thread that
+	// comes out of such a stop (arch_do_signal_or_restart in arch/x86/kernel/signal.c).
+	if err := t.request("PTRACE_INTERRUPT", unix.PtraceInterrupt(t.tid)); err != nil {
+		return 0, err
+	}
+	if err := t.next(unix.PtraceCont, deadline, isEventStop); err != nil {
+		return 0, err
+	}
+	return after.Rax, t.setRegs(&t.saved)
+}
+
+// next lets the thread run to a stop of a kind. Signals on the way are kept for
+// later.
+func (t *Thread) next(resume func(pid, signal int) error, deadline time.Time, is func(unix.WaitStatus) bool) error {
 	for {
-		ws, err := t.wait(deadline)
-		if err != nil {
+		if err := t.request("resume thread", resume(t.tid, 0)); err != nil {
 			return err
 		}
+		reached("resumed")
+		ws, err := t.wait(deadline)
 		switch {
-		case isEventStop(ws):
-			// A stop signal reached the process. The step is still to be made; the
-			// process stays stopped, as release sees to it.
-		case ws.StopSignal() == unix.SIGTRAP:
+		case err != nil:
+			return t.ended(err)
+		case is(ws):
 			return nil
+		case isEventStop(ws), isSyscallStop(ws):
+			// A stop signal reached the process: it stays stopped, as release sees to it.
 		default:
 			t.signals = append(t.signals, ws.StopSignal())
-		}
-		if err := unix.PtraceSingleStep(t.tid); err != nil {
-			return fmt.Errorf("PTRACE_SINGLESTEP: %w", t.ended(err))
 		}
 	}
 }
 
+// reached is for tests: it is told where a death of ours would be worst.
+var reached = func(where string) {}
+
+func (t *Thread) setRegs(r *unix.PtraceRegs) error {
+	err := t.request("PTRACE_SETREGS", unix.PtraceSetRegs(t.tid, r))
+	reached("set")
+	return err
+}
+
 func (t *Thread) regs(r *unix.PtraceRegs) error {
-	if err := unix.PtraceGetRegs(t.tid, r); err != nil {
-		return fmt.Errorf("PTRACE_GETREGS: %w", t.ended(err))
+	return t.request("PTRACE_GETREGS", unix.PtraceGetRegs(t.tid, r))
+}
+
+// request names the error of a request to the thread.
+func (t *Thread) request(name string, err error) error {
+	if err == nil {
+		return nil
 	}
-	return nil
+	return fmt.Errorf("%s: %w", name, t.ended(err))
 }
 
 // ended makes an error of a thread that is no more ErrGone.
