@@ -25,19 +25,20 @@ import (
 	"fermata/protocol/fault/faultgrpc"
 	"fermata/protocol/mustrun"
 	"fermata/vmm/qmp"
+	"fermata/vmm/uffd"
 )
 
 // TestMain lets the test binary play the guard process of the agents it runs.
 func TestMain(m *testing.M) {
 	if len(os.Args) == 2 && os.Args[1] == "guard" {
-		err := guard.Serve(context.Background(), os.Stdin, func(ctx context.Context, socket string) error {
+		err := guard.Serve(context.Background(), os.Stdin, guard.Rescue{Revoke: uffd.Revoke, Resume: func(ctx context.Context, socket string) error {
 			c, err := qmp.Dial(ctx, socket)
 			if err != nil {
 				return err
 			}
 			defer c.Close()
 			return c.Cont(ctx)
-		})
+		}})
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)

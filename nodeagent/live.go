@@ -21,6 +21,7 @@ import (
 // Concurrency: owned by the worker of the guest's cluster.
 type tracked struct {
 	tracker *capture.Tracker
+	watched int // what the guard knows it by
 	base    map[string]*repository.Image // by memory block: of the newest checkpoint known to be committed; nil: none
 }
 
@@ -65,13 +66,13 @@ func (w *worker) chooseModes(ctx context.Context, s *saving) error {
 func (w *worker) track(ctx context.Context, g *guest) (*tracked, error) {
 	name := g.spec.Name
 	if tr := w.tracked[name]; tr != nil {
-		err := tr.tracker.Err()
+		err := tr.tracker.Check()
 		if err == nil {
 			return tr, nil
 		}
 		w.rounds.agent.log.Warn("writes are tracked anew", "cluster", g.cluster, "guest", name, "error", err)
 		delete(w.tracked, name)
-		if err := tr.tracker.Close(); err != nil {
+		if err := w.endTracking(tr); err != nil {
 			return nil, fmt.Errorf("end tracking: %w", err)
 		}
 	}
@@ -90,9 +91,20 @@ func (w *worker) track(ctx context.Context, g *guest) (*tracked, error) {
 	if err != nil {
 		return nil, err
 	}
-	tr := &tracked{tracker: t}
+	fd, ranges := t.Held()
+	tr := &tracked{tracker: t, watched: fd}
+	if err := w.rounds.agent.guard.Watch(fd, ranges); err != nil {
+		return nil, errors.Join(err, t.Close())
+	}
 	w.tracked[name] = tr
 	return tr, nil
+}
+
+// endTracking drops the protection of a guest.
+func (w *worker) endTracking(tr *tracked) error {
+	// The guard first: the number is another file's once it is closed.
+	err := w.rounds.agent.guard.Unwatch(tr.watched)
+	return errors.Join(err, tr.tracker.Close())
 }
 
 func closeBlocks(blocks []capture.Block) error {
@@ -107,7 +119,7 @@ func closeBlocks(blocks []capture.Block) error {
 func (w *worker) untrack() error {
 	var errs []error
 	for name, tr := range w.tracked {
-		if err := tr.tracker.Close(); err != nil {
+		if err := w.endTracking(tr); err != nil {
 			errs = append(errs, fmt.Errorf("end tracking of guest %s: %w", name, err))
 		}
 	}
@@ -187,6 +199,9 @@ func (s *saving) sweepGuest(ctx context.Context, sg *savedGuest, meter *meter) e
 		sg.images[mem.Name] = image
 		pieces = append(pieces, p)
 	}
+	if err := sg.cut.Whole(); err != nil {
+		return captureFault(err)
+	}
 	sg.pieces = append(pieces, sg.pieces...)
 	stats := sg.cut.Stats()
 	sg.report.WriteFaults = stats.WriteFaults
@@ -227,6 +242,8 @@ func captureFault(err error) error {
 	switch {
 	case errors.Is(err, capture.ErrStalled):
 		return fault.Wrap(fault.Deadline, err, "capture")
+	case errors.Is(err, uffd.ErrRevoked):
+		return fault.Wrap(fault.Aborted, err, "writes were not seen while the agent hung")
 	case errors.Is(err, repository.ErrDiverged):
 		return fault.Wrap(fault.Internal, err, "audit: a write was not seen")
 	case errors.Is(err, repository.ErrBaseGone):

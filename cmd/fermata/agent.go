@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"path/filepath"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -9,6 +11,7 @@ import (
 
 	"fermata/cmd/internal/app"
 	"fermata/nodeagent"
+	"fermata/protocol/failpoint"
 	"fermata/protocol/fault"
 	"fermata/protocol/identity"
 )
@@ -88,6 +91,10 @@ run by the agent's guard process.`,
 				return err
 			}
 			cfg.DestroyOnExit = destroy
+			err = errors.Join(failpoint.ArmAll(env.Getenv(failpoint.Env)), failpoint.ArmFile(filepath.Join(f.StateDir, failpoint.FileName)))
+			if err != nil {
+				return fault.Wrap(fault.Invalid, err, "")
+			}
 			a, err := nodeagent.New(cfg)
 			if err != nil {
 				return fault.Wrap(fault.Invalid, err, "%s", file)

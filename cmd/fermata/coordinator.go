@@ -14,6 +14,7 @@ import (
 	"fermata/coordinator"
 	"fermata/coordinator/etcdembed"
 	"fermata/imageio/repository"
+	"fermata/protocol/failpoint"
 	"fermata/protocol/fault"
 	"fermata/protocol/identity"
 )
@@ -126,6 +127,9 @@ checkpoints and restarts wait.`,
 			cfg, err := f.config(logger)
 			if err != nil {
 				return err
+			}
+			if err := failpoint.ArmAll(env.Getenv(failpoint.Env)); err != nil {
+				return fault.Wrap(fault.Invalid, err, "")
 			}
 			c, err := coordinator.New(cfg)
 			if err != nil {

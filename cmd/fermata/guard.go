@@ -10,6 +10,7 @@ import (
 	"fermata/cmd/internal/app"
 	"fermata/nodeagent/guard"
 	"fermata/vmm/qmp"
+	"fermata/vmm/uffd"
 )
 
 // guardBudget bounds one attempt to let a guest run.
@@ -26,7 +27,7 @@ func newGuardCommand(env *app.Env) *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			// It must outlive the signal that ends its agent.
 			ctx := context.WithoutCancel(cmd.Context())
-			return guard.Serve(ctx, env.Stdin, continueGuest)
+			return guard.Serve(ctx, env.Stdin, guard.Rescue{Resume: continueGuest, Revoke: uffd.Revoke})
 		},
 	}
 }

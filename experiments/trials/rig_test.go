@@ -26,11 +26,13 @@ const (
 	stepBudget = time.Minute
 )
 
-// fermataBinary builds the binary once for all trials of a test run.
-func fermataBinary(t *testing.T) string {
+// fermataBinary builds the binary of a trial; the tag failpoints makes one that
+// can be told where to die.
+func fermataBinary(t *testing.T, tags ...string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "fermata")
-	if out, err := exec.Command("go", "build", "-o", path, "fermata/cmd/fermata").CombinedOutput(); err != nil {
+	args := []string{"build", "-tags", strings.Join(tags, ","), "-o", path, "fermata/cmd/fermata"}
+	if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
 		t.Fatalf("build fermata: %v\n%s", err, out)
 	}
 	return path

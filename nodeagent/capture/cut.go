@@ -265,6 +265,17 @@ func (t *Tracker) letGo(c *Cut, ref leafRef) error {
 	return nil
 }
 
+// Whole says whether all that was read is of the cut: nil once every Source was
+// read to its end, and no write of the guest can have passed unseen.
+func (c *Cut) Whole() error {
+	if c.ended.Load() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.err
+	}
+	return c.tracker.Check()
+}
+
 // Close frees what the cut holds. A Source that is being read fails.
 func (c *Cut) Close() error {
 	c.end(errors.New("the cut is closed"))

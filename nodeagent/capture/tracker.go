@@ -186,6 +186,34 @@ func (t *Tracker) Err() error {
 	return t.err
 }
 
+// Held returns what a guard has to know to drop the protection when this process
+// hangs: the number of the userfaultfd and what it holds (uffd.Revoke).
+func (t *Tracker) Held() (fd int, ranges []uffd.Range) {
+	for _, r := range t.regions {
+		ranges = append(ranges, uffd.Range{Addr: r.addr, Len: uint64(r.size)})
+	}
+	if f, ok := t.fd.(*uffd.FD); ok {
+		return f.Number(), ranges
+	}
+	return -1, ranges
+}
+
+// Check fails once the protection was dropped behind our back: writes were then
+// not seen. To protect a page again that the guest may write to costs one fault.
+func (t *Tracker) Check() error {
+	if err := t.Err(); err != nil {
+		return err
+	}
+	for _, r := range t.regions {
+		if err := t.fd.Protect(r.units(0, 0, 1)); err != nil {
+			err = fmt.Errorf("memory %s: %w", r.name, err)
+			t.fail(err)
+			return err
+		}
+	}
+	return nil
+}
+
 // fail ends tracking: the protection is dropped and the guest runs on.
 func (t *Tracker) fail(err error) {
 	t.mu.Lock()
@@ -210,8 +238,10 @@ func (t *Tracker) fail(err error) {
 //
 // Cost: about 50 ms a GiB the first time (experiments/pause); then in
 // proportion to what was written.
+//
+// Its error says that tracking has ended, or ctx: Err tells.
 func (t *Tracker) Arm(ctx context.Context, full bool) error {
-	if err := t.Err(); err != nil {
+	if err := t.Check(); err != nil {
 		return err
 	}
 	if t.pool == nil {

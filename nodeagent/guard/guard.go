@@ -7,6 +7,11 @@
 // guests run. It knows nothing of guests that stand still for other reasons,
 // such as one that was restored and waits for its release.
 //
+// A guest whose writes are tracked waits at its next first write to a page for as
+// long as the agent hangs. So the agent says that it lives once a second, and when
+// nothing was heard of it for some seconds the guard drops all tracking. The agent
+// finds that out by itself (package uffd, ErrRevoked).
+//
 // An agent that hangs may go on at any moment and stop a guest that the guard
 // has let run, so the guard goes on resuming until the agent says Release. The
 // agent must therefore check, after it has saved a guest and before it counts on
@@ -28,6 +33,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"fermata/vmm/uffd"
 )
 
 const (
@@ -44,6 +51,11 @@ const (
 	// lastBudget bounds the attempts once the agent is gone. A guest that cannot
 	// be resumed in this time has ended, or its monitor is broken for good.
 	lastBudget = time.Minute
+
+	// beatEvery is how often the agent says that it lives, and silence after how
+	// long without a word it counts as hanging.
+	beatEvery = time.Second
+	silence   = 5 * time.Second
 
 	// closeBudget bounds the wait for the guard's end. It is longer than
 	// lastBudget: a guard that is at work is not killed.
@@ -62,7 +74,11 @@ type Guard struct {
 	proc   *exec.Cmd       // guarded by mu; nil between a failed start and the next request
 	pipe   *os.File        // guarded by mu; its standard input
 	held   map[string]held // guarded by mu; by socket
+	watch  map[int]string  // guarded by mu; ranges by the number of their userfaultfd
 	closed bool            // guarded by mu
+
+	stop  chan struct{} // closed by Close
+	beats sync.WaitGroup
 }
 
 // held is one guest that the guard was told of.
@@ -91,11 +107,30 @@ func number(f *os.File) int {
 // Start runs command, which must call Serve on its standard input. The process
 // has a session of its own, so that a signal to the agent's group spares it.
 func Start(command []string, log *os.File) (*Guard, error) {
-	g := &Guard{command: command, log: log, held: map[string]held{}}
+	g := &Guard{command: command, log: log, held: map[string]held{}, watch: map[int]string{}, stop: make(chan struct{})}
 	if err := g.start(); err != nil {
 		return nil, err
 	}
+	g.beats.Go(g.beat)
 	return g, nil
+}
+
+// beat says that we live, as long as somebody wants to know.
+func (g *Guard) beat() {
+	tick := time.NewTicker(beatEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-g.stop:
+			return
+		case <-tick.C:
+		}
+		g.mu.Lock()
+		if len(g.watch) > 0 && !g.closed {
+			_ = g.say("beat\n") // a guard that does not take it is replaced, again in a second
+		}
+		g.mu.Unlock()
+	}
 }
 
 // start makes the process and tells it what is held.
@@ -119,7 +154,47 @@ func (g *Guard) start() error {
 			return err
 		}
 	}
+	for fd, ranges := range g.watch {
+		if err := g.write(watchLine(fd, ranges)); err != nil {
+			return err
+		}
+	}
 	return nil
+}
+
+func watchLine(fd int, ranges string) string { return fmt.Sprintf("watch %d %s\n", fd, ranges) }
+
+// Watch says that writes to the ranges are tracked by the userfaultfd of that
+// number in this process.
+func (g *Guard) Watch(fd int, ranges []uffd.Range) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var list []string
+	for _, r := range ranges {
+		list = append(list, fmt.Sprintf("%x+%x", r.Addr, r.Len))
+	}
+	text := strings.Join(list, ",")
+	line := watchLine(fd, text)
+	if err := checkLine(line); err != nil {
+		return err
+	}
+	g.watch[fd] = text
+	if err := g.say(line); err != nil {
+		delete(g.watch, fd)
+		return err
+	}
+	return nil
+}
+
+// Unwatch says that they are not any more.
+func (g *Guard) Unwatch(fd int) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if _, known := g.watch[fd]; !known {
+		return nil
+	}
+	delete(g.watch, fd)
+	return g.say(fmt.Sprintf("unwatch %d\n", fd))
 }
 
 // Hold says that the guest behind the QMP socket is about to stop, and must
@@ -214,12 +289,14 @@ func (g *Guard) drop() {
 
 // Close ends the guard; guests still held run again first.
 func (g *Guard) Close() error {
+	defer g.beats.Wait()
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.closed {
 		return nil
 	}
 	g.closed = true
+	close(g.stop)
 	defer func() {
 		for socket := range g.held {
 			g.forget(socket)
@@ -239,56 +316,75 @@ func (g *Guard) Close() error {
 
 // request is one line of the pipe.
 type request struct {
-	hold   bool
+	verb   string // hold, release, watch, unwatch or beat
 	budget time.Duration
-	conn   *os.File // a copy of the agent's; nil: none
+	fd     int // in the agent; -1: none
 	socket string
+	ranges []uffd.Range
 }
 
-func parseRequest(agent int, line string) (request, error) {
-	verb, rest, _ := strings.Cut(line, " ")
-	switch verb {
+func parseRequest(line string) (r request, err error) {
+	broken := fmt.Errorf("guard request %q: broken", line)
+	var rest string
+	r.verb, rest, _ = strings.Cut(line, " ")
+	switch r.verb {
 	case "hold":
 		ms, rest, _ := strings.Cut(rest, " ")
 		fd, socket, _ := strings.Cut(rest, " ")
 		n, err := strconv.ParseInt(ms, 10, 64)
-		conn, fdErr := strconv.Atoi(fd)
-		if err != nil || fdErr != nil || socket == "" {
-			return request{}, fmt.Errorf("guard request %q: broken", line)
+		if err != nil || socket == "" {
+			return r, broken
 		}
-		return request{hold: true, budget: time.Duration(n) * time.Millisecond, conn: copyOf(agent, conn), socket: socket}, nil
+		if r.fd, err = strconv.Atoi(fd); err != nil {
+			return r, broken
+		}
+		r.budget, r.socket = time.Duration(n)*time.Millisecond, socket
 	case "release":
-		return request{socket: rest}, nil
+		r.socket = rest
+	case "watch":
+		fd, ranges, _ := strings.Cut(rest, " ")
+		if r.fd, err = strconv.Atoi(fd); err != nil {
+			return r, broken
+		}
+		for text := range strings.SplitSeq(ranges, ",") {
+			var one uffd.Range
+			if _, err := fmt.Sscanf(text, "%x+%x", &one.Addr, &one.Len); err != nil {
+				return r, broken
+			}
+			r.ranges = append(r.ranges, one)
+		}
+	case "unwatch":
+		if r.fd, err = strconv.Atoi(rest); err != nil {
+			return r, broken
+		}
+	case "beat":
 	default:
-		return request{}, fmt.Errorf("guard request %q: unknown", line)
+		return r, fmt.Errorf("guard request %q: unknown", line)
 	}
+	return r, nil
 }
 
-// copyOf copies a descriptor out of the agent. It returns nil when there is none
-// or the agent has died: then the monitor is free for a connection of our own.
-func copyOf(agent, fd int) *os.File {
-	if fd < 0 {
-		return nil
-	}
+// copyOf copies a descriptor out of the agent.
+func copyOf(agent, fd int) (*os.File, error) {
 	pidfd, err := unix.PidfdOpen(agent, 0)
 	if err != nil {
-		return nil
+		return nil, os.NewSyscallError("pidfd_open", err)
 	}
 	defer unix.Close(pidfd)
 	own, err := unix.PidfdGetfd(pidfd, fd, 0)
 	if err != nil {
-		return nil
+		return nil, os.NewSyscallError("pidfd_getfd", err)
 	}
-	return os.NewFile(uintptr(own), "monitor connection of the agent")
+	return os.NewFile(uintptr(own), "monitor connection of the agent"), nil
 }
 
 // readRequests hands over what it reads until r ends, then closes requests.
-func readRequests(agent int, r io.Reader, requests chan<- request) error {
+func readRequests(r io.Reader, requests chan<- request) error {
 	defer close(requests)
 	s := bufio.NewScanner(r)
 	s.Buffer(make([]byte, maxLine), maxLine)
 	for s.Scan() {
-		req, err := parseRequest(agent, s.Text())
+		req, err := parseRequest(s.Text())
 		if err != nil {
 			return err
 		}
@@ -297,35 +393,14 @@ func readRequests(agent int, r io.Reader, requests chan<- request) error {
 	return s.Err()
 }
 
-// hold is one guest that the guard watches.
+// hold is one guest that the guard lets run, or one whose tracking it drops.
 type hold struct {
-	socket string
-	conn   *os.File  // the agent's, as long as it lives; nil: none
-	due    time.Time // of the next attempt to let it run
-	busy   bool      // an attempt is in progress
-	err    error     // of the last attempt
-}
-
-// run lets the guest run: through the agent's connection while the agent, which
-// hangs, keeps the monitor to itself. Nobody reads the answer, so whether it was
-// obeyed is not known, and it is said again until the agent has something to say.
-func (h *hold) run(ctx context.Context, resume func(context.Context, string) error) error {
-	if h.conn == nil {
-		return resume(ctx, h.socket)
-	}
-	// Id 0 is of no command of ours, and its reply of no interest (package qmp).
-	_, err := h.conn.WriteString(`{"execute":"cont","id":0}` + "\n")
-	return err
-}
-
-// disconnect gives the copy of the agent's connection up.
-//
-// Preconditions: no attempt is in progress.
-func (h *hold) disconnect() {
-	if h.conn != nil {
-		_ = h.conn.Close()
-		h.conn = nil
-	}
+	key   string
+	due   time.Time // of the next attempt
+	busy  bool      // an attempt is in progress
+	err   error     // of the last attempt
+	do    func(ctx context.Context, agentLives bool) error
+	watch bool // due when nothing is heard of the agent, and once
 }
 
 type attempt struct {
@@ -333,66 +408,114 @@ type attempt struct {
 	err  error
 }
 
+// Rescue is what a guard does. The functions must be idempotent and bounded in
+// time, and are called by several goroutines.
+type Rescue struct {
+	// Resume lets the guest behind a QMP socket run.
+	Resume func(ctx context.Context, socket string) error
+	// Revoke is uffd.Revoke.
+	Revoke func(holder, fd int, ranges []uffd.Range) error
+}
+
+// resumeThrough lets a guest run. While the agent, which hangs, keeps the monitor
+// to itself, it says so through a copy of the agent's connection. Nobody reads the
+// answer then, so whether it was obeyed is not known, and it is said again until
+// the agent has something to say.
+func (r Rescue) resumeThrough(ctx context.Context, agent, fd int, socket string, agentLives bool) error {
+	if fd < 0 || !agentLives {
+		return r.Resume(ctx, socket)
+	}
+	conn, err := copyOf(agent, fd)
+	if err != nil {
+		return err
+	}
+	// Id 0 is of no command of ours, and its reply of no interest (package qmp).
+	_, err = conn.WriteString(`{"execute":"cont","id":0}` + "\n")
+	return errors.Join(err, conn.Close())
+}
+
 // Serve obeys the requests on r until it ends, then resumes what is still held
-// and returns. resume must be idempotent and bounded in time, and is called by
-// several goroutines. What it could not do is tried again, after the end of r
-// for lastBudget; then the error says what could not be done.
-func Serve(ctx context.Context, r io.Reader, resume func(ctx context.Context, socket string) error) error {
+// and returns. What it could not do is tried again, after the end of r for
+// lastBudget; then the error says what could not be done.
+func Serve(ctx context.Context, r io.Reader, rescue Rescue) error {
 	requests := make(chan request)
 	readErr := make(chan error, 1)
 	agent := os.Getppid()
-	go func() { readErr <- readRequests(agent, r, requests) }()
+	go func() { readErr <- readRequests(r, requests) }()
 
-	held := map[string]*hold{}
+	holds := map[string]*hold{}
 	attempts := make(chan attempt)
+	heard := time.Now()
 	var end time.Time // zero while the agent lives
 	var lost []error
 	wake := time.NewTimer(0)
 	defer wake.Stop()
-	for busy := 0; requests != nil || len(held) > 0 || busy > 0; {
+	for busy := 0; requests != nil || len(holds) > 0 || busy > 0; {
 		now := time.Now()
 		next := time.Hour
-		for _, h := range held {
-			switch left := h.due.Sub(now); {
+		for _, h := range holds {
+			due := h.due
+			if quiet := heard.Add(silence); h.watch && due.Before(quiet) {
+				due = quiet
+			}
+			switch left := due.Sub(now); {
 			case h.busy:
 			case left > 0:
 				next = min(next, left)
 			default:
 				h.busy = true
 				busy++
-				if requests == nil {
-					h.disconnect() // the agent is dead, and the monitor free once we are off, too
-				}
-				go func() { attempts <- attempt{h, h.run(ctx, resume)} }()
+				lives := requests != nil
+				go func() { attempts <- attempt{h, h.do(ctx, lives)} }()
 			}
 		}
 		wake.Reset(next)
 		select {
 		case req, ok := <-requests:
-			switch {
-			case !ok:
+			if !ok {
 				requests, end = nil, time.Now().Add(lastBudget)
-				for _, h := range held {
+				for key, h := range holds {
 					h.due = time.Time{}
+					if h.watch { // its userfaultfd died with the agent
+						delete(holds, key)
+					}
 				}
-			case req.hold:
-				drop(held, req.socket)
-				held[req.socket] = &hold{socket: req.socket, conn: req.conn, due: time.Now().Add(req.budget)}
-			default:
-				drop(held, req.socket)
+				break
+			}
+			heard = time.Now()
+			switch req.verb {
+			case "hold":
+				holds[req.socket] = &hold{
+					key: req.socket, due: heard.Add(req.budget),
+					do: func(ctx context.Context, lives bool) error {
+						return rescue.resumeThrough(ctx, agent, req.fd, req.socket, lives)
+					},
+				}
+			case "release":
+				delete(holds, req.socket)
+			case "watch":
+				key := watchKey(req.fd)
+				holds[key] = &hold{key: key, watch: true, do: func(context.Context, bool) error {
+					return rescue.Revoke(agent, req.fd, req.ranges)
+				}}
+			case "unwatch":
+				delete(holds, watchKey(req.fd))
 			}
 		case a := <-attempts:
 			busy--
 			h := a.hold
 			h.busy, h.err, h.due = false, a.err, time.Now().Add(againEvery)
 			switch {
-			case held[h.socket] != h: // released, or held anew
-				h.disconnect()
+			case holds[h.key] != h: // released, or held anew
+			case h.watch:
+				if h.err == nil {
+					delete(holds, h.key)
+				}
 			case requests != nil: // the agent may stop it yet
 			case h.err == nil:
-				delete(held, h.socket)
+				delete(holds, h.key)
 			case time.Now().After(end):
-				delete(held, h.socket)
+				delete(holds, h.key)
 				lost = append(lost, h.err)
 			}
 		case <-wake.C:
@@ -401,13 +524,8 @@ func Serve(ctx context.Context, r io.Reader, resume func(ctx context.Context, so
 	return errors.Join(append(lost, <-readErr)...)
 }
 
-// drop forgets a guest; an attempt in progress keeps its connection to its end.
-func drop(held map[string]*hold, socket string) {
-	if h := held[socket]; h != nil && !h.busy {
-		h.disconnect()
-	}
-	delete(held, socket)
-}
+// watchKey is no path of a socket.
+func watchKey(fd int) string { return fmt.Sprintf("userfaultfd %d", fd) }
 
 // Command returns how the running binary is called as a guard.
 func Command() ([]string, error) {

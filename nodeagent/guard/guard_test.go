@@ -14,14 +14,20 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"fermata/protocol/mustrun"
+	"fermata/vmm/uffd"
 )
 
 // TestMain lets the test binary play the guard process: it prints what it resumes.
 func TestMain(m *testing.M) {
 	if os.Getenv("GUARD_TEST_SERVE") == "1" {
-		err := Serve(context.Background(), os.Stdin, func(_ context.Context, socket string) error {
-			say("resume", socket)
-			return nil
+		err := Serve(context.Background(), os.Stdin, Rescue{
+			Resume: func(_ context.Context, socket string) error {
+				say("resume", socket)
+				return nil
+			},
+			Revoke: uffd.Revoke,
 		})
 		if err != nil {
 			say("error", err)
@@ -48,7 +54,7 @@ func serve(t *testing.T, script func(w io.Writer, resumed <-chan string)) []stri
 	resumed := make(chan string, 16)
 	done := make(chan error, 1)
 	go func() {
-		done <- Serve(t.Context(), r, func(_ context.Context, s string) error { resumed <- s; return nil })
+		done <- Serve(t.Context(), r, Rescue{Resume: func(_ context.Context, s string) error { resumed <- s; return nil }})
 	}()
 	script(w, resumed)
 	w.Close()
@@ -95,14 +101,14 @@ func TestServe_ResumesAgainUntilReleased(t *testing.T) {
 	n := 0 // of one goroutine at a time: there is one socket
 	done := make(chan error, 1)
 	go func() {
-		done <- Serve(t.Context(), r, func(context.Context, string) error {
+		done <- Serve(t.Context(), r, Rescue{Resume: func(context.Context, string) error {
 			n++
 			calls <- n
 			if n == 1 {
 				return errors.New("monitor is busy")
 			}
 			return nil
-		})
+		}})
 	}()
 	fmt.Fprint(w, "hold 0 -1 /run/a.sock\n")
 	for want := 1; want <= 3; want++ {
@@ -137,14 +143,14 @@ func TestServe_HangingMonitorHoldsUpNobody(t *testing.T) {
 	resumed := make(chan string, 1)
 	done := make(chan error, 1)
 	go func() {
-		done <- Serve(t.Context(), r, func(_ context.Context, socket string) error {
+		done <- Serve(t.Context(), r, Rescue{Resume: func(_ context.Context, socket string) error {
 			if socket == "/run/hangs.sock" {
 				<-free
 				return nil
 			}
 			resumed <- socket
 			return nil
-		})
+		}})
 	}()
 	fmt.Fprint(w, "hold 60000 -1 /run/hangs.sock\nhold 60000 -1 /run/a.sock\n")
 	w.Close()
@@ -244,6 +250,70 @@ func TestGuard_SpeaksThroughTheAgentsConnection(t *testing.T) {
 	}
 	if rest, err := io.ReadAll(in); err != nil { // ends when both copies are closed
 		t.Errorf("after the release the monitor hears %q, %v; want the end", rest, err)
+	}
+}
+
+// TestGuard_RevokesWhatAHangingAgentTracks plays an agent that says nothing any
+// more while writes are tracked.
+func TestGuard_RevokesWhatAHangingAgentTracks(t *testing.T) {
+	mustrun.Need(t, mustrun.UFFD)
+	if testing.Short() {
+		t.Skip("waits for the guard's patience")
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("GUARD_TEST_SERVE", "1")
+	g, err := Start([]string{exe}, os.Stderr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	memory, err := unix.Mmap(-1, 0, 64<<10, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Munmap(memory)
+	whole := uffd.Range{Addr: addressOf(memory), Len: uint64(len(memory))}
+	var fds [2]*uffd.FD
+	for i := range fds {
+		if fds[i], err = uffd.New(); err != nil {
+			t.Fatal(err)
+		}
+		defer fds[i].Close()
+	}
+	if err := fds[0].Register(whole); err != nil {
+		t.Fatal(err)
+	}
+	if err := fds[0].Protect(whole); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Watch(fds[0].Number(), []uffd.Range{whole}); err != nil {
+		t.Fatal(err)
+	}
+	// While the agent speaks, nothing happens to it.
+	time.Sleep(silence + beatEvery)
+	if err := fds[0].Protect(whole); err != nil {
+		t.Fatalf("with an agent that lives: %v", err)
+	}
+	g.mu.Lock() // and so keeps silent
+	written := make(chan struct{})
+	go func() {
+		memory[5] = 1 // waits, as nobody serves it
+		close(written)
+	}()
+	select {
+	case <-written:
+	case <-time.After(4 * silence):
+		t.Error("a write still waits for the agent that hangs")
+	}
+	g.mu.Unlock()
+	if err := fds[0].Protect(whole); !errors.Is(err, uffd.ErrRevoked) {
+		t.Errorf("the agent is told %v, want ErrRevoked", err)
+	}
+	if err := g.Unwatch(fds[0].Number()); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -19,6 +19,9 @@ func Inject(context.Context, Point) error { return nil }
 // Arm fails in this build, so that no test believes that it has injected.
 func Arm(Point, string) (disarm func(), err error) { return nil, ErrDisabled }
 
+// ArmFile does nothing in this build.
+func ArmFile(string) error { return nil }
+
 // ArmAll fails in this build unless spec is empty.
 func ArmAll(spec string) error {
 	if spec == "" {

@@ -4,9 +4,11 @@ package failpoint
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -112,6 +114,22 @@ func ArmAll(spec string) error {
 		return err
 	}
 	return arm(plan)
+}
+
+// ArmFile arms what a file says, for the life of the process, and removes it. A
+// file that is not there arms nothing.
+func ArmFile(path string) error {
+	spec, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("failpoints: %w", err)
+	}
+	if err := os.Remove(path); err != nil {
+		return fmt.Errorf("failpoints: %w", err)
+	}
+	return ArmAll(strings.TrimSpace(string(spec)))
 }
 
 func arm(plan Plan) error {

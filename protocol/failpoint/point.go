@@ -11,7 +11,8 @@
 //
 //	FERMATA_FAILPOINTS="nodeagent/after-stop=kill;coordinator/before-commit=delay(2s)@3"
 //
-// which cmd reads once at its start and hands to ArmAll.
+// which cmd reads once at its start and hands to ArmAll. A file of the same text in
+// an agent's state directory arms its next life alone.
 //
 // A point has one action:
 //
@@ -30,6 +31,9 @@ package failpoint
 
 // Env names the environment variable that cmd hands to ArmAll.
 const Env = "FERMATA_FAILPOINTS"
+
+// FileName is the file in an agent's state directory that cmd hands to ArmFile.
+const FileName = "failpoints"
 
 // Point names a moment: the package, and before or after what.
 type Point string

@@ -27,6 +27,8 @@ import (
 var (
 	// ErrGone: the protected process has ended.
 	ErrGone = errors.New("protected process is gone")
+	// ErrRevoked: the range is not registered, or not any more.
+	ErrRevoked = errors.New("userfaultfd has lost the memory")
 	// ErrClosed: the FD was closed.
 	ErrClosed = errors.New("userfaultfd is closed")
 )
@@ -162,6 +164,38 @@ func (u *FD) Register(r Range) error { return u.do("register", r, register) }
 // Unregister drops all protection of the range and wakes who waits in it.
 func (u *FD) Unregister(r Range) error { return u.do("unregister", r, unregister) }
 
+// Number is the descriptor's number in this process, for Revoke; -1 once closed.
+func (u *FD) Number() int {
+	u.mu.RLock()
+	defer u.mu.RUnlock()
+	return u.file
+}
+
+// Revoke drops all protection that another process, which hangs, holds by its
+// descriptor number fd, and wakes who waits in the ranges. To its holder it is
+// then as if the ranges had never been registered: ErrRevoked.
+func Revoke(holder, fd int, ranges []Range) error {
+	process, err := unix.PidfdOpen(holder, 0)
+	if err != nil {
+		return fmt.Errorf("revoke userfaultfd of process %d: pidfd_open: %w", holder, err)
+	}
+	defer unix.Close(process)
+	file, err := unix.PidfdGetfd(process, fd, 0)
+	if err != nil {
+		return fmt.Errorf("revoke userfaultfd of process %d: pidfd_getfd: %w", holder, err)
+	}
+	defer unix.Close(file)
+	if link, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", file)); err != nil || link != "anon_inode:[userfaultfd]" {
+		return fmt.Errorf("revoke userfaultfd of process %d: its descriptor %d is %q, %w", holder, fd, link, err)
+	}
+	copied := &FD{process: -1, file: file, wakeFD: -1}
+	var errs []error
+	for _, r := range ranges {
+		errs = append(errs, copied.Unregister(r))
+	}
+	return errors.Join(errs...)
+}
+
 // Protect makes every write to the range a fault. It returns when no write that
 // passes unseen is under way. Pages that do not exist yet are protected, too.
 func (u *FD) Protect(r Range) error {
@@ -190,6 +224,8 @@ func (u *FD) do(what string, r Range, ioctl func(int, Range) error) error {
 			// The process is changing its mappings at this moment (ioctl_userfaultfd(2)).
 		case errors.Is(err, unix.ESRCH):
 			return fmt.Errorf("%s %s: %w", what, r, ErrGone)
+		case errors.Is(err, unix.ENOENT):
+			return fmt.Errorf("%s %s: %w", what, r, ErrRevoked)
 		default:
 			return fmt.Errorf("%s %s: %w", what, r, err)
 		}

@@ -17,6 +17,7 @@ const (
 	ioctlAPI          = 0xc018aa3f // UFFDIO_API
 	ioctlRegister     = 0xc020aa00 // UFFDIO_REGISTER
 	ioctlUnregister   = 0x8010aa01 // UFFDIO_UNREGISTER
+	ioctlWake         = 0x8010aa02 // UFFDIO_WAKE
 	ioctlWriteProtect = 0xc018aa06 // UFFDIO_WRITEPROTECT
 
 	featureWriteProtect = 1 << 0  // UFFD_FEATURE_PAGEFAULT_FLAG_WP
@@ -84,9 +85,15 @@ func register(file int, r Range) error {
 	return nil
 }
 
+// unregister also wakes who waits in the range. Of the kernel only a wake-up for
+// pages that are missing is documented (ioctl_userfaultfd(2), UFFDIO_UNREGISTER).
 func unregister(file int, r Range) error {
 	a := rangeArgument{addr: r.Addr, len: r.Len}
-	return ioctl(file, ioctlUnregister, unsafe.Pointer(&a))
+	if err := ioctl(file, ioctlUnregister, unsafe.Pointer(&a)); err != nil {
+		return err
+	}
+	a = rangeArgument{addr: r.Addr, len: r.Len}
+	return ioctl(file, ioctlWake, unsafe.Pointer(&a))
 }
 
 func writeProtect(file int, r Range, protect bool) error {
