@@ -21,7 +21,7 @@ import (
 // Concurrency: owned by the worker of the guest's cluster.
 type tracked struct {
 	tracker *capture.Tracker
-	watched int // what the guard knows it by
+	watched int                          // what the guard knows it by
 	base    map[string]*repository.Image // by memory block: of the newest checkpoint known to be committed; nil: none
 }
 
