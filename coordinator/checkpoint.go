@@ -51,6 +51,16 @@ func (t *term) checkpoint(ctx context.Context, req *api.CheckpointRequest, p pro
 	if err != nil {
 		return nil, err
 	}
+	options := round.Options{
+		PauseBudget: s.Policies.PauseBudget, DiscardChannels: req.GetDiscardChannels(),
+		Mode: round.Mode(req.GetMode()), Full: req.GetFull(), Audit: req.GetAudit(),
+	}
+	if req.GetMode() < 0 || req.GetMode() > api.CaptureMode(round.ModeStop) {
+		return nil, fault.New(fault.Invalid, "capture mode %d is unknown", req.GetMode())
+	}
+	if err := options.Check(); err != nil {
+		return nil, fault.Wrap(fault.Invalid, err, "")
+	}
 	members, err := t.members(ctx, c)
 	if err != nil {
 		return nil, err
@@ -70,10 +80,7 @@ func (t *term) checkpoint(ctx context.Context, req *api.CheckpointRequest, p pro
 	}}
 	err = t.drive.Run(t.ctx, ctx, rounds.Job{
 		Round: id, Fence: t.fence.API(), Members: members,
-		Options: round.Options{
-			PauseBudget: s.Policies.PauseBudget, DiscardChannels: req.GetDiscardChannels(),
-			Mode: round.Mode(req.GetMode()), Full: req.GetFull(), Audit: req.GetAudit(),
-		},
+		Options:    options,
 		CheckImage: func(image *api.NodeImage) error { return record.CheckImage(image, guestsOn(c, image.GetNode())) },
 		Ledger:     &ledger{store: t.c.store, fence: t.fence, id: op},
 		Judge:      verdict,

@@ -46,6 +46,9 @@ refuses, and says what to change.`,
 				return app.Usagef("--mode %s: want auto, live or stop", mode)
 			}
 			req.Mode = api.CaptureMode(m)
+			if err := (round.Options{Mode: m, Full: req.Full, Audit: req.Audit}).Check(); err != nil {
+				return app.Usage(err)
+			}
 			if req.DiscardChannels {
 				o.env.Notice("warning: --discard-channels: a restart from this checkpoint loses the frames that were on the wire")
 			}

@@ -50,6 +50,17 @@ type Options struct {
 	Audit bool
 }
 
+// Check refuses options that contradict each other.
+func (o Options) Check() error {
+	switch {
+	case o.Audit && o.Mode == ModeStop:
+		return errors.New("audit is of live capture: mode stop tracks nothing")
+	case o.Audit && o.Full:
+		return errors.New("audit compares with the last checkpoint, which full leaves aside: give one of them")
+	}
+	return nil
+}
+
 // Mode is how the memory of a guest gets into its image.
 type Mode uint8
 

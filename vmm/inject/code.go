@@ -96,37 +96,30 @@ func searchCode(pid int, maps []byte) (c code, err error) {
 	if vdso.end-vdso.begin > maxVDSO || vdso.end == vdso.begin {
 		return c, fmt.Errorf("%w: it has no vDSO", ErrUnsupported)
 	}
-	plain, err := find(mem, vdso, syscallCode)
-	if err != nil {
+	plain := make([]uint64, 1)
+	if err := find(mem, vdso, plain, syscallCode); err != nil {
 		return c, err
 	}
-	if plain == 0 {
+	if plain[0] == 0 {
 		return c, fmt.Errorf("%w: no system call instruction in its vDSO", ErrUnsupported)
 	}
 	left := uint64(maxCode)
+	at := make([]uint64, 3)
 	for _, s := range append(libraries, others...) {
 		if s.end-s.begin > left {
 			break
 		}
 		left -= s.end - s.begin
-		if c.call == 0 {
-			if c.call, err = find(mem, s, syscallRetCode); err != nil {
-				return c, err
-			}
+		if err := find(mem, s, at, syscallRetCode, sigreturnCodes[0], sigreturnCodes[1]); err != nil {
+			return c, err
 		}
-		for _, bytes := range sigreturnCodes {
-			if c.sigreturn == 0 {
-				if c.sigreturn, err = find(mem, s, bytes); err != nil {
-					return c, err
-				}
-			}
-		}
+		c.call, c.sigreturn = at[0], max(at[1], at[2])
 		if c.call != 0 && c.sigreturn != 0 {
 			break
 		}
 	}
 	if c.call == 0 || c.sigreturn == 0 || shadowStack(pid) || smallStacks(pid) {
-		return code{call: plain}, nil
+		return code{call: plain[0]}, nil
 	}
 	return c, nil
 }
@@ -181,17 +174,24 @@ func parseSpan(line string) (s span, name string, err error) {
 	return s, name, nil
 }
 
-// find returns the address of the first such bytes in s; 0: there are none.
-func find(mem io.ReaderAt, s span, what []byte) (uint64, error) {
-	b := make([]byte, min(s.end-s.begin, codeRead)+uint64(len(what)))
-	for at := s.begin; at < s.end; at += codeRead {
-		n := min(s.end-at, uint64(len(b)))
-		if _, err := mem.ReadAt(b[:n], int64(at)); err != nil {
-			return 0, fmt.Errorf("read code at %#x: %w", at, err)
+// find looks in s for byte sequences and notes in at, one a sequence, where the
+// first of each begins. It leaves alone what is not 0 already.
+func find(mem io.ReaderAt, s span, at []uint64, what ...[]byte) error {
+	const overlap = 16 // no sequence is longer
+	b := make([]byte, min(s.end-s.begin, codeRead+overlap))
+	for from := s.begin; from < s.end; from += codeRead {
+		n := min(s.end-from, uint64(len(b)))
+		if _, err := mem.ReadAt(b[:n], int64(from)); err != nil {
+			return fmt.Errorf("read code at %#x: %w", from, err)
 		}
-		if i := bytes.Index(b[:n], what); i >= 0 {
-			return at + uint64(i), nil
+		for i, w := range what {
+			if at[i] != 0 {
+				continue
+			}
+			if found := bytes.Index(b[:n], w); found >= 0 {
+				at[i] = from + uint64(found)
+			}
 		}
 	}
-	return 0, nil
+	return nil
 }

@@ -47,7 +47,7 @@ func times(n int) int {
 func TestWith_DisturbsNobody(t *testing.T) {
 	mustrun.Need(t, mustrun.UFFD)
 	tg := startTarget(t, 0)
-	for range times(5000) {
+	for range times(3000) {
 		getppid(t, tg.pid())
 	}
 	tg.end()
@@ -55,7 +55,7 @@ func TestWith_DisturbsNobody(t *testing.T) {
 
 func TestWith_LosesNoSignal(t *testing.T) {
 	mustrun.Need(t, mustrun.UFFD)
-	n := times(5000)
+	n := times(2000)
 	tg := startTarget(t, n)
 	for range n {
 		if err := unix.Kill(tg.pid(), realTime); err != nil {
@@ -357,7 +357,7 @@ func TestWith_QEMU(t *testing.T) {
 	client := dialMonitor(t, monitor)
 	defer client.Close()
 	before := descriptors()
-	for range times(1000) {
+	for range times(500) {
 		err := With(t.Context(), cmd.Process.Pid, func(th *Thread) error {
 			fd, err := th.Syscall(unix.SYS_USERFAULTFD, unix.O_CLOEXEC|unix.O_NONBLOCK)
 			if err != nil {

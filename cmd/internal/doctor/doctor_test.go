@@ -70,15 +70,6 @@ func TestChecks_ReadTheMachine(t *testing.T) {
 	}
 }
 
-func TestFaultAbilities_NameWhatIsMissing(t *testing.T) {
-	if got := faultAbilities(1<<13 - 1).missing(); got != nil {
-		t.Errorf("missing %q of everything", got)
-	}
-	if got := faultAbilities(featureWP | featureShm).missing(); len(got) != 1 || got[0] != "write protection of shared memory" {
-		t.Errorf("missing %q", got)
-	}
-}
-
 func TestReport_RequiredFailureIsNotOK(t *testing.T) {
 	r := Report{Host: "h", Checks: []Check{
 		{Name: "qemu", Status: Fail, Required: true, Found: "not found", Remedy: "install it"},

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"fermata/vmm/uffd"
 )
 
 // minKernel is the first kernel that write-protects shared memory by
@@ -53,16 +55,8 @@ func privileges() finding {
 }
 
 func (m machine) userfaultfd() finding {
-	features, err := faultFeatures()
-	if err != nil {
-		remedy := "use a kernel with CONFIG_USERFAULTFD"
-		if v, readErr := m.read("/proc/sys/vm/unprivileged_userfaultfd"); readErr == nil && v == "0" {
-			remedy = "run as root, or set vm.unprivileged_userfaultfd=1"
-		}
-		return fail(remedy+": live capture and lazy restore need it", "%v", err)
-	}
-	if missing := features.missing(); len(missing) > 0 {
-		return fail("install a newer kernel: live capture is impossible", "without %s", strings.Join(missing, ", "))
+	if err := uffd.Probe(); err != nil {
+		return fail("live capture is impossible without it", "%v", err)
 	}
 	return ok("write protection of shared memory")
 }

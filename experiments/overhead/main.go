@@ -1,0 +1,232 @@
+// Command overhead measures how much slower fixed work in a guest gets by
+// checkpoints: none, one and six a minute, and by the tracking of its writes
+// alone, from the second of which on a live checkpoint reads only what changed.
+//
+// One guest boots and rewrites memory as fast as it can. A run is the time, by the
+// host's clock, in which it rewrites a fixed amount. The arms of a round follow in
+// random order and are compared with the round's own run without checkpoints, so
+// that what drifts or disturbs hits all.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	"fermata/experiments/result"
+)
+
+const name = "overhead"
+
+func main() { os.Exit(result.Main(name, run)) }
+
+// The arms, as they stand in the document.
+const (
+	none     = "none"           // nothing is tracked, no checkpoint
+	tracking = "tracking"       // writes are tracked, no checkpoint
+	one      = "1 a minute"     // live checkpoints
+	six      = "6 a minute"     // live checkpoints
+	perRun   = 60 * time.Second // what "a minute" is in a run of the default length
+)
+
+// arms are in the order of the document; none must be among them.
+var arms = []arm{{none, 0, false}, {tracking, 0, true}, {one, 1, true}, {six, 6, true}}
+
+type arm struct {
+	name        string
+	checkpoints int // evenly spread over a run
+	tracked     bool
+}
+
+type options struct {
+	n        int
+	length   time.Duration
+	json     bool
+	svg      string
+	guestDir string
+	scratch  string
+}
+
+func parseOptions(args []string, complaints io.Writer) (options, error) {
+	var o options
+	fs := flag.NewFlagSet(name, flag.ContinueOnError)
+	fs.SetOutput(complaints)
+	quick := fs.Bool("quick", false, "two short rounds: shows that it works, measures nothing")
+	format := fs.String("o", "table", "`format` of the result: table or json")
+	fs.IntVar(&o.n, "n", 10, "rounds, each with a run of every arm")
+	fs.DurationVar(&o.length, "length", perRun, "how long a run lasts without checkpoints; with less, checkpoints are closer than their arm says")
+	fs.StringVar(&o.svg, "svg", "", "draw the result into this `file`, too")
+	fs.StringVar(&o.guestDir, "guest-dir", "build/guest", "`directory` of the guest's kernel and initial RAM disk")
+	fs.StringVar(&o.scratch, "dir", "/dev/shm", "`directory` for everything that is written")
+	if err := fs.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return o, err
+		}
+		return o, &result.UsageError{Err: err}
+	}
+	if *quick {
+		o.n, o.length = 2, 4*time.Second
+	}
+	var errs []error
+	if o.n < 1 {
+		errs = append(errs, fmt.Errorf("-n %d: want 1 or more", o.n))
+	}
+	if o.length < time.Second {
+		errs = append(errs, fmt.Errorf("-length %s: want 1s or more", o.length))
+	}
+	if *format != "table" && *format != "json" {
+		errs = append(errs, fmt.Errorf("-o %s: want table or json", *format))
+	}
+	if fs.NArg() > 0 {
+		errs = append(errs, fmt.Errorf("unexpected argument %q", fs.Arg(0)))
+	}
+	o.json = *format == "json"
+	if err := errors.Join(errs...); err != nil {
+		return o, &result.UsageError{Err: err}
+	}
+	return o, nil
+}
+
+// missing names what the machine lacks, nil when it has all.
+func (o options) missing() error {
+	var m result.Missing
+	if os.Geteuid() != 0 {
+		m = append(m, "root (network namespaces)")
+	}
+	for _, p := range []string{result.QEMU, setpriv, "go"} {
+		if _, err := exec.LookPath(p); err != nil {
+			m = append(m, p)
+		}
+	}
+	for _, file := range []string{"vmlinuz", "initrd.img"} {
+		if _, err := os.Stat(filepath.Join(o.guestDir, file)); err != nil {
+			m = append(m, fmt.Sprintf("%s (make guests)", filepath.Join(o.guestDir, file)))
+		}
+	}
+	if m == nil {
+		return nil
+	}
+	return m
+}
+
+// row is one arm.
+type row struct {
+	Arm         string `json:"arm"`
+	Checkpoints int    `json:"checkpoints"` // in each run
+	WorkBytes   uint64 `json:"work_bytes"`  // rewritten in each run
+
+	ElapsedS result.Sample `json:"elapsed_s"`
+	OverNone result.Sample `json:"over_none"`          // ratio to the run without checkpoints of the same round
+	PauseMS  result.Sample `json:"pause_ms,omitempty"` // of all its checkpoints
+}
+
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
+	o, err := parseOptions(args, stderr)
+	if err != nil {
+		return err
+	}
+	if err := o.missing(); err != nil {
+		return err
+	}
+	doc := result.Document[row]{Experiment: name}
+	if doc.Machine, err = result.Here(ctx); err != nil {
+		return err
+	}
+	if doc.Commit, err = result.Commit(ctx, "."); err != nil {
+		return err
+	}
+	begun := time.Now()
+	note := func(format string, args ...any) {
+		fmt.Fprintf(stderr, "[%6.1fs] %s\n", time.Since(begun).Seconds(), fmt.Sprintf(format, args...))
+	}
+	t, err := start(ctx, o, note)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, t.end()) }()
+	if doc.Rows, err = measure(ctx, t, o, note); err != nil {
+		return err
+	}
+	doc.Goals = goals(doc.Rows)
+	if o.svg != "" {
+		if err := draw(o.svg, doc.Rows); err != nil {
+			return err
+		}
+	}
+	if o.json {
+		return doc.Encode(stdout)
+	}
+	return doc.WriteTable(stdout, columns())
+}
+
+// measure runs the rounds.
+func measure(ctx context.Context, t *trial, o options, note func(string, ...any)) ([]row, error) {
+	work, err := t.workOf(ctx, o.length)
+	if err != nil {
+		return nil, err
+	}
+	note("a run rewrites %d MiB", work/mib)
+	rows := make([]row, len(arms))
+	for i, a := range arms {
+		rows[i] = row{Arm: a.name, Checkpoints: a.checkpoints, WorkBytes: work}
+	}
+	for round := range o.n {
+		elapsed := make([]float64, len(arms))
+		for _, i := range rand.Perm(len(arms)) {
+			took, pauses, err := t.run(ctx, arms[i], work, o.length)
+			if err != nil {
+				return nil, fmt.Errorf("%s, round %d: %w", arms[i].name, round+1, err)
+			}
+			note("round %d of %d: %s took %.2f s", round+1, o.n, arms[i].name, took.Seconds())
+			elapsed[i] = took.Seconds()
+			rows[i].PauseMS = append(rows[i].PauseMS, pauses...)
+		}
+		for i := range arms {
+			rows[i].ElapsedS = append(rows[i].ElapsedS, elapsed[i])
+			rows[i].OverNone = append(rows[i].OverNone, elapsed[i]/elapsed[0])
+		}
+	}
+	return rows, nil
+}
+
+func goals(rows []row) []result.Goal {
+	var all []result.Goal
+	for _, r := range rows {
+		if r.Arm == tracking {
+			all = append(all, result.AtMost("time of fixed work, tracking over none, median", 1.01, r.OverNone.Median()))
+		}
+	}
+	return all
+}
+
+func columns() []result.Column[row] {
+	return []result.Column[row]{
+		{Name: "CHECKPOINTS", Cell: func(r row) string { return r.Arm }},
+		{Name: "N", Cell: func(r row) string { return fmt.Sprint(len(r.ElapsedS)) }},
+		{Name: "ELAPSED s", Cell: func(r row) string { return r.ElapsedS.String() }},
+		{Name: "OVER NONE", Cell: func(r row) string {
+			return fmt.Sprintf("%.4f [%.4f, %.4f]", r.OverNone.Median(), r.OverNone.Quantile(0.25), r.OverNone.Quantile(0.75))
+		}},
+		{Name: "PAUSE ms", Cell: func(r row) string { return r.PauseMS.String() }},
+	}
+}
+
+func draw(path string, rows []row) (err error) {
+	p := result.Panel{Title: "How much slower fixed work gets", Unit: "time, over that without checkpoints", Groups: []string{"512MiB guest"}}
+	for _, r := range rows {
+		p.Series = append(p.Series, result.Series{Name: r.Arm, Samples: []result.Sample{r.OverNone}})
+	}
+	f, err := os.Create(path)
+	if err != nil {
+		return fmt.Errorf("draw result: %w", err)
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	return result.WriteSVG(f, p)
+}

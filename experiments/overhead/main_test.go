@@ -1,0 +1,71 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"fermata/experiments/result"
+	"fermata/protocol/mustrun"
+)
+
+// TestRun_Quick runs the whole experiment, and decodes what it prints strictly.
+func TestRun_Quick(t *testing.T) {
+	mustrun.Need(t, mustrun.QEMU, mustrun.UFFD, mustrun.NetNS, mustrun.GuestImage)
+	image, err := mustrun.GuestDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	scratch := t.TempDir()
+	drawing := filepath.Join(t.TempDir(), "overhead.svg")
+	var out bytes.Buffer
+	err = run(t.Context(), []string{"--quick", "-o", "json", "--svg", drawing, "--dir", scratch, "--guest-dir", image}, &out, testLog{t})
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc, err := result.Decode[row](&out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(doc.Rows) != len(arms) {
+		t.Fatalf("%d rows, want %d", len(doc.Rows), len(arms))
+	}
+	for i, r := range doc.Rows {
+		if r.Arm != arms[i].name || len(r.ElapsedS) != 2 || len(r.PauseMS) != 2*r.Checkpoints || r.WorkBytes == 0 {
+			t.Errorf("row %+v", r)
+		}
+		for _, s := range r.ElapsedS {
+			if s < 1 {
+				t.Errorf("%s took %v s for the work of 4", r.Arm, s)
+			}
+		}
+	}
+	for _, ratio := range doc.Rows[0].OverNone {
+		if ratio != 1 {
+			t.Errorf("none over itself is %v", ratio)
+		}
+	}
+	if fi, err := os.Stat(drawing); err != nil || fi.Size() == 0 {
+		t.Errorf("drawing: %v", err)
+	}
+	if entries, err := os.ReadDir(scratch); err != nil || len(entries) > 0 {
+		t.Errorf("left behind: %v, %v", entries, err)
+	}
+}
+
+func TestParseOptions_RefusesNonsense(t *testing.T) {
+	for _, args := range [][]string{{"-n", "0"}, {"-length", "1ms"}, {"-o", "xml"}, {"extra"}} {
+		if _, err := parseOptions(args, &bytes.Buffer{}); err == nil {
+			t.Errorf("%v was accepted", args)
+		}
+	}
+}
+
+type testLog struct{ t *testing.T }
+
+func (l testLog) Write(b []byte) (int, error) {
+	l.t.Log(strings.TrimRight(string(b), "\n"))
+	return len(b), nil
+}
