@@ -111,12 +111,6 @@ func ownerOf(mon *qmp.Client) (*process, error) {
 	return openProcess(pid, stat.started)
 }
 
-// wantsConfiguration looks for the one setting that nobody tells by QMP.
-func wantsConfiguration(pid int) bool {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-	return err != nil || !strings.Contains(string(b), "migration.send-configuration=off")
-}
-
 // foreignDescription asks the machine what it is, as far as it tells.
 func (m *Machine) foreignDescription(ctx context.Context) (d Description, err error) {
 	mon, err := m.connect(ctx)
@@ -459,20 +453,9 @@ func (m *Machine) GuardConnection(ctx context.Context) (*os.File, error) {
 	return mon.Dup()
 }
 
-// withConfiguration puts the section at the head of a stream that a machine with
-// send-configuration=on wants there and xen-save-devices-state does not write:
-// a byte, and the name of the machine type with its length (vmstate_configuration
-// in QEMU's migration/savevm.c; magic and version before it are 4 bytes each).
-func withConfiguration(stream []byte, machine string) []byte {
-	const (
-		head          = 8
-		configuration = 0x07 // QEMU_VM_CONFIGURATION
-	)
-	if len(stream) < head {
-		return stream
-	}
-	out := slices.Clone(stream[:head])
-	out = append(out, configuration, byte(len(machine)>>24), byte(len(machine)>>16), byte(len(machine)>>8), byte(len(machine)))
-	out = append(out, machine...)
-	return append(out, stream[head:]...)
+// wantsConfiguration looks for the one setting that nobody tells by QMP: whether
+// the machine expects a configuration section at the head of a stream.
+func wantsConfiguration(pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	return err != nil || !strings.Contains(string(b), "migration.send-configuration=off")
 }

@@ -23,9 +23,6 @@ const (
 //   - rtc clock=vm: the real-time clock stands still with the guest and goes on
 //     from the same second after a restart. With the default it would follow the
 //     host, and a pause would be a step in the guest's time.
-//   - send-configuration=off: xen-save-devices-state writes no configuration
-//     section, so the receiver must not expect one; always off, because every
-//     restarted guest is saved again and both methods share one receiver.
 //   - no S3 and S4: a suspended guest has no vCPU to stop but its timers run.
 //   - the monitors listen on sockets that were bound before: they can be dialled
 //     at once, and there is no moment at which only QEMU knows its name.
@@ -42,7 +39,6 @@ func (c Config) arguments() []string {
 		"-m", fmt.Sprintf("size=%dM", c.MemoryBytes/mib),
 		"-object", c.memoryObject(),
 		"-rtc", "base=utc,clock=vm",
-		"-global", "migration.send-configuration=off",
 		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d,server=on,wait=off", qmpFD),
 		"-mon", "chardev=qmp,mode=control",
 		"-chardev", fmt.Sprintf("socket,id=guard,fd=%d,server=on,wait=off", guardFD),

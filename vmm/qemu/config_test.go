@@ -97,7 +97,6 @@ func TestConfig_Arguments(t *testing.T) {
 		"-m\nsize=64M",
 		`{"id":"ram0","mem-path":"/dev/shm/a1.ram","qom-type":"memory-backend-file","share":true,"size":67108864}`,
 		"-rtc\nbase=utc,clock=vm",
-		"-global\nmigration.send-configuration=off",
 		"-global\nICH9-LPC.disable_s3=1",
 		"file,id=console,append=on,path=/run/fermata/a,,1/console.log",
 		"-kernel\n/boot/vm,linuz\n-initrd\n/boot/initrd\n-append\nconsole=ttyS0 quiet",

@@ -2,10 +2,12 @@ package qemu
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -223,7 +225,7 @@ func (m *Machine) loadDevices(ctx context.Context, state []byte) error {
 	if err != nil {
 		return err
 	}
-	if f := m.state.Foreign; f != nil && f.Configuration && method == methodXen {
+	if m.state.Foreign == nil || m.state.Foreign.Configuration {
 		stream = withConfiguration(stream, m.state.Description.Machine)
 	}
 	if statusOf(s) != vmm.StatusIncoming {
@@ -241,6 +243,28 @@ func (m *Machine) loadDevices(ctx context.Context, state []byte) error {
 		return err
 	}
 	return m.awaitLoaded(ctx)
+}
+
+// withConfiguration puts the configuration section at the head of a stream that
+// has none: xen-save-devices-state writes none, and a machine expects one unless
+// it was started with send-configuration=off, with which newer QEMUs abort when
+// they migrate (seen with 10.0: qemu_savevm_state_header opens its JSON object for
+// that section only). The section is a byte, and the name of the machine type with
+// its length (vmstate_configuration in QEMU's migration/savevm.c; magic and
+// version before it are 4 bytes each).
+func withConfiguration(stream []byte, machine string) []byte {
+	const (
+		head          = 8
+		configuration = 0x07 // QEMU_VM_CONFIGURATION
+	)
+	if len(stream) <= head || stream[head] == configuration {
+		return stream
+	}
+	out := slices.Clone(stream[:head])
+	out = append(out, configuration)
+	out = binary.BigEndian.AppendUint32(out, uint32(len(machine)))
+	out = append(out, machine...)
+	return append(out, stream[head:]...)
 }
 
 // keepQuiet has the cards not announce themselves. By default QEMU sends RARP
