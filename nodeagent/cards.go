@@ -26,7 +26,7 @@ func (m *maker) makeCards() ([]qemu.NIC, error) {
 		}
 		// QEMU inherits both ends, so the pair outlives this agent. The switch
 		// takes the files over; QEMU gets copies.
-		card := qemu.NIC{Name: spec.Name, MAC: spec.Mac}
+		card := qemu.NIC{Name: spec.Name, MAC: spec.Mac, MTU: int(spec.Mtu)}
 		if card.File, err = dupFile(far); err == nil {
 			card.Keep, err = dupFile(near)
 		}

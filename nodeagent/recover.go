@@ -120,6 +120,10 @@ func (a *Agent) recoverGuest(ctx context.Context, rec journal.Guest) error {
 	defer cancel()
 	if !rec.Created {
 		log.Warn("guest was half made when its agent ended")
+		// It may have died before it had noted the process.
+		if ended, err := qemu.EndStrays(ctx, a.memoryDir(rec.Cluster, rec.Name)); err != nil || ended > 0 {
+			log.Warn("machines that no record names were ended", "processes", ended, "error", err)
+		}
 		if err := a.destroyGuest(ctx, c, g); err != nil {
 			log.Error("half made guest cannot be removed", "error", err)
 		}

@@ -145,11 +145,22 @@ func (s *Spec) GuestSpecs() []*api.GuestSpec {
 			a.Disks = append(a.Disks, &api.DiskSpec{Name: d.Name, Path: d.Path, Format: d.Format, ReadOnly: d.ReadOnly})
 		}
 		for _, n := range g.NICs {
-			a.Nics = append(a.Nics, &api.NICSpec{Name: n.Name, Network: n.Network, Mac: n.MAC})
+			a.Nics = append(a.Nics, &api.NICSpec{Name: n.Name, Network: n.Network, Mac: n.MAC, Mtu: s.mtu(n.Network)})
 		}
 		specs = append(specs, a)
 	}
 	return specs
+}
+
+// mtu is what a network's cards tell their guests; 0 where it is what every guest
+// takes for granted.
+func (s *Spec) mtu(network string) uint32 {
+	for _, n := range s.Networks {
+		if n.Name == network && n.MTU != defaultMTU {
+			return n.MTU
+		}
+	}
+	return 0
 }
 
 // ResolvePaths makes every relative path relative to dir instead of the

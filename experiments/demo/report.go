@@ -7,6 +7,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -27,6 +29,8 @@ type report struct {
 	RestartMS      float64     `json:"restart_ms"`     // until all guests ran, by the coordinator's clock
 	FirstReplyMS   float64     `json:"first_reply_ms"` // from the command until every guest's first heartbeat was seen
 	FramesInjected uint64      `json:"frames_injected"`
+
+	losses []string // which canaries were lost, and what is known of it
 }
 
 type placement struct {
@@ -110,6 +114,16 @@ func (r *report) setSummary(s guests.Summary) {
 	r.MPI.Checksum = s.MPIChecksum
 	r.MPI.Equal = s.MPIChecksum != "" && s.MPIChecksum == r.MPI.NativeChecksum
 	t := s.Totals
+	r.losses = nil
+	for pair, f := range s.Pairs {
+		if f.Lost == 0 {
+			continue
+		}
+		k := s.Kernel[pair.To]
+		r.losses = append(r.losses, fmt.Sprintf("%d from %s to %s (longest gap %s; the kernel of %s threw away %d for want of a socket's buffer, its card %d)",
+			f.Lost, pair.From, pair.To, f.Gap.Duration(), pair.To, k.UDPReceiveBuffer, k.DeviceRxDropped))
+	}
+	slices.Sort(r.losses)
 	r.Canary = canaryResult{Sent: t.Sent, Received: t.Received, Lost: t.Lost, Doubled: t.Doubled, Reordered: t.Reordered, Corrupt: t.Corrupt}
 }
 
@@ -128,7 +142,7 @@ func (r *report) verdict(control bool) error {
 	if control {
 		complain(c.Lost <= 0, "the control lost no canary: the proof would prove nothing")
 	} else {
-		complain(c.Lost != 0, "canary: %d lost", c.Lost)
+		complain(c.Lost != 0, "canary: %d lost: %s", c.Lost, strings.Join(r.losses, "; "))
 		last := r.Checkpoints[len(r.Checkpoints)-1]
 		complain(last.FramesRecorded == 0, "no frame was in flight at the cut: the run proves nothing")
 		complain(r.FramesInjected != last.FramesRecorded, "%d frames recorded, %d injected", last.FramesRecorded, r.FramesInjected)

@@ -2908,6 +2908,7 @@ type NICSpec struct {
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Network       string                 `protobuf:"bytes,2,opt,name=network,proto3" json:"network,omitempty"`
 	Mac           string                 `protobuf:"bytes,3,opt,name=mac,proto3" json:"mac,omitempty"`
+	Mtu           uint32                 `protobuf:"varint,4,opt,name=mtu,proto3" json:"mtu,omitempty"` // that the card tells the guest; 0: 1500
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2961,6 +2962,13 @@ func (x *NICSpec) GetMac() string {
 		return x.Mac
 	}
 	return ""
+}
+
+func (x *NICSpec) GetMtu() uint32 {
+	if x != nil {
+		return x.Mtu
+	}
+	return 0
 }
 
 // Peer is another node that holds guests of the same cluster.
@@ -4310,11 +4318,12 @@ const file_fermata_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x16\n" +
 	"\x06format\x18\x03 \x01(\tR\x06format\x12\x1b\n" +
-	"\tread_only\x18\x04 \x01(\bR\breadOnly\"I\n" +
+	"\tread_only\x18\x04 \x01(\bR\breadOnly\"[\n" +
 	"\aNICSpec\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\anetwork\x18\x02 \x01(\tR\anetwork\x12\x10\n" +
-	"\x03mac\x18\x03 \x01(\tR\x03mac\"A\n" +
+	"\x03mac\x18\x03 \x01(\tR\x03mac\x12\x10\n" +
+	"\x03mtu\x18\x04 \x01(\rR\x03mtu\"A\n" +
 	"\x04Peer\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12%\n" +
 	"\x0efabric_address\x18\x02 \x01(\tR\rfabricAddress\"\x8b\x02\n" +

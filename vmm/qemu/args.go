@@ -86,8 +86,12 @@ func (c Config) devices() []string {
 	}
 	for i, n := range c.NICs {
 		// Without romfile QEMU would load a network boot program into the card.
-		out = append(out, fmt.Sprintf("virtio-net-pci,id=nic-%s,netdev=%s,mac=%s,bus=%s,addr=0x%x,romfile=",
-			n.Name, netdevID(n.Name), strings.ToLower(n.MAC), bus, firstNICSlot+i))
+		card := fmt.Sprintf("virtio-net-pci,id=nic-%s,netdev=%s,mac=%s,bus=%s,addr=0x%x,romfile=",
+			n.Name, netdevID(n.Name), strings.ToLower(n.MAC), bus, firstNICSlot+i)
+		if n.MTU != 0 {
+			card += fmt.Sprintf(",host_mtu=%d", n.MTU)
+		}
+		out = append(out, card)
 	}
 	return out
 }

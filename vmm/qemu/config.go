@@ -127,6 +127,7 @@ type Disk struct {
 type NIC struct {
 	Name string   `json:"name"`
 	MAC  string   `json:"mac"`
+	MTU  int      `json:"mtu,omitempty"` // bytes that the card tells the guest; 0: nothing, which means 1500
 	File *os.File `json:"-"`
 	Keep *os.File `json:"-"`
 }

@@ -15,7 +15,7 @@ func goodConfig() Config {
 			{Name: "root", Path: "/disks/root, the first.qcow2", Format: QCOW2},
 			{Name: "data", Path: "/disks/data.img", Format: Raw, ReadOnly: true},
 		},
-		NICs: []NIC{{Name: "eth0", MAC: "02:00:00:00:00:0A"}, {Name: "eth1", MAC: "02:00:00:00:00:0b"}},
+		NICs: []NIC{{Name: "eth0", MAC: "02:00:00:00:00:0A"}, {Name: "eth1", MAC: "02:00:00:00:00:0b", MTU: 9000}},
 		Dir:  "/run/fermata/a,1", MemoryDir: "/dev/shm",
 	}
 }
@@ -114,7 +114,7 @@ func TestConfig_Arguments(t *testing.T) {
 virtio-blk-pci,id=disk-root,drive=disk0,bus=pcie.0,addr=0x2,bootindex=1
 virtio-blk-pci,id=disk-data,drive=disk1,bus=pcie.0,addr=0x3,bootindex=2
 virtio-net-pci,id=nic-eth0,netdev=net-eth0,mac=02:00:00:00:00:0a,bus=pcie.0,addr=0x10,romfile=
-virtio-net-pci,id=nic-eth1,netdev=net-eth1,mac=02:00:00:00:00:0b,bus=pcie.0,addr=0x11,romfile=`
+virtio-net-pci,id=nic-eth1,netdev=net-eth1,mac=02:00:00:00:00:0b,bus=pcie.0,addr=0x11,romfile=,host_mtu=9000`
 	if devices != want {
 		t.Errorf("devices\n%s\nwant\n%s", devices, want)
 	}

@@ -409,3 +409,18 @@ func TestMachine_KillWithoutDir(t *testing.T) {
 		t.Errorf("memory file: %v, want it gone", err)
 	}
 }
+
+// TestEndStrays finds a machine of which only the process is known.
+func TestEndStrays(t *testing.T) {
+	c := smallConfig(t, "stray")
+	other := launch(t, smallConfig(t, "other"))
+	m := launch(t, c)
+	if n, err := qemu.EndStrays(t.Context(), c.MemoryDir); n != 1 || err != nil {
+		t.Fatalf("ended %d, %v; want 1", n, err)
+	}
+	wantStatus(t, m, vmm.StatusDead)
+	wantStatus(t, other, vmm.StatusPaused)
+	if n, err := qemu.EndStrays(t.Context(), c.MemoryDir); n != 0 || err != nil {
+		t.Errorf("again: ended %d, %v; want 0", n, err)
+	}
+}

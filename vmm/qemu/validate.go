@@ -90,6 +90,7 @@ func (c Config) validateNICs(p *problems) {
 		p.unless(nameForm.MatchString(n.Name), "network card %d: name %q: want letters, digits, dots, dashes and underscores", i, n.Name)
 		p.unless(!names[n.Name], "network card %d: name %q is taken", i, n.Name)
 		names[n.Name] = true
+		p.unless(n.MTU == 0 || n.MTU >= 68 && n.MTU <= 65535, "network card %s: MTU %d: want 68 to 65535 (host_mtu of QEMU)", n.Name, n.MTU)
 		mac, err := net.ParseMAC(n.MAC)
 		good := err == nil && len(mac) == 6 && mac[0]&1 == 0
 		p.unless(good, "network card %s: %q is no unicast Ethernet address", n.Name, n.MAC)
