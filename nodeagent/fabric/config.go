@@ -22,9 +22,10 @@ const (
 	// acknowledged them. It must cover bandwidth × round trip (10 Gbit/s ×
 	// 1 ms = 1.25 MB), but what waits here at a cut lengthens the pause.
 	DefaultLinkBytes = 4 << 20
-	// DefaultStallTime is how long a guest may leave its receive ring full
-	// before its frames are dropped. A guest that runs refills its ring within
-	// a scheduling delay; a second of none means no driver or a halt.
+	// DefaultStallTime is how long a guest may leave its receive ring full while
+	// others are held up for it, before its frames are dropped. A guest that runs
+	// refills its ring within a scheduling delay; a second of none means no driver,
+	// a halt, or a host that is busy beyond measure.
 	DefaultStallTime = time.Second
 )
 

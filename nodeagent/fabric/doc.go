@@ -31,7 +31,8 @@
 //	F4  No frame of the epoch that a cut opens is delivered to a guest before the
 //	    guest's own point on that cut; otherwise SendMarkers refuses (ErrOrphan).
 //	F5  All queues are bounded. A full one holds up its sources. Only a guest that
-//	    takes no frames for StallTime while its port is open has frames dropped.
+//	    takes no frames for StallTime while its port is open and its queue full has
+//	    frames dropped.
 //	F6  Frames of an earlier life of a cluster are refused: each life has a floor,
 //	    both ends of a link must agree on it, and no frame is below it.
 //

@@ -320,8 +320,17 @@ func (p *Port) settle(fr frame, result outcome, unread int) {
 	}
 }
 
+// crowded tells whether the queue may have no room, so that sources are held up.
+func (p *Port) crowded() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.bytes+MaxFrame > p.fabric.cfg.QueueBytes
+}
+
 // deliver sends one frame to the guest. When its socket is full it waits for as
-// long as the guest takes at least something in each StallTime. A guest already
+// long as the queue has room, or the guest takes at least something in each
+// StallTime: a guest that gets no processor for seconds harms nobody while what is
+// sent to it can wait. A guest already
 // found stalled must have taken half of what it had left before it is served
 // again, so that a trickle does not hold up everybody for StallTime a frame.
 func (p *Port) deliver(data []byte, stalled bool, mark int) (result outcome, unread int) {
@@ -348,7 +357,7 @@ func (p *Port) deliver(data []byte, stalled bool, mark int) (result outcome, unr
 		if after, err = p.wire.unreadByGuest(); err != nil {
 			break
 		}
-		if after >= before {
+		if after >= before && p.crowded() {
 			p.fabric.log.Warn("guest takes no frames: dropping", "cluster", p.cluster.name, "guest", p.key.Guest, "nic", p.key.NIC)
 			return outcomeStalled, after
 		}

@@ -200,6 +200,30 @@ func TestPort_StalledGuestDoesNotStopOthers(t *testing.T) {
 	awaitTrue(t, "port of the revived guest is not stalled", func() bool { return !port.Stats().Stalled })
 }
 
+// TestPort_SlowGuestLosesNothing leaves a guest without a processor for many times
+// the stall time, while what is sent to it fits into its queue.
+func TestPort_SlowGuestLosesNothing(t *testing.T) {
+	const stall = 50 * time.Millisecond
+	w := newWorld(t, 1, 2, 0, func(cfg *fabric.Config) { cfg.StallTime = stall })
+	n := w.nodes[0]
+	a, slow, port := n.guests[0], n.guests[1], n.ports[1]
+	slow.mu.Lock()
+	slow.deaf = true
+	slow.mu.Unlock()
+	const frames = 700 // more than its socket takes
+	sendMany(a, slow, frames)
+	awaitTrue(t, "frames wait in the queue", func() bool { return port.Stats().Waiting > 0 })
+	time.Sleep(10 * stall)
+	slow.mu.Lock()
+	slow.deaf = false
+	slow.flush()
+	slow.mu.Unlock()
+	slow.await("all frames", func(r []stamp) bool { return len(r) == frames })
+	if s := port.Stats(); s.Dropped.Total() != 0 || s.Stalled {
+		t.Errorf("port of the slow guest says %+v, want no drop", s)
+	}
+}
+
 func TestPort_HoldLimitBacksUp(t *testing.T) {
 	const frames = 400
 	w := newWorld(t, 1, 2, 0, func(cfg *fabric.Config) { cfg.HoldBytes = 100_000 })
