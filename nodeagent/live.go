@@ -91,9 +91,8 @@ func (w *worker) track(ctx context.Context, g *guest) (*tracked, error) {
 	if err != nil {
 		return nil, err
 	}
-	fd, ranges := t.Held()
-	tr := &tracked{tracker: t, watched: fd}
-	if err := w.rounds.agent.guard.Watch(fd, ranges); err != nil {
+	tr := &tracked{tracker: t}
+	if tr.watched, err = w.rounds.agent.guard.Watch(t.Held()); err != nil {
 		return nil, errors.Join(err, t.Close())
 	}
 	w.tracked[name] = tr
@@ -102,7 +101,7 @@ func (w *worker) track(ctx context.Context, g *guest) (*tracked, error) {
 
 // endTracking drops the protection of a guest.
 func (w *worker) endTracking(tr *tracked) error {
-	// The guard first: the number is another file's once it is closed.
+	// The guard first: the descriptor's number is another file's once it is closed.
 	err := w.rounds.agent.guard.Unwatch(tr.watched)
 	return errors.Join(err, tr.tracker.Close())
 }

@@ -74,7 +74,8 @@ type Guard struct {
 	proc   *exec.Cmd       // guarded by mu; nil between a failed start and the next request
 	pipe   *os.File        // guarded by mu; its standard input
 	held   map[string]held // guarded by mu; by socket
-	watch  map[int]string  // guarded by mu; ranges by the number of their userfaultfd
+	watch  map[int]string  // guarded by mu; "FD RANGES" by the number that Watch returned
+	last   int             // guarded by mu; the newest of these numbers
 	closed bool            // guarded by mu
 
 	stop  chan struct{} // closed by Close
@@ -154,47 +155,49 @@ func (g *Guard) start() error {
 			return err
 		}
 	}
-	for fd, ranges := range g.watch {
-		if err := g.write(watchLine(fd, ranges)); err != nil {
+	for id, what := range g.watch {
+		if err := g.write(watchLine(id, what)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func watchLine(fd int, ranges string) string { return fmt.Sprintf("watch %d %s\n", fd, ranges) }
+func watchLine(id int, what string) string { return fmt.Sprintf("watch %d %s\n", id, what) }
 
-// Watch says that writes to the ranges are tracked by the userfaultfd of that
-// number in this process.
-func (g *Guard) Watch(fd int, ranges []uffd.Range) error {
+// Watch says that writes to the ranges are tracked by the userfaultfd of number fd
+// in this process. id is for Unwatch: the descriptor's number may be another's by
+// then.
+func (g *Guard) Watch(fd int, ranges []uffd.Range) (id int, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	var list []string
 	for _, r := range ranges {
 		list = append(list, fmt.Sprintf("%x+%x", r.Addr, r.Len))
 	}
-	text := strings.Join(list, ",")
-	line := watchLine(fd, text)
+	g.last++
+	what := fmt.Sprintf("%d %s", fd, strings.Join(list, ","))
+	line := watchLine(g.last, what)
 	if err := checkLine(line); err != nil {
-		return err
+		return 0, err
 	}
-	g.watch[fd] = text
+	g.watch[g.last] = what
 	if err := g.say(line); err != nil {
-		delete(g.watch, fd)
-		return err
+		delete(g.watch, g.last)
+		return 0, err
 	}
-	return nil
+	return g.last, nil
 }
 
 // Unwatch says that they are not any more.
-func (g *Guard) Unwatch(fd int) error {
+func (g *Guard) Unwatch(id int) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if _, known := g.watch[fd]; !known {
+	if _, known := g.watch[id]; !known {
 		return nil
 	}
-	delete(g.watch, fd)
-	return g.say(fmt.Sprintf("unwatch %d\n", fd))
+	delete(g.watch, id)
+	return g.say(fmt.Sprintf("unwatch %d\n", id))
 }
 
 // Hold says that the guest behind the QMP socket is about to stop, and must
@@ -318,6 +321,7 @@ func (g *Guard) Close() error {
 type request struct {
 	verb   string // hold, release, watch, unwatch or beat
 	budget time.Duration
+	id     int // of a watch
 	fd     int // in the agent; -1: none
 	socket string
 	ranges []uffd.Range
@@ -342,8 +346,11 @@ func parseRequest(line string) (r request, err error) {
 	case "release":
 		r.socket = rest
 	case "watch":
+		id, rest, _ := strings.Cut(rest, " ")
 		fd, ranges, _ := strings.Cut(rest, " ")
-		if r.fd, err = strconv.Atoi(fd); err != nil {
+		var idErr error
+		r.id, idErr = strconv.Atoi(id)
+		if r.fd, err = strconv.Atoi(fd); err != nil || idErr != nil {
 			return r, broken
 		}
 		for text := range strings.SplitSeq(ranges, ",") {
@@ -354,7 +361,7 @@ func parseRequest(line string) (r request, err error) {
 			r.ranges = append(r.ranges, one)
 		}
 	case "unwatch":
-		if r.fd, err = strconv.Atoi(rest); err != nil {
+		if r.id, err = strconv.Atoi(rest); err != nil {
 			return r, broken
 		}
 	case "beat":
@@ -494,12 +501,12 @@ func Serve(ctx context.Context, r io.Reader, rescue Rescue) error {
 			case "release":
 				delete(holds, req.socket)
 			case "watch":
-				key := watchKey(req.fd)
+				key := watchKey(req.id)
 				holds[key] = &hold{key: key, watch: true, do: func(context.Context, bool) error {
 					return rescue.Revoke(agent, req.fd, req.ranges)
 				}}
 			case "unwatch":
-				delete(holds, watchKey(req.fd))
+				delete(holds, watchKey(req.id))
 			}
 		case a := <-attempts:
 			busy--
@@ -525,7 +532,7 @@ func Serve(ctx context.Context, r io.Reader, rescue Rescue) error {
 }
 
 // watchKey is no path of a socket.
-func watchKey(fd int) string { return fmt.Sprintf("userfaultfd %d", fd) }
+func watchKey(id int) string { return fmt.Sprintf("watch %d", id) }
 
 // Command returns how the running binary is called as a guard.
 func Command() ([]string, error) {

@@ -289,7 +289,8 @@ func TestGuard_RevokesWhatAHangingAgentTracks(t *testing.T) {
 	if err := fds[0].Protect(whole); err != nil {
 		t.Fatal(err)
 	}
-	if err := g.Watch(fds[0].Number(), []uffd.Range{whole}); err != nil {
+	id, err := g.Watch(fds[0].Number(), []uffd.Range{whole})
+	if err != nil {
 		t.Fatal(err)
 	}
 	// While the agent speaks, nothing happens to it.
@@ -312,7 +313,7 @@ func TestGuard_RevokesWhatAHangingAgentTracks(t *testing.T) {
 	if err := fds[0].Protect(whole); !errors.Is(err, uffd.ErrRevoked) {
 		t.Errorf("the agent is told %v, want ErrRevoked", err)
 	}
-	if err := g.Unwatch(fds[0].Number()); err != nil {
+	if err := g.Unwatch(id); err != nil {
 		t.Error(err)
 	}
 }
