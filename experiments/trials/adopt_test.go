@@ -188,6 +188,7 @@ func TestAdoption_OfQEMUsThatSomebodyElseStarted(t *testing.T) {
 
 	r.refused(fault.Invalid, []string{"absolute"}, "adopt", r.cluster, "a=n1:relative")
 	r.refused(fault.NotFound, []string{"nosuch"}, "release", "nosuch")
+	r.refused(fault.Invalid, []string{"no QEMU listens"}, "adopt", r.cluster, "a=n1:"+a.socket+"x")
 	where := []string{"adopt", r.cluster, "a=n1:" + a.socket, "b=n2:" + b.socket}
 	r.must(nil, where...)
 	both(stepBudget)

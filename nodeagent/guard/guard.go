@@ -52,10 +52,11 @@ const (
 	// be resumed in this time has ended, or its monitor is broken for good.
 	lastBudget = time.Minute
 
-	// beatEvery is how often the agent says that it lives, and silence after how
-	// long without a word it counts as hanging.
+	// beatEvery is how often the agent says that it lives, and misses after how many
+	// of the guard's own looks without a word it counts as hanging. They are looks
+	// and not a time: what makes the whole host stand still does so to both.
 	beatEvery = time.Second
-	silence   = 5 * time.Second
+	misses    = 5
 
 	// closeBudget bounds the wait for the guard's end. It is longer than
 	// lastBudget: a guard that is at work is not killed.
@@ -407,7 +408,7 @@ type hold struct {
 	busy  bool      // an attempt is in progress
 	err   error     // of the last attempt
 	do    func(ctx context.Context, agentLives bool) error
-	watch bool // due when nothing is heard of the agent, and once
+	watch bool // due when the agent hangs, and once
 }
 
 type attempt struct {
@@ -452,8 +453,8 @@ func Serve(ctx context.Context, r io.Reader, rescue Rescue) error {
 
 	holds := map[string]*hold{}
 	attempts := make(chan attempt)
-	heard := time.Now()
-	var end time.Time // zero while the agent lives
+	missed, looked := 0, time.Now() // looks since the agent's last word; the newest of them
+	var end time.Time               // zero while the agent lives
 	var lost []error
 	wake := time.NewTimer(0)
 	defer wake.Stop()
@@ -461,12 +462,11 @@ func Serve(ctx context.Context, r io.Reader, rescue Rescue) error {
 		now := time.Now()
 		next := time.Hour
 		for _, h := range holds {
-			due := h.due
-			if quiet := heard.Add(silence); h.watch && due.Before(quiet) {
-				due = quiet
+			if h.watch {
+				next = min(next, beatEvery)
 			}
-			switch left := due.Sub(now); {
-			case h.busy:
+			switch left := h.due.Sub(now); {
+			case h.busy, h.watch && missed < misses:
 			case left > 0:
 				next = min(next, left)
 			default:
@@ -489,11 +489,11 @@ func Serve(ctx context.Context, r io.Reader, rescue Rescue) error {
 				}
 				break
 			}
-			heard = time.Now()
+			missed, looked = 0, time.Now()
 			switch req.verb {
 			case "hold":
 				holds[req.socket] = &hold{
-					key: req.socket, due: heard.Add(req.budget),
+					key: req.socket, due: looked.Add(req.budget),
 					do: func(ctx context.Context, lives bool) error {
 						return rescue.resumeThrough(ctx, agent, req.fd, req.socket, lives)
 					},
@@ -526,6 +526,9 @@ func Serve(ctx context.Context, r io.Reader, rescue Rescue) error {
 				lost = append(lost, h.err)
 			}
 		case <-wake.C:
+			if now := time.Now(); now.Sub(looked) >= beatEvery {
+				missed, looked = missed+1, now
+			}
 		}
 	}
 	return errors.Join(append(lost, <-readErr)...)

@@ -294,7 +294,7 @@ func TestGuard_RevokesWhatAHangingAgentTracks(t *testing.T) {
 		t.Fatal(err)
 	}
 	// While the agent speaks, nothing happens to it.
-	time.Sleep(silence + beatEvery)
+	time.Sleep((misses + 1) * beatEvery)
 	if err := fds[0].Protect(whole); err != nil {
 		t.Fatalf("with an agent that lives: %v", err)
 	}
@@ -306,7 +306,7 @@ func TestGuard_RevokesWhatAHangingAgentTracks(t *testing.T) {
 	}()
 	select {
 	case <-written:
-	case <-time.After(4 * silence):
+	case <-time.After(4 * misses * beatEvery):
 		t.Error("a write still waits for the agent that hangs")
 	}
 	g.mu.Unlock()

@@ -48,6 +48,9 @@ func Adopt(ctx context.Context, name, socket, dir string) (*Machine, error) {
 
 func adopt(ctx context.Context, name, socket, dir string) (_ *Machine, err error) {
 	mon, err := qmp.Dial(ctx, socket)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) {
+		return nil, fmt.Errorf("%w: no QEMU listens there: %w", vmm.ErrForeign, err)
+	}
 	if err != nil {
 		return nil, err
 	}
