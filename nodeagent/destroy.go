@@ -27,8 +27,16 @@ func (a *Agent) DestroyGuests(ctx context.Context, req *api.DestroyGuestsRequest
 // Preconditions: the caller has the cluster's turn.
 func (a *Agent) destroy(ctx context.Context, c *cluster) error {
 	if err := c.endRound(ctx); err != nil {
-		// Its guests end now, whatever they did.
+		// Its guests end now, whatever they did; those of somebody else must run.
 		a.log.Warn("round did not end in time", "cluster", c.name, "error", err)
+		for _, g := range c.list() {
+			if !adopted(g) {
+				continue
+			}
+			if err := g.machine.Continue(ctx); err != nil {
+				a.log.Error("adopted guest cannot be let run", "cluster", c.name, "guest", g.spec.Name, "error", err)
+			}
+		}
 	}
 	if err := a.update(c, func(rec *journal.Cluster) { rec.Released = false }); err != nil {
 		return err

@@ -29,18 +29,24 @@ func main() { os.Exit(result.Main(name, run)) }
 
 // The arms, as they stand in the document.
 const (
-	none     = "none"           // nothing is tracked, no checkpoint
-	tracking = "tracking"       // writes are tracked, no checkpoint
-	one      = "1 a minute"     // live checkpoints
-	six      = "6 a minute"     // live checkpoints
-	perRun   = 60 * time.Second // what "a minute" is in a run of the default length
+	none     = "none"       // nothing is tracked, no checkpoint
+	tracking = "tracking"   // writes are tracked, no checkpoint
+	one      = "1 a minute" // live checkpoints
+	six      = "6 a minute" // live checkpoints
 )
 
-// arms are in the order of the document; none must be among them.
-var arms = []arm{{none, 0, false}, {tracking, 0, true}, {one, 1, true}, {six, 6, true}}
+// arms are in the order of the document, none first. One checkpoint a minute takes
+// a minute to see; the others are compared by a third of that.
+var arms = []arm{
+	{name: none, share: 3},
+	{name: tracking, share: 3, tracked: true},
+	{name: one, share: 1, checkpoints: 1, tracked: true},
+	{name: six, share: 3, checkpoints: 2, tracked: true},
+}
 
 type arm struct {
 	name        string
+	share       int // its runs last a minute by this
 	checkpoints int // evenly spread over a run
 	tracked     bool
 }
@@ -61,7 +67,7 @@ func parseOptions(args []string, complaints io.Writer) (options, error) {
 	quick := fs.Bool("quick", false, "two short rounds: shows that it works, measures nothing")
 	format := fs.String("o", "table", "`format` of the result: table or json")
 	fs.IntVar(&o.n, "n", 10, "rounds, each with a run of every arm")
-	fs.DurationVar(&o.length, "length", perRun, "how long a run lasts without checkpoints; with less, checkpoints are closer than their arm says")
+	fs.DurationVar(&o.length, "length", time.Minute, "what counts as a minute; with less, checkpoints are closer than their arm says")
 	fs.StringVar(&o.svg, "svg", "", "draw the result into this `file`, too")
 	fs.StringVar(&o.guestDir, "guest-dir", "build/guest", "`directory` of the guest's kernel and initial RAM disk")
 	fs.StringVar(&o.scratch, "dir", "/dev/shm", "`directory` for everything that is written")
@@ -72,14 +78,14 @@ func parseOptions(args []string, complaints io.Writer) (options, error) {
 		return o, &result.UsageError{Err: err}
 	}
 	if *quick {
-		o.n, o.length = 2, 4*time.Second
+		o.n, o.length = 2, 6*time.Second
 	}
 	var errs []error
 	if o.n < 1 {
 		errs = append(errs, fmt.Errorf("-n %d: want 1 or more", o.n))
 	}
-	if o.length < time.Second {
-		errs = append(errs, fmt.Errorf("-length %s: want 1s or more", o.length))
+	if o.length < 3*time.Second {
+		errs = append(errs, fmt.Errorf("-length %s: want 3s or more", o.length))
 	}
 	if *format != "table" && *format != "json" {
 		errs = append(errs, fmt.Errorf("-o %s: want table or json", *format))
@@ -123,7 +129,7 @@ type row struct {
 	WorkBytes   uint64 `json:"work_bytes"`  // rewritten in each run
 
 	ElapsedS result.Sample `json:"elapsed_s"`
-	OverNone result.Sample `json:"over_none"`          // ratio to the run without checkpoints of the same round
+	OverNone result.Sample `json:"over_none"`          // time a byte, over that of the run without checkpoints of the same round
 	PauseMS  result.Sample `json:"pause_ms,omitempty"` // of all its checkpoints
 }
 
@@ -168,29 +174,30 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 
 // measure runs the rounds.
 func measure(ctx context.Context, t *trial, o options, note func(string, ...any)) ([]row, error) {
-	work, err := t.workOf(ctx, o.length)
+	rate, err := t.rate(ctx, min(o.length, 10*time.Second))
 	if err != nil {
 		return nil, err
 	}
-	note("a run rewrites %d MiB", work/mib)
+	note("the guest rewrites %.0f MiB a second", rate/mib)
 	rows := make([]row, len(arms))
 	for i, a := range arms {
-		rows[i] = row{Arm: a.name, Checkpoints: a.checkpoints, WorkBytes: work}
+		length := o.length / time.Duration(a.share)
+		rows[i] = row{Arm: a.name, Checkpoints: a.checkpoints, WorkBytes: uint64(rate*length.Seconds()) / mib * mib}
 	}
 	for round := range o.n {
-		elapsed := make([]float64, len(arms))
+		each := make([]float64, len(arms)) // seconds a byte
 		for _, i := range rand.Perm(len(arms)) {
-			took, pauses, err := t.run(ctx, arms[i], work, o.length)
+			took, pauses, err := t.run(ctx, arms[i], rows[i].WorkBytes, o.length/time.Duration(arms[i].share))
 			if err != nil {
 				return nil, fmt.Errorf("%s, round %d: %w", arms[i].name, round+1, err)
 			}
 			note("round %d of %d: %s took %.2f s", round+1, o.n, arms[i].name, took.Seconds())
-			elapsed[i] = took.Seconds()
+			rows[i].ElapsedS = append(rows[i].ElapsedS, took.Seconds())
 			rows[i].PauseMS = append(rows[i].PauseMS, pauses...)
+			each[i] = took.Seconds() / float64(rows[i].WorkBytes)
 		}
 		for i := range arms {
-			rows[i].ElapsedS = append(rows[i].ElapsedS, elapsed[i])
-			rows[i].OverNone = append(rows[i].OverNone, elapsed[i]/elapsed[0])
+			rows[i].OverNone = append(rows[i].OverNone, each[i]/each[0])
 		}
 	}
 	return rows, nil

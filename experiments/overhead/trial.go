@@ -179,9 +179,8 @@ func (t *trial) next(ctx context.Context, beyond uint64) (last, m mark, err erro
 	}
 }
 
-// workOf is how much the guest rewrites in a time.
-func (t *trial) workOf(ctx context.Context, length time.Duration) (uint64, error) {
-	probe := min(length, 10*time.Second)
+// rate is how many bytes the guest rewrites in a second, looked at for some time.
+func (t *trial) rate(ctx context.Context, length time.Duration) (float64, error) {
 	if err := t.settle(ctx, settle); err != nil {
 		return 0, err
 	}
@@ -190,15 +189,17 @@ func (t *trial) workOf(ctx context.Context, length time.Duration) (uint64, error
 		return 0, err
 	}
 	begun := time.Now()
-	if err := t.settle(ctx, probe); err != nil {
+	if err := t.settle(ctx, length); err != nil {
 		return 0, err
 	}
 	to, err := t.written()
 	if err != nil {
 		return 0, err
 	}
-	rate := float64(to-from) / time.Since(begun).Seconds()
-	return uint64(rate*length.Seconds()) / mib * mib, nil
+	if to <= from {
+		return 0, errors.New("the guest does not work")
+	}
+	return float64(to-from) / time.Since(begun).Seconds(), nil
 }
 
 func (t *trial) settle(ctx context.Context, d time.Duration) error {
