@@ -60,8 +60,8 @@ func entryOf(cluster string, e repository.Entry) *api.Checkpoint {
 	}
 }
 
-// showCheckpoint is one checkpoint as it was reported when it was taken. One
-// whose manifest or packs are damaged says so.
+// showCheckpoint is one checkpoint as it was reported when it was taken, with
+// its distinct pages counted. One whose manifest or packs are damaged says so.
 func (c *Coordinator) showCheckpoint(ctx context.Context, cluster string, epoch uint64) (*api.Checkpoint, error) {
 	m, err := c.repo.Manifest(ctx, cluster, epoch)
 	switch {
@@ -71,8 +71,11 @@ func (c *Coordinator) showCheckpoint(ctx context.Context, cluster string, epoch 
 		return nil, fmt.Errorf("show checkpoint %s: %w", record.ID(cluster, epoch), repositoryFault(err))
 	}
 	out := entryOf(cluster, repository.Entry{Epoch: epoch, Manifest: m})
-	if _, err := c.repo.NewReader(ctx, m.Packs); errors.Is(err, repository.ErrCorrupt) {
+	switch out.UniqueBytes, err = uniqueBytes(ctx, c.repo, m); {
+	case errors.Is(err, repository.ErrCorrupt):
 		out.Damage = oneLine(err)
+	case err != nil:
+		return nil, fmt.Errorf("show checkpoint %s: %w", record.ID(cluster, epoch), repositoryFault(err))
 	}
 	return out, nil
 }

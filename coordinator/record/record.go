@@ -49,8 +49,7 @@ type summary struct {
 	QEMUVersion    string `json:"qemu_version"`
 }
 
-// Manifest makes the commit record, but for what is known only when all images
-// have been looked at: Stats.UniqueBytes and SetDurable.
+// Manifest makes the commit record, but for SetDurable.
 func Manifest(t Taken) (*manifest.Manifest, error) {
 	m := &manifest.Manifest{
 		Cluster: t.Cluster, Epoch: t.Epoch, CreatedUnixNS: t.Begun.UnixNano(), Label: t.Label, Spec: t.Spec,
@@ -65,6 +64,7 @@ func Manifest(t Taken) (*manifest.Manifest, error) {
 	for _, image := range t.Images {
 		m.Packs = append(m.Packs, image.GetPacks()...)
 		m.Stats.StoredBytes += image.GetStoredBytes()
+		m.Stats.NewBytes += image.GetNewUniqueBytes()
 		versions = append(versions, image.GetQemuVersion())
 		for _, g := range image.GetGuests() {
 			report := reportOf(image, g.GetGuest())

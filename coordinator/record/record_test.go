@@ -15,7 +15,7 @@ import (
 )
 
 func image(node string, guests ...string) *api.NodeImage {
-	n := &api.NodeImage{Node: node, Packs: []string{strings.Repeat("ab", 16)}, StoredBytes: 100, QemuVersion: "7.2.22"}
+	n := &api.NodeImage{Node: node, Packs: []string{strings.Repeat("ab", 16)}, StoredBytes: 100, NewUniqueBytes: 1024, QemuVersion: "7.2.22"}
 	for i, g := range guests {
 		n.Guests = append(n.Guests, &api.GuestImage{
 			Guest: g, Machine: []byte(`{"cpu": "qemu64"}`),
@@ -47,7 +47,6 @@ func TestCheckpoint_SurvivesTheManifest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.Stats.UniqueBytes = 2048
 	record.SetDurable(m, 2*time.Second)
 	data, err := manifest.Encode(m)
 	if err != nil {
@@ -66,7 +65,7 @@ func TestCheckpoint_SurvivesTheManifest(t *testing.T) {
 	want := &api.Checkpoint{
 		Id: "c@7", Cluster: "c", Epoch: 7, Label: "before", CreatedUnixNs: time.Unix(100, 0).UnixNano(),
 		SkewUs: 1000, ResumedUs: 30_000, DurableUs: 2_000_000,
-		RawBytes: 3 * 4096, NonZeroBytes: 3 * 1024, UniqueBytes: 2048, StoredBytes: 200,
+		RawBytes: 3 * 4096, NonZeroBytes: 3 * 1024, NewBytes: 2048, StoredBytes: 200,
 		FramesRecorded: 6, ChannelsRecorded: true, Guests: reports, QemuVersion: "7.2.22",
 	}
 	if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" {

@@ -48,7 +48,7 @@ func Checkpoint(m *manifest.Manifest) (*api.Checkpoint, error) {
 	c := &api.Checkpoint{
 		Id: ID(m.Cluster, m.Epoch), Cluster: m.Cluster, Epoch: m.Epoch, Label: m.Label, CreatedUnixNs: m.CreatedUnixNS,
 		SkewUs: m.Stats.TimingsUS[timingSkew], ResumedUs: m.Stats.TimingsUS[timingResumed], DurableUs: m.Stats.TimingsUS[timingDurable],
-		RawBytes: m.Stats.RawBytes, NonZeroBytes: m.Stats.NonZeroBytes, UniqueBytes: m.Stats.UniqueBytes, StoredBytes: m.Stats.StoredBytes,
+		RawBytes: m.Stats.RawBytes, NonZeroBytes: m.Stats.NonZeroBytes, NewBytes: m.Stats.NewBytes, StoredBytes: m.Stats.StoredBytes,
 		FramesRecorded: sum.FramesRecorded, ChannelsRecorded: m.ChannelsRecorded, QemuVersion: sum.QEMUVersion,
 	}
 	for _, g := range m.Guests {

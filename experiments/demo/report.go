@@ -61,7 +61,7 @@ type checkpointLine struct {
 	DurableMS      float64            `json:"durable_ms"`
 	RawBytes       uint64             `json:"raw_bytes"`
 	NonZeroBytes   uint64             `json:"non_zero_bytes"`
-	UniqueBytes    uint64             `json:"unique_bytes"`
+	NewBytes       uint64             `json:"new_bytes"`
 	StoredBytes    uint64             `json:"stored_bytes"`
 	FramesRecorded uint64             `json:"frames_recorded"`
 
@@ -167,10 +167,10 @@ func (r *report) writeJSON(path string) error {
 func (r *report) writeTable(w io.Writer) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	row := func(format string, args ...any) { fmt.Fprintf(t, format+"\n", args...) }
-	row("\nCHECKPOINT\tGUEST\tPAUSE\tSKEW\tRESUMED\tDURABLE\tRAW\tNON-ZERO\tUNIQUE\tSTORED\tFRAMES")
+	row("\nCHECKPOINT\tGUEST\tPAUSE\tSKEW\tRESUMED\tDURABLE\tRAW\tNON-ZERO\tNEW\tSTORED\tFRAMES")
 	for _, c := range r.Checkpoints {
 		row("%s\t\t\t%.1f ms\t%.0f ms\t%.0f ms\t%s\t%s\t%s\t%s\t%d", c.ID, c.SkewMS, c.ResumedMS, c.DurableMS,
-			mib(c.RawBytes), mib(c.NonZeroBytes), mib(c.UniqueBytes), mib(c.StoredBytes), c.FramesRecorded)
+			mib(c.RawBytes), mib(c.NonZeroBytes), mib(c.NewBytes), mib(c.StoredBytes), c.FramesRecorded)
 		for _, g := range r.Guests {
 			row("\t%s\t%.1f ms", g.Name, c.PauseMS[g.Name])
 		}

@@ -73,7 +73,7 @@ func (k Kind) Valid() bool {
 type Stats struct {
 	RawBytes     uint64            `json:"raw_bytes"`
 	NonZeroBytes uint64            `json:"non_zero_bytes"`
-	UniqueBytes  uint64            `json:"unique_bytes"` // distinct non-zero pages
+	NewBytes     uint64            `json:"new_bytes"`    // non-zero pages stored for the first time
 	StoredBytes  uint64            `json:"stored_bytes"` // added to packs, compressed
 	TimingsUS    map[string]uint64 `json:"timings_us,omitempty"`
 }

@@ -32,7 +32,7 @@ func sample() *Manifest {
 			},
 		}},
 		Packs:  []string{strings.Repeat("0a", 16), strings.Repeat("0b", 16)},
-		Stats:  Stats{RawBytes: 1 << 62, NonZeroBytes: 4, UniqueBytes: 3, StoredBytes: 2, TimingsUS: map[string]uint64{"resumed": 5, "durable": 9}},
+		Stats:  Stats{RawBytes: 1 << 62, NonZeroBytes: 4, NewBytes: 3, StoredBytes: 2, TimingsUS: map[string]uint64{"resumed": 5, "durable": 9}},
 		Report: json.RawMessage(`[1,2]`),
 	}
 }

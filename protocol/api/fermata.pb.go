@@ -1682,10 +1682,12 @@ type Checkpoint struct {
 	ResumedUs uint64 `protobuf:"varint,7,opt,name=resumed_us,json=resumedUs,proto3" json:"resumed_us,omitempty"` // from the request until all guests ran again
 	// durable_us is from the request until the commit record was about to be
 	// written: it cannot hold the time of its own end.
-	DurableUs        uint64         `protobuf:"varint,8,opt,name=durable_us,json=durableUs,proto3" json:"durable_us,omitempty"`
-	RawBytes         uint64         `protobuf:"varint,9,opt,name=raw_bytes,json=rawBytes,proto3" json:"raw_bytes,omitempty"` // memory and disks of all guests
-	NonZeroBytes     uint64         `protobuf:"varint,10,opt,name=non_zero_bytes,json=nonZeroBytes,proto3" json:"non_zero_bytes,omitempty"`
-	UniqueBytes      uint64         `protobuf:"varint,11,opt,name=unique_bytes,json=uniqueBytes,proto3" json:"unique_bytes,omitempty"` // distinct non-zero pages of this checkpoint
+	DurableUs    uint64 `protobuf:"varint,8,opt,name=durable_us,json=durableUs,proto3" json:"durable_us,omitempty"`
+	RawBytes     uint64 `protobuf:"varint,9,opt,name=raw_bytes,json=rawBytes,proto3" json:"raw_bytes,omitempty"` // memory and disks of all guests
+	NonZeroBytes uint64 `protobuf:"varint,10,opt,name=non_zero_bytes,json=nonZeroBytes,proto3" json:"non_zero_bytes,omitempty"`
+	// unique_bytes are the distinct non-zero pages of this checkpoint. Counting
+	// them takes reading its trees: GetCheckpoint does, others leave it out.
+	UniqueBytes      uint64         `protobuf:"varint,11,opt,name=unique_bytes,json=uniqueBytes,proto3" json:"unique_bytes,omitempty"`
 	StoredBytes      uint64         `protobuf:"varint,12,opt,name=stored_bytes,json=storedBytes,proto3" json:"stored_bytes,omitempty"` // appended to packs by this checkpoint, compressed
 	FramesRecorded   uint64         `protobuf:"varint,13,opt,name=frames_recorded,json=framesRecorded,proto3" json:"frames_recorded,omitempty"`
 	ChannelsRecorded bool           `protobuf:"varint,14,opt,name=channels_recorded,json=channelsRecorded,proto3" json:"channels_recorded,omitempty"`
@@ -1696,6 +1698,7 @@ type Checkpoint struct {
 	Damage          string `protobuf:"bytes,17,opt,name=damage,proto3" json:"damage,omitempty"`
 	TakenBytes      uint64 `protobuf:"varint,18,opt,name=taken_bytes,json=takenBytes,proto3" json:"taken_bytes,omitempty"`                // memory that had to be read, of guests captured live
 	FramesDiscarded uint64 `protobuf:"varint,19,opt,name=frames_discarded,json=framesDiscarded,proto3" json:"frames_discarded,omitempty"` // in flight, and left out on demand
+	NewBytes        uint64 `protobuf:"varint,20,opt,name=new_bytes,json=newBytes,proto3" json:"new_bytes,omitempty"`                      // non-zero pages that no node had stored before, before compression
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -1859,6 +1862,13 @@ func (x *Checkpoint) GetTakenBytes() uint64 {
 func (x *Checkpoint) GetFramesDiscarded() uint64 {
 	if x != nil {
 		return x.FramesDiscarded
+	}
+	return 0
+}
+
+func (x *Checkpoint) GetNewBytes() uint64 {
+	if x != nil {
+		return x.NewBytes
 	}
 	return 0
 }
@@ -4195,7 +4205,7 @@ const file_fermata_proto_rawDesc = "" +
 	"framesSent\x12%\n" +
 	"\x0eframes_dropped\x18\x06 \x01(\x04R\rframesDropped\x12\x1f\n" +
 	"\vframes_held\x18\a \x01(\x04R\n" +
-	"framesHeld\"\xf8\x04\n" +
+	"framesHeld\"\x95\x05\n" +
 	"\n" +
 	"Checkpoint\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
@@ -4220,7 +4230,8 @@ const file_fermata_proto_rawDesc = "" +
 	"\x06damage\x18\x11 \x01(\tR\x06damage\x12\x1f\n" +
 	"\vtaken_bytes\x18\x12 \x01(\x04R\n" +
 	"takenBytes\x12)\n" +
-	"\x10frames_discarded\x18\x13 \x01(\x04R\x0fframesDiscarded\"\xb3\x06\n" +
+	"\x10frames_discarded\x18\x13 \x01(\x04R\x0fframesDiscarded\x12\x1b\n" +
+	"\tnew_bytes\x18\x14 \x01(\x04R\bnewBytes\"\xb3\x06\n" +
 	"\vGuestReport\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x19\n" +

@@ -36,7 +36,7 @@ func Checkpoints() []*api.Checkpoint {
 		{
 			Id: "demo@1", Cluster: "demo", Epoch: 1, Label: "before upgrade", CreatedUnixNs: begun + 2_000_000_000,
 			SkewUs: 1_250, ResumedUs: 8_400, DurableUs: 1_840_000,
-			RawBytes: 768 << 20, NonZeroBytes: 200 << 20, UniqueBytes: 150 << 20, StoredBytes: 60 << 20,
+			RawBytes: 768 << 20, NonZeroBytes: 200 << 20, UniqueBytes: 150 << 20, NewBytes: 40 << 20, StoredBytes: 60 << 20,
 			FramesRecorded: 3, ChannelsRecorded: true, QemuVersion: "7.2.22",
 			Guests: []*api.GuestReport{
 				{

@@ -29,7 +29,8 @@ type Checkpoint struct {
 	DurableMS        float64     `json:"durable_ms"` // from the request until the commit
 	RawBytes         uint64      `json:"raw_bytes"`
 	NonZeroBytes     uint64      `json:"non_zero_bytes"`
-	UniqueBytes      uint64      `json:"unique_bytes"`
+	UniqueBytes      uint64      `json:"unique_bytes,omitempty"` // distinct pages, where they were counted
+	NewBytes         uint64      `json:"new_bytes"`              // pages stored for the first time
 	StoredBytes      uint64      `json:"stored_bytes"`
 	FramesRecorded   uint64      `json:"frames_recorded"`
 	ChannelsRecorded bool        `json:"channels_recorded"`
@@ -97,7 +98,7 @@ func OfCheckpoint(m *api.Checkpoint) Checkpoint {
 		QEMUVersion: m.GetQemuVersion(),
 		SkewMS:      millis(m.GetSkewUs()), ResumedMS: millis(m.GetResumedUs()), DurableMS: millis(m.GetDurableUs()),
 		RawBytes: m.GetRawBytes(), NonZeroBytes: m.GetNonZeroBytes(),
-		UniqueBytes: m.GetUniqueBytes(), StoredBytes: m.GetStoredBytes(),
+		UniqueBytes: m.GetUniqueBytes(), NewBytes: m.GetNewBytes(), StoredBytes: m.GetStoredBytes(),
 		FramesRecorded: m.GetFramesRecorded(), ChannelsRecorded: m.GetChannelsRecorded(), Damage: m.GetDamage(),
 		FramesDiscarded: m.GetFramesDiscarded(), TakenBytes: m.GetTakenBytes(),
 		Guests: collect(m.GetGuests(), ofGuestReport, func(g GuestPart) string { return g.Name }),
@@ -151,8 +152,12 @@ func (c Checkpoint) WriteTable(w io.Writer) error {
 	f.Add("pause", fmt.Sprintf("%s ms at most, skew %s ms", render.Millis(c.MaxPauseMS), render.Millis(c.SkewMS)))
 	f.Add("resumed", render.Millis(c.ResumedMS)+" ms after the request")
 	f.Add("durable", render.Millis(c.DurableMS)+" ms after the request")
-	f.Add("data", fmt.Sprintf("%s of %s not zero, %s distinct, %s stored",
-		render.Bytes(c.NonZeroBytes), render.Bytes(c.RawBytes), render.Bytes(c.UniqueBytes), render.Bytes(c.StoredBytes)))
+	distinct := ""
+	if c.UniqueBytes > 0 {
+		distinct = render.Bytes(c.UniqueBytes) + " distinct, "
+	}
+	f.Add("data", fmt.Sprintf("%s of %s not zero, %s%s new, %s stored",
+		render.Bytes(c.NonZeroBytes), render.Bytes(c.RawBytes), distinct, render.Bytes(c.NewBytes), render.Bytes(c.StoredBytes)))
 	if c.ChannelsRecorded {
 		f.Add("channels", fmt.Sprintf("%d frames recorded", c.FramesRecorded))
 	} else {
