@@ -31,13 +31,25 @@ func cpuTime(b *testing.B) time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// benchImage is memory as guests have it: pages that compress to a half or so.
-func benchImage(zero bool) []byte {
+// Content of memory.
+const (
+	zeros        = iota
+	compressible // to a half or so
+	random
+)
+
+func benchImage(content int) []byte {
 	b := make([]byte, benchBytes)
-	if zero {
+	if content == zeros {
 		return b
 	}
 	rng := rand.New(rand.NewPCG(1, 1))
+	if content == random {
+		for off := 0; off < len(b); off += 8 {
+			binary.LittleEndian.PutUint64(b[off:], rng.Uint64())
+		}
+		return b
+	}
 	for off := 0; off < len(b); off += 16 {
 		v := rng.Uint64()
 		for i := range 8 {
@@ -56,19 +68,23 @@ func BenchmarkPutImage(b *testing.B) {
 	for _, c := range []struct {
 		name        string
 		compression string
-		zero, again bool
+		content     int
+		again       bool
 		workers     int
 	}{
-		{"s2", "s2", false, false, 0},
-		{"s2-1worker", "s2", false, false, 1},
-		{"zstd", "zstd", false, false, 0},
-		{"none", "none", false, false, 0},
-		{"known-pages", "s2", false, true, 0},
-		{"known-pages-1worker", "s2", false, true, 1},
-		{"zeros", "s2", true, false, 0},
-		{"zeros-1worker", "s2", true, false, 1},
+		{"s2", "s2", compressible, false, 0},
+		{"s2-1worker", "s2", compressible, false, 1},
+		{"zstd", "zstd", compressible, false, 0},
+		{"none", "none", compressible, false, 0},
+		{"random", "s2", random, false, 0},
+		{"random-zstd", "zstd", random, false, 0},
+		{"random-1worker", "s2", random, false, 1},
+		{"known-pages", "s2", compressible, true, 0},
+		{"known-pages-1worker", "s2", compressible, true, 1},
+		{"zeros", "s2", zeros, false, 0},
+		{"zeros-1worker", "s2", zeros, false, 1},
 	} {
-		img := benchImage(c.zero)
+		img := benchImage(c.content)
 		for source, src := range map[string]io.ReaderAt{"lent": lentBytes(img), "read": readOnly{lentBytes(img)}} {
 			b.Run(fmt.Sprintf("%s/%s", c.name, source), func(b *testing.B) {
 				b.SetBytes(benchBytes)
@@ -180,7 +196,7 @@ func BenchmarkReadImage(b *testing.B) {
 		b.Run(compression, func(b *testing.B) {
 			b.SetBytes(benchBytes)
 			r := mustCreate(b, Config{Dir: filepath.Join(b.TempDir(), "repo"), Compression: compression})
-			ref, res := benchPut(b, r, lentBytes(benchImage(false)))
+			ref, res := benchPut(b, r, lentBytes(benchImage(compressible)))
 			dst := make(bytesAt, benchBytes)
 			begun := cpuTime(b)
 			defer func() { perCore(b, cpuTime(b)-begun) }()
@@ -198,7 +214,7 @@ func BenchmarkReadImage(b *testing.B) {
 }
 
 func BenchmarkIsZero(b *testing.B) {
-	img := benchImage(true)
+	img := benchImage(zeros)
 	b.SetBytes(benchBytes)
 	begun := cpuTime(b)
 	defer func() { perCore(b, cpuTime(b)-begun) }()
