@@ -11,6 +11,7 @@ import (
 	"fermata/coordinator/deploy"
 	"fermata/coordinator/record"
 	"fermata/coordinator/rounds"
+	"fermata/coordinator/spec"
 	"fermata/coordinator/store"
 	"fermata/protocol/api"
 	"fermata/protocol/fault"
@@ -53,10 +54,14 @@ func (t *term) checkpoint(ctx context.Context, req *api.CheckpointRequest, p pro
 	}
 	options := round.Options{
 		PauseBudget: s.Policies.PauseBudget, DiscardChannels: req.GetDiscardChannels(),
+		Cut: cutFor(req, s), SkewBudget: s.Policies.SkewBudget,
 		Mode: round.Mode(req.GetMode()), Full: req.GetFull(), Audit: req.GetAudit(),
 	}
 	if req.GetMode() < 0 || req.GetMode() > api.CaptureMode(round.ModeStop) {
 		return nil, fault.New(fault.Invalid, "capture mode %d is unknown", req.GetMode())
+	}
+	if _, known := api.Cut_name[int32(req.GetCut())]; !known {
+		return nil, fault.New(fault.Invalid, "cut %d is unknown", req.GetCut())
 	}
 	if err := options.Check(); err != nil {
 		return nil, fault.Wrap(fault.Invalid, err, "")
@@ -76,7 +81,7 @@ func (t *term) checkpoint(ctx context.Context, req *api.CheckpointRequest, p pro
 	id := round.ID{Cluster: name, Epoch: round.Epoch(epoch)}
 	verdict := &judge{repo: t.c.repo, id: id, taken: record.Taken{
 		Cluster: name, Epoch: epoch, Label: req.GetLabel(), Spec: c.Spec, Fence: t.fence.API(),
-		ChannelsRecorded: !req.GetDiscardChannels(), Begun: begun,
+		ChannelsRecorded: !req.GetDiscardChannels(), Cut: options.Cut, Begun: begun,
 	}}
 	err = t.drive.Run(t.ctx, ctx, rounds.Job{
 		Round: id, Fence: t.fence.API(), Members: members,
@@ -138,4 +143,16 @@ func guestsOn(c store.Cluster, node string) []string {
 	}
 	slices.Sort(guests)
 	return guests
+}
+
+// cutFor is the kind of cut asked for, or the one that suits the cluster: frames on
+// the networks of adopted guests carry no colour.
+func cutFor(req *api.CheckpointRequest, s *spec.Spec) round.Cut {
+	if req.Cut != nil {
+		return round.Cut(req.GetCut())
+	}
+	if slices.ContainsFunc(s.Guests, func(g spec.Guest) bool { return g.Adopt != "" }) {
+		return round.CutBarrier
+	}
+	return round.CutColoured
 }

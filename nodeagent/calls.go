@@ -52,12 +52,21 @@ func (a *Agent) PrepareRound(ctx context.Context, in *api.PrepareRoundRequest) (
 	if _, known := api.CaptureMode_name[int32(in.Mode)]; !known {
 		return nil, fault.New(fault.Invalid, "capture mode %d is not known here", in.Mode)
 	}
+	if _, known := api.Cut_name[int32(in.Cut)]; !known {
+		return nil, fault.New(fault.Invalid, "cut %d is not known here", in.Cut)
+	}
 	req.Options = round.Options{
-		PauseBudget:     time.Duration(min(in.PauseBudgetMs, uint64(time.Hour.Milliseconds()))) * time.Millisecond,
+		PauseBudget:     atMostAnHour(in.PauseBudgetMs),
+		Cut:             round.Cut(in.Cut),
+		SkewBudget:      atMostAnHour(in.SkewBudgetMs),
 		DiscardChannels: in.DiscardChannels,
 		Mode:            round.Mode(in.Mode), Full: in.Full, Audit: in.Audit,
 	}
 	return callFor(ctx, r, req, &api.PrepareRoundReply{})
+}
+
+func atMostAnHour(ms uint64) time.Duration {
+	return time.Duration(min(ms, uint64(time.Hour.Milliseconds()))) * time.Millisecond
 }
 
 // CutRound answers when the node's guests run again.

@@ -2,17 +2,15 @@ package nodeagent
 
 import (
 	"context"
-	"time"
 
 	"fermata/nodeagent/fabric"
 	"fermata/protocol/failpoint"
-	"fermata/protocol/fault"
 )
 
 // beginCut opens the cut on the wire and calls marker for each of the other
 // members once all their markers are here, or broken when they cannot come.
 func (s *saving) beginCut(others []string, marker func(node string), broken func(error)) error {
-	if err := s.agent.fabric.BeginCut(s.cluster.name, s.epoch, others); err != nil {
+	if err := s.agent.fabric.BeginCut(s.cluster.name, s.epoch, others, s.options.CutBudget()); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -46,18 +44,18 @@ func (s *saving) sendMarkers(ctx context.Context) error {
 	return failpoint.Inject(ctx, failpoint.AgentAfterMark)
 }
 
-// recordChannels keeps what was sent before the cut and not received before it.
-// It is the last step before the guests run, and so the one that makes sure that
-// all have stood still until here.
-func (s *saving) recordChannels(ctx context.Context, discard bool) error {
+// recordChannels keeps what was sent before the cut and not received before it. In a
+// barrier cut it is the last step before the guests run.
+func (s *saving) recordChannels(ctx context.Context) error {
 	if err := failpoint.Inject(ctx, failpoint.AgentAfterCloseChannels); err != nil {
 		return err
 	}
 	for _, sg := range s.guests {
-		// An agent that was itself stopped for a while does not count that time in
-		// ticks; the guard does, and may have let the guest run.
-		if stood := time.Since(sg.stopAt); stood > s.budget {
-			return fault.New(fault.Deadline, "guest %s has stood still for %s: pause budget of %s is used up", sg.spec.Name, stood, s.budget)
+		if !sg.held {
+			continue
+		}
+		if err := s.stood(sg); err != nil {
+			return err
 		}
 	}
 	state, err := s.agent.fabric.ChannelState(s.cluster.name, s.epoch)
@@ -67,7 +65,7 @@ func (s *saving) recordChannels(ctx context.Context, discard bool) error {
 	for _, sg := range s.guests {
 		for _, n := range sg.nics {
 			frames := state[fabric.PortKey{Guest: sg.spec.Name, NIC: n.spec.Name}]
-			if discard {
+			if s.options.DiscardChannels {
 				sg.report.FramesDiscarded += uint64(len(frames))
 				continue
 			}

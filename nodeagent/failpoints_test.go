@@ -9,12 +9,19 @@ import (
 	"fermata/protocol/api"
 	"fermata/protocol/failpoint"
 	"fermata/protocol/fault"
+	"fermata/protocol/round"
 )
 
 // TestFailpoints_NoneKeepsAGuestFromRunning meets an error, and where that is
 // possible a hang, at every point of a round. Afterwards all guests run, all
 // memory is free, and the next round works.
 func TestFailpoints_NoneKeepsAGuestFromRunning(t *testing.T) {
+	for _, cut := range []api.Cut{api.Cut_CUT_COLOURED, api.Cut_CUT_BARRIER} {
+		t.Run(round.Cut(cut).String(), func(t *testing.T) { testFailpoints(t, cut) })
+	}
+}
+
+func testFailpoints(t *testing.T, cut api.Cut) {
 	b := newBench(t, 2)
 	epoch := uint64(1)
 	for _, tc := range []struct {
@@ -23,6 +30,8 @@ func TestFailpoints_NoneKeepsAGuestFromRunning(t *testing.T) {
 		commits bool // the round goes on all the same
 	}{
 		{failpoint.AgentAfterPrepare, "error@1", false},
+		{failpoint.AgentBeforeCut, "error@1", false},
+		{failpoint.AgentBeforeCut, "hang@1", false},
 		{failpoint.AgentAfterGate, "error@1", false},
 		{failpoint.AgentAfterGate, "hang@1", false},
 		{failpoint.AgentAfterDrain, "error@1", false},
@@ -55,7 +64,7 @@ func TestFailpoints_NoneKeepsAGuestFromRunning(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			committed := b.attempt(epoch)
+			committed := b.attempt(epoch, cut)
 			disarm()
 			if committed != tc.commits {
 				t.Errorf("committed %t, want %t", committed, tc.commits)
@@ -70,23 +79,23 @@ func TestFailpoints_NoneKeepsAGuestFromRunning(t *testing.T) {
 
 // attempt runs a round whatever happens, as a coordinator does, and returns
 // whether it could be committed.
-func (b *bench) attempt(epoch uint64) bool {
+func (b *bench) attempt(epoch uint64, cut api.Cut) bool {
 	b.t.Helper()
 	ctx := b.t.Context()
-	round := b.round(epoch)
-	_, err := b.agent.PrepareRound(ctx, &api.PrepareRoundRequest{Round: round, Nodes: []string{"n1"}, PauseBudgetMs: 500})
+	id := b.round(epoch)
+	_, err := b.agent.PrepareRound(ctx, &api.PrepareRoundRequest{Round: id, Nodes: []string{"n1"}, PauseBudgetMs: 500, Cut: cut})
 	if err == nil {
 		begun := time.Now()
-		_, err = b.agent.CutRound(ctx, &api.CutRoundRequest{Round: round})
+		_, err = b.agent.CutRound(ctx, &api.CutRoundRequest{Round: id})
 		if took := time.Since(begun); took > stepBudget {
 			b.t.Errorf("cut took %s", took)
 		}
 	}
 	if err == nil {
-		err = b.agent.PersistRound(ctx, &api.PersistRoundRequest{Round: round}, func(*api.PersistRoundUpdate) error { return nil })
+		err = b.agent.PersistRound(ctx, &api.PersistRoundRequest{Round: id}, func(*api.PersistRoundUpdate) error { return nil })
 	}
 	for range 2 { // an answer that is lost is asked for again
-		finishErr := b.agent.FinishRound(ctx, &api.FinishRoundRequest{Round: round, Committed: err == nil})
+		finishErr := b.agent.FinishRound(ctx, &api.FinishRoundRequest{Round: id, Committed: err == nil})
 		if finishErr == nil {
 			return err == nil
 		}

@@ -143,9 +143,9 @@ func TestEndRound_LetsGuestsRunInTheMiddleOfACut(t *testing.T) {
 func TestRecordChannels_RefusesAGuestThatTheGuardMayHaveResumed(t *testing.T) {
 	s := &saving{budget: time.Second, guests: []*savedGuest{{
 		guest:  &guest{spec: &api.GuestSpec{Name: "g1"}},
-		stopAt: time.Now().Add(-2 * time.Second),
+		stopAt: time.Now().Add(-2 * time.Second), held: true,
 	}}}
-	if err := s.recordChannels(t.Context(), true); fault.ClassOf(err) != fault.Deadline {
+	if err := s.recordChannels(t.Context()); fault.ClassOf(err) != fault.Deadline {
 		t.Errorf("error = %v, want class deadline", err)
 	}
 }

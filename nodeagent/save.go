@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -84,83 +85,138 @@ func (s *saving) each(ctx context.Context, step string, f func(context.Context, 
 	return g.Wait()
 }
 
-// gateAndDrain closes the ingress of all guests, then waits until each has
-// taken what was on its way. The guests run. A guest that takes no frames is
-// not waited for longer than the drain budget: what it has not taken is taken
-// back after the stop.
+// gateAndDrain begins a barrier cut: it closes the ingress of all guests, then waits
+// until each has taken what was on its way.
 func (s *saving) gateAndDrain(ctx context.Context) error {
-	for _, sg := range s.guests {
-		begun := time.Now()
-		for _, n := range sg.nics {
-			if err := n.port.Gate(); err != nil {
-				return err
-			}
-		}
-		sg.report.GateUs = micros(begun)
-	}
-	if err := failpoint.Inject(ctx, failpoint.AgentAfterGate); err != nil {
+	if err := failpoint.Inject(ctx, failpoint.AgentBeforeCut); err != nil {
 		return err
 	}
+	if err := s.each(ctx, "gate", s.gate); err != nil {
+		return err
+	}
+	if err := s.each(ctx, "drain", s.drain); err != nil {
+		return err
+	}
+	return s.each(ctx, "protect", s.rearm)
+}
+
+// stoppedAtOnce is how many guests of a node stand still at a time in a coloured cut:
+// each needs a processor for its pause to be short, and the others run meanwhile.
+var stoppedAtOnce = max(runtime.NumCPU()/2, 1)
+
+// cutGuests cuts every guest on its own and lets it run again.
+func (s *saving) cutGuests(ctx context.Context) error {
+	if err := failpoint.Inject(ctx, failpoint.AgentBeforeCut); err != nil {
+		return err
+	}
+	turns := make(chan struct{}, stoppedAtOnce)
+	return s.each(ctx, "cut", func(ctx context.Context, sg *savedGuest) error { return s.cutGuest(ctx, sg, turns) })
+}
+
+// cutGuest takes a guest from its gate to running again. On error it may stand still:
+// resume it.
+func (s *saving) cutGuest(ctx context.Context, sg *savedGuest, turns chan struct{}) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, s.budget, fault.New(fault.Deadline, "pause budget of %s is used up", s.budget))
+	defer cancel()
+	if err := s.gate(ctx, sg); err != nil {
+		return err
+	}
+	if err := s.drain(ctx, sg); err != nil { // before its turn: who takes no frames holds nobody up
+		return err
+	}
+	select {
+	case turns <- struct{}{}:
+		defer func() { <-turns }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	for _, step := range []func(context.Context, *savedGuest) error{s.rearm, s.stop, s.saveState} {
+		if err := step(ctx, sg); err != nil {
+			return err
+		}
+	}
+	if err := s.stood(sg); err != nil {
+		return err
+	}
+	return s.resumeGuest(ctx, sg)
+}
+
+// stood makes sure that a guest has stood still until here, so that what was saved
+// of it is of one instant. An agent that was itself stopped for a while does not
+// count that time in ticks; the guard does, and may have let the guest run.
+func (s *saving) stood(sg *savedGuest) error {
+	if stood := time.Since(sg.stopAt); stood > s.budget {
+		return fault.New(fault.Deadline, "guest %s has stood still for %s: pause budget of %s is used up", sg.spec.Name, stood, s.budget)
+	}
+	return nil
+}
+
+// gate closes the ingress of a guest.
+func (s *saving) gate(ctx context.Context, sg *savedGuest) error {
+	begun := time.Now()
+	for _, n := range sg.nics {
+		if err := n.port.Gate(); err != nil {
+			return err
+		}
+	}
+	sg.report.GateUs = micros(begun)
+	return failpoint.Inject(ctx, failpoint.AgentAfterGate)
+}
+
+// drain waits until a guest has taken what was on its way. It runs. A guest that
+// takes no frames is not waited for longer than the drain budget: what it has not
+// taken is taken back after the stop.
+func (s *saving) drain(ctx context.Context, sg *savedGuest) error {
 	// Whoever does not drain must leave time for the rest of the pause.
-	budget := min(s.agent.cfg.DrainBudget, s.budget/2)
-	err := s.each(ctx, "drain", func(ctx context.Context, sg *savedGuest) error {
-		ctx, cancel := context.WithTimeout(ctx, budget)
-		defer cancel()
-		begun := time.Now()
-		for _, n := range sg.nics {
-			err := n.port.Drain(ctx)
-			switch {
-			case errors.Is(err, fabric.ErrUndrained):
-				sg.report.UndrainedNics++
-			case err != nil:
-				return fmt.Errorf("card %s: %w", n.spec.Name, err)
-			}
+	drained, cancel := context.WithTimeout(ctx, min(s.agent.cfg.DrainBudget, s.budget/2))
+	defer cancel()
+	begun := time.Now()
+	for _, n := range sg.nics {
+		err := n.port.Drain(drained)
+		switch {
+		case errors.Is(err, fabric.ErrUndrained):
+			sg.report.UndrainedNics++
+		case err != nil:
+			return fmt.Errorf("card %s: %w", n.spec.Name, err)
 		}
-		sg.report.DrainUs = micros(begun)
-		return nil
-	})
-	if err != nil {
-		return err
 	}
-	err = s.eachLive(ctx, "protect", func(ctx context.Context, sg *savedGuest) error {
-		return sg.tracked.tracker.Rearm(ctx)
-	})
-	if err != nil {
-		return err
-	}
+	sg.report.DrainUs = micros(begun)
 	return failpoint.Inject(ctx, failpoint.AgentAfterDrain)
 }
 
-// stop makes all guests stand still and empties the wire behind them: frames
-// they did not take go back to the front of what is held for them, frames they
-// sent are read and switched.
-func (s *saving) stop(ctx context.Context) error {
-	err := s.each(ctx, "stop", func(ctx context.Context, sg *savedGuest) error {
-		conn, err := sg.machine.GuardConnection(ctx)
-		if err != nil {
-			return err
-		}
-		sg.stopAt = time.Now()
-		if err := s.agent.guard.Hold(sg.machine.State().GuardPath, conn, s.budget+guardSlack); err != nil {
-			return err
-		}
-		sg.held = true
-		if err := sg.machine.Stop(ctx); err != nil {
-			return err
-		}
-		sg.report.StoppedUnixNs = time.Now().UnixNano()
-		sg.report.StopUs = micros(sg.stopAt)
-		for _, n := range sg.nics {
-			if _, err := n.port.Reclaim(); err != nil {
-				return fmt.Errorf("take frames back from card %s: %w", n.spec.Name, err)
-			}
-		}
+// rearm protects again what a guest that is captured live has written since prepare,
+// if that is much, so that the pause need not.
+func (s *saving) rearm(ctx context.Context, sg *savedGuest) error {
+	if sg.tracked == nil {
 		return nil
-	})
+	}
+	return sg.tracked.tracker.Rearm(ctx)
+}
+
+// stop makes a guest stand still and empties the wire behind it: frames it did not
+// take go back to the front of what is held for it, frames it sent are read and
+// switched. That is its point on the cut.
+func (s *saving) stop(ctx context.Context, sg *savedGuest) error {
+	conn, err := sg.machine.GuardConnection(ctx)
 	if err != nil {
 		return err
 	}
-	if err := s.agent.fabric.DrainEgress(ctx, s.cluster.name); err != nil {
+	sg.stopAt = time.Now()
+	if err := s.agent.guard.Hold(sg.machine.State().GuardPath, conn, s.budget+guardSlack); err != nil {
+		return err
+	}
+	sg.held = true
+	if err := sg.machine.Stop(ctx); err != nil {
+		return err
+	}
+	sg.report.StoppedUnixNs = time.Now().UnixNano()
+	sg.report.StopUs = micros(sg.stopAt)
+	for _, n := range sg.nics {
+		if _, err := n.port.Reclaim(); err != nil {
+			return fmt.Errorf("take frames back from card %s: %w", n.spec.Name, err)
+		}
+	}
+	if err := s.agent.fabric.Recolour(ctx, s.cluster.name, s.epoch, sg.spec.Name); err != nil {
 		return err
 	}
 	return failpoint.Inject(ctx, failpoint.AgentAfterStop)
@@ -170,54 +226,48 @@ func (s *saving) stop(ctx context.Context) error {
 // that it acts only when the agent cannot.
 const guardSlack = 2 * time.Second
 
-// saveState takes device state, then memory and disks, of all guests. Saving
-// devices may still write guest memory, so memory comes after it.
-func (s *saving) saveState(ctx context.Context) error {
-	err := s.each(ctx, "save", func(ctx context.Context, sg *savedGuest) (err error) {
-		begun := time.Now()
-		if sg.devices, err = sg.machine.SaveDevices(ctx); err != nil {
-			return err
-		}
-		sg.report.DevicesUs = micros(begun)
-		if err := failpoint.Inject(ctx, failpoint.AgentAfterSaveDevices); err != nil {
-			return err
-		}
-		begun = time.Now()
-		if sg.tracked == nil {
-			for _, mem := range sg.machine.Memory() {
-				if err := s.savePiece(ctx, sg, kindMemory, mem); err != nil {
-					return err
-				}
-			}
-		}
-		for _, d := range sg.spec.Disks {
-			if d.ReadOnly {
-				continue
-			}
-			overlay := vmm.Memory{Name: d.Name, Path: overlayPath(sg.dir, d.Name)}
-			if err := s.savePiece(ctx, sg, kindDisk, overlay); err != nil {
+// saveState takes device state, then memory and disks, of a guest. Saving devices
+// may still write guest memory, so memory comes after it.
+func (s *saving) saveState(ctx context.Context, sg *savedGuest) (err error) {
+	begun := time.Now()
+	if sg.devices, err = sg.machine.SaveDevices(ctx); err != nil {
+		return err
+	}
+	sg.report.DevicesUs = micros(begun)
+	if err := failpoint.Inject(ctx, failpoint.AgentAfterSaveDevices); err != nil {
+		return err
+	}
+	begun = time.Now()
+	if sg.tracked == nil {
+		for _, mem := range sg.machine.Memory() {
+			if err := s.savePiece(ctx, sg, kindMemory, mem); err != nil {
 				return err
 			}
 		}
-		sg.report.MemoryUs = micros(begun)
-		if sg.tracked != nil {
-			if err := s.cutMemory(sg); err != nil {
-				return err
-			}
+	}
+	for _, d := range sg.spec.Disks {
+		if d.ReadOnly {
+			continue
 		}
-		// The guard may have let the guest run because we were too slow: then what
-		// was read is of no instant.
-		status, err := sg.machine.Status(ctx)
-		if err != nil {
+		overlay := vmm.Memory{Name: d.Name, Path: overlayPath(sg.dir, d.Name)}
+		if err := s.savePiece(ctx, sg, kindDisk, overlay); err != nil {
 			return err
 		}
-		if status != vmm.StatusPaused {
-			return fault.New(fault.Deadline, "guest is %s, should have stood still: pause budget of %s is used up", status, s.budget)
+	}
+	sg.report.MemoryUs = micros(begun)
+	if sg.tracked != nil {
+		if err := s.cutMemory(sg); err != nil {
+			return err
 		}
-		return nil
-	})
+	}
+	// The guard may have let the guest run because we were too slow: then what
+	// was read is of no instant.
+	status, err := sg.machine.Status(ctx)
 	if err != nil {
 		return err
+	}
+	if status != vmm.StatusPaused {
+		return fault.New(fault.Deadline, "guest is %s, should have stood still: pause budget of %s is used up", status, s.budget)
 	}
 	return failpoint.Inject(ctx, failpoint.AgentAfterSaveMemory)
 }

@@ -152,8 +152,14 @@ func (w *worker) do(ctx context.Context, a round.Action) error {
 	switch a.Kind {
 	case round.GateAndDrain:
 		return s.gateAndDrain(ctx)
+	case round.CutGuests:
+		if err := s.cutGuests(ctx); err != nil {
+			return err
+		}
+		r.post(func(m *round.Member) { m.GuestsCut(epoch) })
+		return nil
 	case round.StopGuests:
-		if err := s.stop(ctx); err != nil {
+		if err := s.each(ctx, "stop", s.stop); err != nil {
 			return err
 		}
 		r.post(func(m *round.Member) { m.GuestsStopped(epoch) })
@@ -161,13 +167,13 @@ func (w *worker) do(ctx context.Context, a round.Action) error {
 	case round.SendMarkers:
 		return s.sendMarkers(ctx)
 	case round.SaveState:
-		if err := s.saveState(ctx); err != nil {
+		if err := s.each(ctx, "save", s.saveState); err != nil {
 			return err
 		}
 		r.post(func(m *round.Member) { m.StateSaved(epoch) })
 		return nil
 	case round.RecordChannels:
-		return s.recordChannels(ctx, a.Options.DiscardChannels)
+		return s.recordChannels(ctx)
 	case round.StartPersist:
 		return w.persist(ctx, s, epoch)
 	default:

@@ -17,9 +17,12 @@ import (
 // maxLabelBytes is the limit of CheckpointRequest.label in the wire's definition.
 const maxLabelBytes = 256
 
+// cutAuto leaves the kind of cut to the coordinator.
+const cutAuto = "auto"
+
 func newCheckpointCommand(o *operator) *cobra.Command {
 	var req api.CheckpointRequest
-	var mode string
+	var mode, cut string
 	c := &cobra.Command{
 		Use:   "checkpoint CLUSTER",
 		Short: "Take a checkpoint of a running cluster",
@@ -30,7 +33,13 @@ keep running, and nothing is left of the checkpoint.
 Memory is captured live: write-protected in the pause, and stored while the guest
 runs. Where that cannot be, as with a device that writes memory behind QEMU's
 back, --mode auto copies it in the pause and the report tells why; --mode live
-refuses, and says what to change.`,
+refuses, and says what to change.
+
+Each guest is cut on its own, and the frames between them say on which side of the
+cut they were sent (--cut coloured). Where guests also reach each other on networks
+that are not the fabric's, all of them have to stand still at one instant (--cut
+barrier), and the slowest node decides the pause of all. That is the default when a
+guest of the cluster was adopted.`,
 		Example: `  fermata checkpoint demo
   fermata checkpoint demo --label before-upgrade -o json
   fermata checkpoint demo --mode live --audit`,
@@ -49,6 +58,13 @@ refuses, and says what to change.`,
 			if err := (round.Options{Mode: m, Full: req.Full, Audit: req.Audit}).Check(); err != nil {
 				return app.Usage(err)
 			}
+			if cut != cutAuto {
+				kind, err := round.ParseCut(cut)
+				if err != nil {
+					return app.Usagef("--cut %s: want %s, coloured or barrier", cut, cutAuto)
+				}
+				req.Cut = api.Cut(kind).Enum()
+			}
 			if req.DiscardChannels {
 				o.env.Notice("warning: --discard-channels: a restart from this checkpoint loses the frames that were on the wire")
 			}
@@ -58,6 +74,7 @@ refuses, and says what to change.`,
 	}
 	c.Flags().StringVar(&req.Label, "label", "", "free `text` kept with the checkpoint")
 	c.Flags().StringVar(&mode, "mode", round.ModeAuto.String(), "how memory is captured: auto, live or stop")
+	c.Flags().StringVar(&cut, "cut", cutAuto, "how the guests' cuts become one: auto, coloured or barrier")
 	c.Flags().BoolVar(&req.Full, "full", false, "read all memory, whatever is known of earlier checkpoints")
 	c.Flags().BoolVar(&req.Audit, "audit", false, "read all memory, and fail if a change was missed")
 	c.Flags().BoolVar(&req.DiscardChannels, "discard-channels", false, "leave the frames on the wire out: the control of the consistency proof")

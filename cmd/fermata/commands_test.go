@@ -198,6 +198,9 @@ func TestRequests_CarryTheFlags(t *testing.T) {
 		want proto.Message
 	}{
 		{"checkpoint demo --label x --discard-channels", &api.CheckpointRequest{Cluster: "demo", Label: "x", DiscardChannels: true}},
+		{"checkpoint demo --cut barrier", &api.CheckpointRequest{Cluster: "demo", Cut: api.Cut_CUT_BARRIER.Enum()}},
+		{"checkpoint demo --cut coloured", &api.CheckpointRequest{Cluster: "demo", Cut: api.Cut_CUT_COLOURED.Enum()}},
+		{"checkpoint demo --cut auto", &api.CheckpointRequest{Cluster: "demo"}},
 		{"checkpoint demo --mode live --audit", &api.CheckpointRequest{Cluster: "demo", Mode: api.CaptureMode_CAPTURE_MODE_LIVE, Audit: true}},
 		{"checkpoint demo --mode stop --full", &api.CheckpointRequest{Cluster: "demo", Mode: api.CaptureMode_CAPTURE_MODE_STOP, Full: true}},
 		{"cluster start demo --on a=n1,b=n2", &api.StartClusterRequest{Name: "demo", On: map[string]string{"a": "n1", "b": "n2"}}},

@@ -55,8 +55,8 @@ func (a *Agent) PrepareRound(ctx context.Context, req *api.PrepareRoundRequest) 
 		if epoch <= c.epoch {
 			a.broken = append(a.broken, fmt.Sprintf("round of epoch %d in a life that began in epoch %d", epoch, c.epoch))
 		}
-		if !slices.Contains(req.GetNodes(), a.cfg.Name) || req.GetPauseBudgetMs() == 0 {
-			a.broken = append(a.broken, fmt.Sprintf("prepare of epoch %d: members %v, pause budget %d ms", epoch, req.GetNodes(), req.GetPauseBudgetMs()))
+		if !slices.Contains(req.GetNodes(), a.cfg.Name) || req.GetPauseBudgetMs() == 0 || req.GetSkewBudgetMs() == 0 {
+			a.broken = append(a.broken, fmt.Sprintf("prepare of epoch %d: members %v, pause budget %d ms, skew budget %d ms", epoch, req.GetNodes(), req.GetPauseBudgetMs(), req.GetSkewBudgetMs()))
 		}
 		if c.rounds[epoch] == nil {
 			c.rounds[epoch] = &roundState{fence: req.GetRound().GetFence().GetToken()}

@@ -19,6 +19,7 @@ import (
 	"fermata/imageio/manifest"
 	"fermata/imageio/object"
 	"fermata/protocol/api"
+	"fermata/protocol/round"
 )
 
 // Names of the times in manifest.Stats.TimingsUS.
@@ -38,6 +39,7 @@ type Taken struct {
 	Images  []*api.NodeImage // of every member, each checked by CheckImage
 
 	ChannelsRecorded bool
+	Cut              round.Cut
 
 	Begun   time.Time // the operator's request
 	Resumed time.Time // all guests ran again
@@ -47,6 +49,7 @@ type Taken struct {
 type summary struct {
 	FramesRecorded uint64 `json:"frames_recorded"`
 	QEMUVersion    string `json:"qemu_version"`
+	Cut            string `json:"cut"`
 }
 
 // Manifest makes the commit record, but for SetDurable.
@@ -58,7 +61,7 @@ func Manifest(t Taken) (*manifest.Manifest, error) {
 			timingResumed: micros(t.Resumed.Sub(t.Begun)),
 		}},
 	}
-	var sum summary
+	sum := summary{Cut: t.Cut.String()}
 	var stops []int64
 	var versions []string
 	for _, image := range t.Images {

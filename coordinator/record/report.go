@@ -45,11 +45,18 @@ func Checkpoint(m *manifest.Manifest) (*api.Checkpoint, error) {
 			return nil, fmt.Errorf("report of %s: %w", ID(m.Cluster, m.Epoch), err)
 		}
 	}
+	var cut round.Cut
+	if sum.Cut != "" {
+		var err error
+		if cut, err = round.ParseCut(sum.Cut); err != nil {
+			return nil, fmt.Errorf("report of %s: %w", ID(m.Cluster, m.Epoch), err)
+		}
+	}
 	c := &api.Checkpoint{
 		Id: ID(m.Cluster, m.Epoch), Cluster: m.Cluster, Epoch: m.Epoch, Label: m.Label, CreatedUnixNs: m.CreatedUnixNS,
 		SkewUs: m.Stats.TimingsUS[timingSkew], ResumedUs: m.Stats.TimingsUS[timingResumed], DurableUs: m.Stats.TimingsUS[timingDurable],
 		RawBytes: m.Stats.RawBytes, NonZeroBytes: m.Stats.NonZeroBytes, NewBytes: m.Stats.NewBytes, StoredBytes: m.Stats.StoredBytes,
-		FramesRecorded: sum.FramesRecorded, ChannelsRecorded: m.ChannelsRecorded, QemuVersion: sum.QEMUVersion,
+		FramesRecorded: sum.FramesRecorded, ChannelsRecorded: m.ChannelsRecorded, QemuVersion: sum.QEMUVersion, Cut: api.Cut(cut),
 	}
 	for _, g := range m.Guests {
 		r, err := decodeReport(g)

@@ -56,6 +56,7 @@ func (r *run) prepare(ctx context.Context, client api.NodeClient, req round.Requ
 		Round: r.wire(), DiscardChannels: req.Options.DiscardChannels,
 		Mode: api.CaptureMode(req.Options.Mode), Full: req.Options.Full, Audit: req.Options.Audit,
 		PauseBudgetMs: uint64(req.Options.PauseBudget.Milliseconds()),
+		Cut:           api.Cut(req.Options.Cut), SkewBudgetMs: uint64(req.Options.SkewBudget.Milliseconds()),
 	}
 	for _, m := range req.Members {
 		msg.Nodes = append(msg.Nodes, string(m))
@@ -67,7 +68,7 @@ func (r *run) prepare(ctx context.Context, client api.NodeClient, req round.Requ
 }
 
 func (r *run) cut(ctx context.Context, client api.NodeClient) error {
-	_, err := nodeconn.Once(ctx, r.d.cfg.Cut+r.job.Options.PauseBudget, func(ctx context.Context) (*api.CutRoundReply, error) {
+	_, err := nodeconn.Once(ctx, r.d.cutBudget(r.job.Options), func(ctx context.Context) (*api.CutRoundReply, error) {
 		return client.CutRound(ctx, &api.CutRoundRequest{Round: r.wire()})
 	})
 	return err

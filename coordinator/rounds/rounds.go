@@ -113,12 +113,15 @@ type Job struct {
 func (d *Driver) budgets(o round.Options) round.Budgets {
 	return round.Budgets{
 		Prepare: ticks(d.cfg.Prepare),
-		Cut:     ticks(d.cfg.Cut + o.PauseBudget),
+		Cut:     ticks(d.cutBudget(o)),
 		Persist: ticks(persistBudget),
 		Decide:  ticks(decideBudget),
 		Finish:  ticks(d.cfg.Finish),
 	}
 }
+
+// cutBudget bounds the cut of all members: longer than each of them allows itself.
+func (d *Driver) cutBudget(o round.Options) time.Duration { return d.cfg.Cut + o.CutBudget() }
 
 func ticks(d time.Duration) int { return int(d/tick) + 1 }
 

@@ -149,7 +149,7 @@ func newField(t *testing.T, b *book) *field {
 	}
 	return &field{agent: a, driver: driver, job: rounds.Job{
 		Round: round.ID{Cluster: "c", Epoch: 2}, Fence: life.Fence, Members: []deploy.Node{node},
-		Options:    round.Options{PauseBudget: time.Second},
+		Options:    round.Options{PauseBudget: time.Second, SkewBudget: time.Second},
 		CheckImage: func(*api.NodeImage) error { return nil },
 		Ledger:     b, Judge: b, Progress: func(*api.Event) {},
 	}}

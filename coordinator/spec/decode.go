@@ -38,7 +38,7 @@ func decodeSpec(root place) *Spec {
 	if !ok {
 		return nil
 	}
-	s := &Spec{Policy: Spread, Policies: Policies{PauseBudget: defaultPauseBudget, Outside: OutsideDrop}}
+	s := &Spec{Policy: Spread, Policies: Policies{PauseBudget: defaultPauseBudget, SkewBudget: defaultSkewBudget, Outside: OutsideDrop}}
 	if at, given := f["name"]; given {
 		s.Name = at.word()
 	} else {
@@ -93,9 +93,12 @@ func (s *Spec) decodePlacement(at place) {
 }
 
 func (s *Spec) decodePolicies(at place) {
-	f, _ := at.fields("pause_budget", "outside")
+	f, _ := at.fields("pause_budget", "skew_budget", "outside")
 	if p, given := f["pause_budget"]; given {
 		s.Policies.PauseBudget = p.duration(minPauseBudget, maxPauseBudget)
+	}
+	if p, given := f["skew_budget"]; given {
+		s.Policies.SkewBudget = p.duration(0, maxSkewBudget)
 	}
 	if p, given := f["outside"]; given {
 		s.Policies.Outside = Outside(p.oneOf(string(OutsideDrop)))

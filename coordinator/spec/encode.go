@@ -25,6 +25,7 @@ type (
 	}
 	filePolicies struct {
 		PauseBudget string `yaml:"pause_budget"`
+		SkewBudget  string `yaml:"skew_budget"`
 		Outside     string `yaml:"outside"`
 	}
 	fileGuest struct {
@@ -62,7 +63,9 @@ func (s *Spec) Encode() ([]byte, error) {
 	f := fileSpec{
 		Name:      s.Name,
 		Placement: filePlacement{Policy: string(s.Policy)},
-		Policies:  filePolicies{PauseBudget: s.Policies.PauseBudget.String(), Outside: string(s.Policies.Outside)},
+		Policies: filePolicies{
+			PauseBudget: s.Policies.PauseBudget.String(), SkewBudget: s.Policies.SkewBudget.String(), Outside: string(s.Policies.Outside),
+		},
 	}
 	for _, n := range s.Networks {
 		f.Networks = append(f.Networks, fileNetwork(n))

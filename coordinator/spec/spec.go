@@ -40,6 +40,7 @@ const (
 
 	minPauseBudget = 10 * time.Millisecond
 	maxPauseBudget = time.Hour
+	maxSkewBudget  = time.Hour
 )
 
 // What is used where the file says nothing. Defaults of the machine are
@@ -50,6 +51,7 @@ const (
 	defaultCPU         = "qemu64" // runs under KVM and TCG alike
 	defaultMTU         = 1500
 	defaultPauseBudget = 10 * time.Second
+	defaultSkewBudget  = 5 * time.Second
 )
 
 // Policy says how guests are spread over nodes.
@@ -87,7 +89,10 @@ type Policies struct {
 	// PauseBudget is how long a guest may stand still. A guest stopped longer
 	// runs again and the checkpoint fails.
 	PauseBudget time.Duration
-	Outside     Outside
+	// SkewBudget is how far apart the guests may be cut, each on its own. A
+	// checkpoint whose cut takes longer fails; no guest stands still for it.
+	SkewBudget time.Duration
+	Outside    Outside
 }
 
 // Guest is one virtual machine.

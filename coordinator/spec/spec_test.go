@@ -193,7 +193,7 @@ guests:
 	if s.Guests[0].MemoryBytes != 1<<30 || s.Guests[1].MemoryBytes != 64<<20 {
 		t.Errorf("memory %d and %d", s.Guests[0].MemoryBytes, s.Guests[1].MemoryBytes)
 	}
-	if s.Policies.PauseBudget != 10*time.Second || s.Policy != spec.Spread || s.Policies.Outside != spec.OutsideDrop {
+	if s.Policies.PauseBudget != 10*time.Second || s.Policies.SkewBudget != 5*time.Second || s.Policy != spec.Spread || s.Policies.Outside != spec.OutsideDrop {
 		t.Errorf("policies %+v, %s", s.Policies, s.Policy)
 	}
 }

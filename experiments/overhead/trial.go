@@ -11,8 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"fermata/experiments/guests"
 	"fermata/experiments/labrun"
 )
@@ -29,7 +27,6 @@ const (
 
 	reportEvery = 50 * time.Millisecond
 	bootBudget  = 10 * time.Minute
-	stepBudget  = time.Minute
 
 	// settle is how long the guest is left alone before a run.
 	settle = 2 * time.Second
@@ -268,32 +265,7 @@ func (t *trial) run(ctx context.Context, a arm, work uint64, length time.Duratio
 // prepare brings about what an arm begins with. An agent that is renewed tracks
 // nothing; a live checkpoint leaves writes tracked.
 func (t *trial) prepare(ctx context.Context, a arm) error {
-	pidFile := filepath.Join(t.lab.Dir, "nodes", "n1", "agent.pid")
-	b, err := os.ReadFile(pidFile)
-	if err != nil {
-		return err
-	}
-	var pid int
-	if _, err := fmt.Sscan(string(b), &pid); err != nil {
-		return fmt.Errorf("read %s: %w", pidFile, err)
-	}
-	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
-		return fmt.Errorf("renew agent: %w", err)
-	}
-	err = labrun.Poll(ctx, stepBudget, "the agent to come back", func() (bool, error) {
-		now, err := os.ReadFile(pidFile)
-		if err != nil || string(now) == string(b) {
-			return false, nil
-		}
-		var c struct {
-			Guests []struct {
-				State string `json:"state"`
-			} `json:"guests"`
-		}
-		err = t.lab.Command(ctx, io.Discard, &c, "cluster", "show", clusterName, "-o", "json")
-		return err == nil && len(c.Guests) == 1 && c.Guests[0].State == "running", nil
-	})
-	if err != nil {
+	if err := t.lab.RenewAgent(ctx, "n1", "", clusterName, 1); err != nil {
 		return err
 	}
 	if a.tracked {

@@ -1,7 +1,6 @@
 package trials
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -62,45 +61,15 @@ func (r *rig) writing(budget time.Duration) {
 // arm makes the agent of a node meet a plan in its next life, which begins now.
 func (r *rig) arm(node, plan string) {
 	r.Helper()
-	path := filepath.Join(r.Dir, "nodes", node, "state", failpoint.FileName)
-	if err := os.WriteFile(path, []byte(plan), 0o600); err != nil {
+	if err := r.RenewAgent(r.Context(), node, plan, r.cluster, r.app.Count); err != nil {
 		r.Fatal(err)
-	}
-	r.renew(node)
-	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
-		r.Fatalf("the agent of %s has not read its failpoints: %v", node, err)
 	}
 }
 
-// renew kills a node's agent and waits until its successor serves.
-func (r *rig) renew(node string) {
-	r.Helper()
-	if err := run(r.Context(), "kill", "-KILL", r.agentPID(node)); err != nil {
-		r.Fatal(err)
-	}
-	r.ready()
-}
-
-// ready waits until every node lists its guest as running: all agents serve.
+// ready waits until all agents serve.
 func (r *rig) ready() {
 	r.Helper()
-	err := labrun.Poll(r.Context(), stepBudget, "all agents to serve", func() (bool, error) {
-		var c struct {
-			Guests []struct {
-				State string `json:"state"`
-			} `json:"guests"`
-		}
-		if r.Command(r.Context(), testLog{r.T}, &c, "cluster", "show", r.cluster, "-o", "json") != nil {
-			return false, nil
-		}
-		running := slices.DeleteFunc(c.Guests, func(g struct {
-			State string `json:"state"`
-		}) bool {
-			return g.State != "running"
-		})
-		return len(running) == r.app.Count, nil
-	})
-	if err != nil {
+	if err := r.AwaitRunning(r.Context(), r.cluster, r.app.Count); err != nil {
 		r.Fatal(err)
 	}
 }
@@ -219,7 +188,7 @@ func TestLive_StorageStallsOrFails(t *testing.T) {
 				t.Errorf("committed %t", committed)
 			}
 			r.writing(stepBudget)
-			r.renew("n2")
+			r.arm("n2", "")
 			r.must(nil, "checkpoint", r.cluster, "--mode", "live")
 			r.writing(stepBudget)
 		})

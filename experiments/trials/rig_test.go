@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -228,11 +229,11 @@ func (r *rig) checkpointIDs() []string {
 // agentPID returns the process id of a node's agent.
 func (r *rig) agentPID(node string) string {
 	r.Helper()
-	b, err := os.ReadFile(filepath.Join(r.Dir, "nodes", node, "agent.pid"))
+	pid, err := r.AgentPID(node)
 	if err != nil {
 		r.Fatal(err)
 	}
-	return string(bytes.TrimSpace(b))
+	return strconv.Itoa(pid)
 }
 
 // run runs a tool of the host.

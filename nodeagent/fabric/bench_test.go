@@ -30,12 +30,14 @@ func BenchmarkCut(b *testing.B) {
 	for b.Loop() {
 		epoch++
 		for _, n := range w.nodes {
-			must(b, n.fabric.BeginCut(clusterName, epoch, w.members()))
+			must(b, n.fabric.BeginCut(clusterName, epoch, w.members(), patience))
 			for _, p := range n.ports {
 				must(b, p.Gate())
 				must(b, p.Drain(b.Context()))
 			}
-			must(b, n.fabric.DrainEgress(b.Context(), clusterName))
+			for i := range n.guests {
+				must(b, n.recolour(b.Context(), epoch, i))
+			}
 			must(b, n.fabric.SendMarkers(clusterName, epoch))
 		}
 		for _, n := range w.nodes {

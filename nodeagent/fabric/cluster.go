@@ -27,11 +27,10 @@ type cluster struct {
 	done     chan struct{}  // closed when removal begins
 	handlers sync.WaitGroup // connections that deliver into the cluster; Add only under mu while not closed
 
-	// epoch is stamped on frames between local ports. It changes under mu, and
-	// only while no local frame is being switched.
-	epoch    atomic.Uint64
-	cutting  atomic.Bool // a cut has begun: links take more
-	draining atomic.Bool // a cut drains egress: nothing is full
+	epoch    atomic.Uint64 // of the last cut the whole node has passed; changes under mu
+	cutEpoch atomic.Uint64 // of the open cut, 0: none; changes under mu
+	patience atomic.Int64  // of the open cut, a time.Duration; see BeginCut
+	draining atomic.Int32  // cuts of guests that drain egress now: nothing is full
 
 	stale, noDomain, lost atomic.Uint64
 
@@ -242,6 +241,11 @@ func (c *cluster) allPorts() []*Port {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.portsLocked()
+}
+
+// portsOf returns the ports of one guest.
+func (c *cluster) portsOf(guest string) []*Port {
+	return slices.DeleteFunc(c.allPorts(), func(p *Port) bool { return p.key.Guest != guest })
 }
 
 // portsLocked is allPorts for callers that hold mu.

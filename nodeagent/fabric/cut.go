@@ -7,44 +7,48 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 )
 
 // cut is this node's part of one cut of one cluster.
 type cut struct {
-	epoch    uint64          // immutable; begins behind the cut
-	members  map[string]bool // immutable; the other nodes of the round
-	marked   bool            // guarded by cluster.mu; markers are sent
-	recorded bool            // guarded by cluster.mu; the channel state was counted
+	epoch   uint64          // immutable; begins behind the cut
+	members map[string]bool // immutable; the other nodes of the round
+	marked  bool            // guarded by cluster.mu; markers are sent
+	counted bool            // guarded by cluster.mu; the channel state was counted
 }
 
 // BeginCut opens the cut of an epoch: from now on links take more frames before
-// they hold up a guest. members are the nodes of the round, this one included
-// or not. It replaces an older cut that was not ended. Repeating it does nothing.
+// they hold up a guest, and a frame of that epoch waits for its receiver's own
+// point on the cut, at most for patience. When that has passed it is delivered, and
+// the guest cannot be cut any more (ErrOrphan). members are the nodes of the round,
+// this one included or not. It replaces an older cut that was not ended. Repeating
+// it does nothing.
 //
 // On error ErrStale: the cluster has already come to this epoch or beyond.
-func (f *Fabric) BeginCut(cluster string, epoch uint64, members []string) error {
+func (f *Fabric) BeginCut(cluster string, epoch uint64, members []string, patience time.Duration) error {
 	c, err := f.clusterNamed(cluster)
 	if err == nil {
-		err = c.beginCut(epoch, members)
+		err = c.beginCut(epoch, members, patience)
 	}
 	return cutError("begin cut", cluster, epoch, err)
 }
 
-func (c *cluster) beginCut(epoch uint64, members []string) error {
+func (c *cluster) beginCut(epoch uint64, members []string, patience time.Duration) error {
 	others := make(map[string]bool, len(members))
 	for _, m := range members {
 		if m != c.fabric.cfg.Node {
 			others[m] = true
 		}
 	}
-	links, err := c.openCut(epoch, others)
+	links, err := c.openCut(epoch, others, patience)
 	for _, l := range links {
 		l.relax()
 	}
 	return err
 }
 
-func (c *cluster) openCut(epoch uint64, members map[string]bool) (map[string]*link, error) {
+func (c *cluster) openCut(epoch uint64, members map[string]bool, patience time.Duration) (map[string]*link, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
@@ -67,34 +71,75 @@ func (c *cluster) openCut(epoch uint64, members map[string]bool) (map[string]*li
 		}
 	}
 	c.cut = &cut{epoch: epoch, members: members}
-	c.cutting.Store(true)
-	c.draining.Store(false)
+	c.patience.Store(int64(patience))
+	c.cutEpoch.Store(epoch)
+	c.closeChannels() // of an older cut
 	c.changed.raise() // who waits for an older cut waits in vain
 	return c.links, nil
 }
 
-// DrainEgress waits until every frame that the cluster's guests on this node
-// have sent is on its way: in a port's queue or on a link.
+// Recolour puts a guest's point on the cut: all that it sends from here on belongs
+// to the new epoch, and what reaches it of older ones is recorded, beginning with
+// what waits for it. It waits until every frame the guest has sent is on its way:
+// in a port's queue or on a link. Repeating it does nothing.
 //
-// Preconditions: the guests are stopped.
-func (f *Fabric) DrainEgress(ctx context.Context, cluster string) error {
+// Preconditions: the guest is stopped, its ports gated, undrained ones reclaimed.
+// What the fabric can see of this is checked.
+//
+// On error ErrOrphan: a frame from behind the cut has been delivered to the guest,
+// as the cut did not come in time. No cut of this epoch can be taken; the next
+// epoch's can.
+func (f *Fabric) Recolour(ctx context.Context, cluster string, epoch uint64, guest string) error {
 	c, err := f.clusterNamed(cluster)
 	if err == nil {
-		err = c.drainEgress(ctx)
+		err = c.recolour(ctx, epoch, guest)
 	}
-	if err != nil {
-		return fmt.Errorf("drain egress of cluster %s: %w", cluster, err)
+	return cutError("recolour guest "+guest, cluster, epoch, err)
+}
+
+func (c *cluster) recolour(ctx context.Context, epoch uint64, guest string) error {
+	ports := c.portsOf(guest)
+	if err := c.drainEgress(ctx, ports); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, err := c.cutLocked(epoch); err != nil {
+		return err
+	}
+	for _, p := range ports {
+		if err := p.checkCut(epoch); err != nil {
+			return fmt.Errorf("nic %s: %w", p.key, err)
+		}
+	}
+	for _, p := range ports {
+		p.recolour(epoch)
 	}
 	return nil
 }
 
-func (c *cluster) drainEgress(ctx context.Context) error {
-	ports := c.allPorts()
+// recolour gives the port the colour of a cut and begins to record.
+//
+// Preconditions: checkCut has nothing against it.
+func (p *Port) recolour(epoch uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.epoch.Load() >= epoch {
+		return
+	}
+	p.epoch.Store(epoch)
+	p.channel = channel{open: true}
+	for i := range p.queue.len() {
+		p.channel.take(*p.queue.at(i), epoch, p.recordLimit())
+	}
+}
+
+func (c *cluster) drainEgress(ctx context.Context, ports []*Port) error {
 	if idle, err := egressIdle(ports); err != nil || idle {
 		return err // the usual case: the readers were faster than the stop
 	}
-	c.draining.Store(true)
-	defer c.draining.Store(false)
+	c.draining.Add(1)
+	defer c.draining.Add(-1)
 	c.relax()
 	for _, p := range ports {
 		if err := poll(ctx, p.egressIdle); err != nil {
@@ -138,16 +183,11 @@ func (p *Port) egressIdle() (bool, error) {
 	return n == 0 && !p.busy.Load(), nil
 }
 
-// SendMarkers puts this node's point on the cut: a marker goes to every member,
-// and all frames from here on belong to the new epoch. Repeating it does nothing.
+// SendMarkers closes this node's channels to the others: a marker goes to every
+// member, behind all that the node's guests have sent before their points.
+// Repeating it does nothing.
 //
-// Preconditions: the cluster's guests on this node are stopped, their ports
-// gated, undrained ones reclaimed, and DrainEgress has returned. What the fabric
-// can see of this is checked.
-//
-// On error ErrOrphan: another node went on without waiting for this one (its
-// round has failed), and a frame of its new epoch has been delivered here. No
-// cut of this epoch can be taken; the next epoch's can.
+// On error ErrNotCut: a guest has not been recoloured.
 func (f *Fabric) SendMarkers(cluster string, epoch uint64) error {
 	c, err := f.clusterNamed(cluster)
 	if err == nil {
@@ -164,8 +204,8 @@ func (c *cluster) sendMarkers(epoch uint64) error {
 		return err
 	}
 	for _, p := range c.ports {
-		if err := p.checkCut(epoch); err != nil {
-			return fmt.Errorf("nic %s: %w", p.key, err)
+		if p.epoch.Load() != epoch {
+			return fmt.Errorf("nic %s: %w", p.key, ErrNotCut)
 		}
 	}
 	c.epoch.Store(epoch)
@@ -178,8 +218,11 @@ func (c *cluster) sendMarkers(epoch uint64) error {
 	return nil
 }
 
-// checkCut tells whether the port lets its node pass the cut of an epoch.
+// checkCut tells whether the port's guest may pass the cut of an epoch.
 func (p *Port) checkCut(epoch uint64) error {
+	if p.epoch.Load() >= epoch {
+		return nil // it has
+	}
 	switch idle, err := p.egressIdle(); {
 	case err != nil:
 		return err
@@ -197,9 +240,9 @@ func (p *Port) checkCut(epoch uint64) error {
 	return nil
 }
 
-// WaitMarkers waits until every member's marker is here. Then every frame sent
-// before the cut and not received before it is in the queue of a local port, on
-// this node as on all others: the channels are closed and the guests may run.
+// WaitMarkers waits until every member's marker is here. Then every frame sent to
+// this node's guests before the cut and not received before it is recorded: the
+// channels from the other nodes are closed.
 //
 // On error the cut is still open, and the call may be repeated, except with
 // ErrStale (a newer cut has begun, here or at a member) and ErrClosed.
@@ -248,11 +291,11 @@ func (c *cluster) missingMarkers(epoch uint64) ([]string, <-chan struct{}, error
 }
 
 // ChannelState returns, for every local NIC with any, the frames sent before
-// the cut and not received before it, oldest first. The frames are the ones in
-// the queues: they must not be changed.
+// the cut and not received before it, oldest first, and ends the recording. The
+// frames are shared with the queues: they must not be changed.
 //
-// Preconditions: this node's markers are sent, every member's is here, the
-// ports are still gated.
+// On error ErrChannelsOpen: this node's markers are not sent, or a member's is not
+// here. On error ErrChannelFull: for one NIC there were more than twice HoldBytes.
 func (f *Fabric) ChannelState(cluster string, epoch uint64) (map[PortKey][][]byte, error) {
 	c, err := f.clusterNamed(cluster)
 	if err != nil {
@@ -281,7 +324,7 @@ func (c *cluster) channelState(epoch uint64) (map[PortKey][][]byte, error) {
 	}
 	state := make(map[PortKey][][]byte)
 	for key, p := range c.ports {
-		frames, err := p.framesBefore(epoch)
+		frames, err := p.recorded()
 		if err != nil {
 			return nil, fmt.Errorf("nic %s: %w", key, err)
 		}
@@ -289,8 +332,8 @@ func (c *cluster) channelState(epoch uint64) (map[PortKey][][]byte, error) {
 			state[key] = frames
 		}
 	}
-	if !ct.recorded {
-		ct.recorded = true
+	if !ct.counted {
+		ct.counted = true
 		for key, frames := range state {
 			c.ports[key].counters.recorded.Add(uint64(len(frames)))
 		}
@@ -298,24 +341,20 @@ func (c *cluster) channelState(epoch uint64) (map[PortKey][][]byte, error) {
 	return state, nil
 }
 
-// framesBefore returns the held frames of epochs before epoch, oldest first.
-func (p *Port) framesBefore(epoch uint64) ([][]byte, error) {
+// recorded ends the recording and returns what it has.
+func (p *Port) recorded() ([][]byte, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if err := p.gatedLocked(); err != nil {
-		return nil, err
+	p.channel.open = false
+	if p.channel.full {
+		return nil, ErrChannelFull
 	}
-	var frames [][]byte
-	for i := range p.queue.len() {
-		if fr := p.queue.at(i); fr.epoch < epoch {
-			frames = append(frames, fr.data)
-		}
-	}
-	return frames, nil
+	return p.channel.frames, nil
 }
 
-// EndCut closes the cut of an epoch, taken or abandoned. The ports are not
-// touched: Ungate them. It does nothing when that cut is not open.
+// EndCut closes the cut of an epoch, taken or abandoned. Frames that have waited
+// for a point of their receiver on it are delivered. Gates are not touched: Ungate
+// them. It does nothing when that cut is not open.
 func (f *Fabric) EndCut(cluster string, epoch uint64) {
 	c, err := f.clusterNamed(cluster)
 	if err != nil {
@@ -327,8 +366,22 @@ func (f *Fabric) EndCut(cluster string, epoch uint64) {
 		return
 	}
 	c.cut = nil
-	c.cutting.Store(false)
+	c.cutEpoch.Store(0)
+	c.closeChannels()
 	c.changed.raise()
+}
+
+// closeChannels drops what ports have recorded and lets their writers look whether
+// frames still have to wait.
+//
+// Preconditions: mu is held.
+func (c *cluster) closeChannels() {
+	for _, p := range c.ports {
+		p.mu.Lock()
+		p.channel, p.early = channel{}, time.Time{}
+		p.settled.Broadcast()
+		p.mu.Unlock()
+	}
 }
 
 // cutLocked returns the open cut of an epoch.

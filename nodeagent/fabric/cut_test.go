@@ -34,38 +34,25 @@ func (r record) channelFor(t testing.TB, id int) []stamp {
 
 var errGivenUp = errors.New("given up on purpose")
 
-// cut takes the node through the cut of an epoch, as a node agent does, and
-// lets the guests run again whatever happens. giveUp says before which step to
-// fail: 0 never.
-func (n *node) cut(ctx context.Context, epoch uint64, members []string, giveUp int) (_ map[int]record, err error) {
+// patience is longer than any test takes.
+const patience = 10 * testBudget
+
+// cut takes the node through the cut of an epoch that it has begun, as a node agent
+// does, and lets the guests run again whatever happens. giveUp says before which step
+// to fail: 0 never.
+func (n *node) cut(ctx context.Context, epoch uint64, coloured bool, giveUp int) (_ map[int]record, err error) {
 	defer func() {
-		for i, g := range n.guests {
-			g.cont()
-			jitter(50 * time.Microsecond)
-			n.ports[i].Ungate()
+		for i := range n.guests {
+			n.resume(i)
 		}
 		n.fabric.EndCut(clusterName, epoch)
 	}()
 	records := make(map[int]record)
-	steps := []func() error{
-		func() error { return n.fabric.BeginCut(clusterName, epoch, members) },
-		func() error {
-			for _, p := range n.ports {
-				if err := errors.Join(p.Gate(), p.Drain(ctx)); err != nil {
-					return err
-				}
-			}
-			return nil
-		},
-		func() error {
-			for _, g := range n.guests {
-				jitter(300 * time.Microsecond)
-				g.stop()
-				records[g.id] = record{point: g.now()}
-			}
-			return nil
-		},
-		func() error { return n.fabric.DrainEgress(ctx, clusterName) },
+	steps := n.barrier(ctx, epoch, records)
+	if coloured {
+		steps = n.coloured(ctx, epoch, records)
+	}
+	steps = append(steps,
 		func() error { return n.fabric.SendMarkers(clusterName, epoch) },
 		func() error { return n.fabric.WaitMarkers(ctx, clusterName, epoch) },
 		func() error {
@@ -76,8 +63,7 @@ func (n *node) cut(ctx context.Context, epoch uint64, members []string, giveUp i
 				records[g.id] = r
 			}
 			return err
-		},
-	}
+		})
 	for i, step := range steps {
 		if i+1 == giveUp {
 			return nil, errGivenUp
@@ -90,15 +76,73 @@ func (n *node) cut(ctx context.Context, epoch uint64, members []string, giveUp i
 	return records, nil
 }
 
+// fewestSteps is how many steps a cut has at least.
+const fewestSteps = 4
+
+// barrier has all guests of the node stand still before any runs again.
+func (n *node) barrier(ctx context.Context, epoch uint64, records map[int]record) []func() error {
+	all := func(f func(i int) error) func() error {
+		return func() error {
+			for i := range n.guests {
+				if err := f(i); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+	}
+	return []func() error{
+		all(func(i int) error { return errors.Join(n.ports[i].Gate(), n.ports[i].Drain(ctx)) }),
+		all(func(i int) error { n.halt(i, records); return nil }),
+		all(func(i int) error { return n.recolour(ctx, epoch, i) }),
+	}
+}
+
+// coloured cuts one guest after the other, in any order.
+func (n *node) coloured(ctx context.Context, epoch uint64, records map[int]record) []func() error {
+	steps := make([]func() error, len(n.guests))
+	for k, i := range rand.Perm(len(n.guests)) {
+		steps[k] = func() error {
+			if err := errors.Join(n.ports[i].Gate(), n.ports[i].Drain(ctx)); err != nil {
+				return err
+			}
+			n.halt(i, records)
+			if err := n.recolour(ctx, epoch, i); err != nil {
+				return err
+			}
+			n.resume(i)
+			return nil
+		}
+	}
+	return steps
+}
+
+func (n *node) halt(i int, records map[int]record) {
+	jitter(300 * time.Microsecond)
+	g := n.guests[i]
+	g.stop()
+	records[g.id] = record{point: g.now()}
+}
+
+func (n *node) recolour(ctx context.Context, epoch uint64, i int) error {
+	return n.fabric.Recolour(ctx, clusterName, epoch, n.ports[i].Key().Guest)
+}
+
+func (n *node) resume(i int) {
+	n.guests[i].cont()
+	jitter(50 * time.Microsecond)
+	n.ports[i].Ungate()
+}
+
 // jitter makes schedules differ. Nothing relies on how long it takes.
 func jitter(most time.Duration) {
 	timer := time.NewTimer(rand.N(most))
 	<-timer.C
 }
 
-// cut cuts all nodes at once. With quitter ≥ 0 that node gives up before a
+// cut cuts all nodes at once, after all have begun. With quitter ≥ 0 that node gives up before a
 // random step and the others after a while.
-func (w *world) cut(epoch uint64, quitter int) (map[int]record, error) {
+func (w *world) cut(epoch uint64, coloured bool, quitter int) (map[int]record, error) {
 	w.t.Helper()
 	limit := testBudget
 	if quitter >= 0 {
@@ -112,14 +156,17 @@ func (w *world) cut(epoch uint64, quitter int) (map[int]record, error) {
 		all   = make(map[int]record)
 		errs  []error
 	)
+	for _, n := range w.nodes {
+		must(w.t, n.fabric.BeginCut(clusterName, epoch, w.members(), patience))
+	}
 	for i, n := range w.nodes {
 		nodes.Go(func() {
 			giveUp := 0
 			if i == quitter {
-				giveUp = 1 + rand.IntN(7)
+				giveUp = 1 + rand.IntN(fewestSteps)
 			}
 			jitter(2 * time.Millisecond)
-			records, err := n.cut(ctx, epoch, w.members(), giveUp)
+			records, err := n.cut(ctx, epoch, coloured, giveUp)
 			mu.Lock()
 			defer mu.Unlock()
 			for id, r := range records {
@@ -211,52 +258,133 @@ func TestCut_ExactUnderLoad(t *testing.T) {
 		"resets":          {ring: 64, life: 80_000},
 		"resets with tls": {ring: 64, life: 100_000, tls: true},
 	} {
-		t.Run(name, func(t *testing.T) {
-			var change func(*fabric.Config)
-			if c.tls {
-				ca := newAuthority(t)
-				change = func(cfg *fabric.Config) { ca.withTLS(cfg, cfg.Node) }
-			}
-			w := newWorld(t, 3, 2, c.ring, change)
-			proxies := w.interpose()
-			stop := w.traffic()
-			defer stop()
-			for _, p := range proxies {
-				p.setLife(c.life)
-				if c.life > 0 {
-					p.reset()
+		for _, kind := range cutKinds {
+			t.Run(kind.name+", "+name, func(t *testing.T) {
+				var change func(*fabric.Config)
+				if c.tls {
+					ca := newAuthority(t)
+					change = func(cfg *fabric.Config) { ca.withTLS(cfg, cfg.Node) }
 				}
-			}
-			recorded, lossy := 0, 0
-			for epoch := uint64(2); epoch < 2+cuts; epoch++ {
-				records, err := w.cut(epoch, -1)
-				if err != nil {
-					t.Fatal(err)
+				w := newWorld(t, 3, 2, c.ring, change)
+				proxies := w.interpose()
+				stop := w.traffic()
+				defer stop()
+				for _, p := range proxies {
+					p.setLife(c.life)
+					if c.life > 0 {
+						p.reset()
+					}
 				}
-				inState := checkCut(t, epoch, records)
-				recorded += inState
-				if inState > 0 {
-					lossy++ // the same cut without its channel state loses frames
+				recorded, lossy := 0, 0
+				for epoch := uint64(2); epoch < 2+cuts; epoch++ {
+					records, err := w.cut(epoch, kind.coloured, -1)
+					if err != nil {
+						t.Fatal(err)
+					}
+					inState := checkCut(t, epoch, records)
+					recorded += inState
+					if inState > 0 {
+						lossy++ // the same cut without its channel state loses frames
+					}
+					if t.Failed() {
+						return
+					}
 				}
-				if t.Failed() {
-					return
+				stop()
+				w.awaitAll()
+				w.checkNoPurge()
+				if lossy == 0 {
+					t.Error("no cut had a frame on the wire: the test proves nothing")
 				}
+				resets := 0
+				for _, p := range proxies {
+					resets += p.resetCount()
+				}
+				t.Logf("%d frames recorded in %d of %d cuts, %d connections ended", recorded, lossy, cuts, resets)
+				if c.life > 0 && resets == 0 {
+					t.Error("no connection was reset: the test proves nothing")
+				}
+				if early := w.early(); kind.coloured == (early == 0) {
+					t.Errorf("%d frames were ahead of their receivers", early)
+				}
+			})
+		}
+	}
+}
+
+var cutKinds = []struct {
+	name     string
+	coloured bool
+}{{"barrier", false}, {"coloured", true}}
+
+// early counts the frames that had to wait for their receivers' points.
+func (w *world) early() (n uint64) {
+	for _, node := range w.nodes {
+		for _, p := range node.ports {
+			n += p.Stats().Early
+		}
+	}
+	return n
+}
+
+// Links that are slow, that pass nothing one way for a while, or that break in the
+// middle of a cut make it longer, not wrong.
+func TestCut_LinkFaults(t *testing.T) {
+	for name, fault := range map[string]func(map[string]*proxy) (heal func()){
+		"300 ms away": func(p map[string]*proxy) func() {
+			p["n2"].setLag(300 * time.Millisecond)
+			return func() { p["n2"].setLag(0) }
+		},
+		"nothing comes in for 3 s": func(p map[string]*proxy) func() {
+			p["n2"].setShut(true)
+			timer := time.AfterFunc(3*time.Second, func() { p["n2"].setShut(false) })
+			return func() { timer.Stop(); p["n2"].setShut(false) }
+		},
+		"broken all the time": func(p map[string]*proxy) func() {
+			done := make(chan struct{})
+			var breaker sync.WaitGroup
+			breaker.Go(func() {
+				tick := time.NewTicker(3 * time.Millisecond)
+				defer tick.Stop()
+				for {
+					select {
+					case <-tick.C:
+						p["n1"].reset()
+						p["n2"].reset()
+					case <-done:
+						return
+					}
+				}
+			})
+			timer := time.AfterFunc(100*time.Millisecond, func() { close(done) })
+			return func() {
+				if timer.Stop() {
+					close(done)
+				}
+				breaker.Wait()
 			}
-			stop()
-			w.awaitAll()
-			w.checkNoPurge()
-			if lossy == 0 {
-				t.Error("no cut had a frame on the wire: the test proves nothing")
-			}
-			resets := 0
-			for _, p := range proxies {
-				resets += p.resetCount()
-			}
-			t.Logf("%d frames recorded in %d of %d cuts, %d connections ended", recorded, lossy, cuts, resets)
-			if c.life > 0 && resets == 0 {
-				t.Error("no connection was reset: the test proves nothing")
-			}
-		})
+		},
+	} {
+		for _, kind := range cutKinds {
+			t.Run(kind.name+", "+name, func(t *testing.T) {
+				t.Parallel()
+				w := newWorld(t, 3, 1, 64, nil)
+				proxies := w.interpose()
+				stop := w.traffic()
+				defer stop()
+				for epoch := uint64(2); epoch < 4; epoch++ {
+					heal := fault(proxies)
+					records, err := w.cut(epoch, kind.coloured, -1)
+					heal()
+					if err != nil {
+						t.Fatal(err)
+					}
+					checkCut(t, epoch, records)
+				}
+				stop()
+				w.awaitAll()
+			})
+		}
 	}
 }
 
@@ -281,6 +409,12 @@ func (w *world) interpose() map[string]*proxy {
 // Rounds that some node gives up, at any step, harm neither the running guests
 // nor the next cut.
 func TestCut_AbortedRoundsDoNoHarm(t *testing.T) {
+	for _, kind := range cutKinds {
+		t.Run(kind.name, func(t *testing.T) { testAbortedRounds(t, kind.coloured) })
+	}
+}
+
+func testAbortedRounds(t *testing.T, coloured bool) {
 	w := newWorld(t, 3, 1, 16, nil)
 	stop := w.traffic()
 	defer stop()
@@ -290,7 +424,7 @@ func TestCut_AbortedRoundsDoNoHarm(t *testing.T) {
 		if epoch%2 == 0 {
 			quitter = rand.IntN(len(w.nodes))
 		}
-		records, err := w.cut(epoch, quitter)
+		records, err := w.cut(epoch, coloured, quitter)
 		switch {
 		case quitter < 0 && err != nil:
 			t.Fatalf("cut after an aborted one: %v", err)
@@ -324,7 +458,7 @@ func TestRestart_ChannelStateClosesTheGap(t *testing.T) {
 	}
 	release := time.AfterFunc(20*time.Millisecond, func() { proxies["n2"].setShut(false) })
 	defer release.Stop()
-	records, err := w.cut(2, -1)
+	records, err := w.cut(2, false, -1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -419,11 +553,11 @@ func TestCut_NewerFramesWaitAndAreNotRecorded(t *testing.T) {
 
 	ctx := budget(t)
 	for _, n := range w.nodes {
-		must(t, n.fabric.BeginCut(clusterName, 2, w.members()))
+		must(t, n.fabric.BeginCut(clusterName, 2, w.members(), patience))
 		must(t, n.ports[0].Gate())
 		must(t, n.ports[0].Drain(ctx))
 		n.guests[0].stop()
-		must(t, n.fabric.DrainEgress(ctx, clusterName))
+		must(t, n.recolour(ctx, 2, 0))
 	}
 	for _, n := range w.nodes {
 		must(t, n.fabric.SendMarkers(clusterName, 2))
@@ -480,39 +614,41 @@ func must(t testing.TB, err error) {
 func TestCut_OrphanIsRefused(t *testing.T) {
 	w := newWorld(t, 2, 1, 0, nil)
 	a, b := w.nodes[0], w.nodes[1]
-	must(t, a.fabric.BeginCut(clusterName, 2, w.members()))
+	must(t, a.fabric.BeginCut(clusterName, 2, w.members(), patience))
 	must(t, a.ports[0].Gate())
 	a.guests[0].stop()
+	must(t, a.recolour(budget(t), 2, 0))
 	must(t, a.fabric.SendMarkers(clusterName, 2))
-	a.guests[0].cont() // gave up
-	a.ports[0].Ungate()
+	a.resume(0) // gave up
 	a.fabric.EndCut(clusterName, 2)
 	a.guests[0].send(b.guests[0].id, 60)
 	b.guests[0].await("frame of epoch 2", func(r []stamp) bool { return len(r) == 1 })
 
-	must(t, b.fabric.BeginCut(clusterName, 2, w.members()))
+	must(t, b.fabric.BeginCut(clusterName, 2, w.members(), patience))
 	must(t, b.ports[0].Gate())
 	must(t, b.ports[0].Drain(budget(t)))
 	b.guests[0].stop()
-	if err := b.fabric.SendMarkers(clusterName, 2); !errors.Is(err, fabric.ErrOrphan) {
-		t.Fatalf("markers after an orphan: %v, want %v", err, fabric.ErrOrphan)
+	if err := b.recolour(budget(t), 2, 0); !errors.Is(err, fabric.ErrOrphan) {
+		t.Fatalf("cut of a guest with an orphan: %v, want %v", err, fabric.ErrOrphan)
 	}
-	b.guests[0].cont()
-	b.ports[0].Ungate()
+	if err := b.fabric.SendMarkers(clusterName, 2); !errors.Is(err, fabric.ErrNotCut) {
+		t.Fatalf("markers with a guest not cut: %v, want %v", err, fabric.ErrNotCut)
+	}
+	b.resume(0)
 	b.fabric.EndCut(clusterName, 2)
 
-	records, err := w.cut(3, -1)
+	records, err := w.cut(3, true, -1)
 	must(t, err)
 	checkCut(t, 3, records)
 }
 
 // A frame that has left the socket and waits in the reader's hands is in no
-// queue yet: the node must not pass its point.
-func TestCut_FrameInTheReadersHandsIsNotDrained(t *testing.T) {
-	w := newWorld(t, 1, 2, 0, func(cfg *fabric.Config) { cfg.HoldBytes = 100 })
+// queue yet: its sender must not pass its point.
+func TestCut_FrameInTheReadersHandsIsWaitedFor(t *testing.T) {
+	w := newWorld(t, 1, 2, 0, func(cfg *fabric.Config) { cfg.HoldBytes = 150 })
 	n := w.nodes[0]
 	a, b := n.guests[0], n.guests[1]
-	must(t, n.fabric.BeginCut(clusterName, 2, w.members()))
+	must(t, n.fabric.BeginCut(clusterName, 2, w.members(), patience))
 	for _, p := range n.ports {
 		must(t, p.Gate())
 		must(t, p.Drain(budget(t)))
@@ -522,10 +658,11 @@ func TestCut_FrameInTheReadersHandsIsNotDrained(t *testing.T) {
 	awaitTrue(t, "both frames received", func() bool { return n.ports[0].Stats().Received == 2 })
 	a.stop()
 	b.stop()
-	if err := n.fabric.SendMarkers(clusterName, 2); !errors.Is(err, fabric.ErrNotDrained) {
-		t.Fatalf("markers with a frame in the reader's hands: %v, want %v", err, fabric.ErrNotDrained)
+	must(t, n.recolour(budget(t), 2, 0))
+	if got := n.ports[1].Stats().Waiting; got != 2 {
+		t.Errorf("%d frames wait at the sender's point, want both", got)
 	}
-	must(t, n.fabric.DrainEgress(budget(t), clusterName))
+	must(t, n.recolour(budget(t), 2, 1))
 	must(t, n.fabric.SendMarkers(clusterName, 2))
 	state, err := n.fabric.ChannelState(clusterName, 2)
 	must(t, err)
@@ -536,7 +673,7 @@ func TestCut_FrameInTheReadersHandsIsNotDrained(t *testing.T) {
 	if got := clusterStats(t, n).Epoch; got != 2 {
 		t.Errorf("cluster is in epoch %d after the cut, want 2", got)
 	}
-	if err := n.fabric.BeginCut(clusterName, 2, w.members()); !errors.Is(err, fabric.ErrStale) {
+	if err := n.fabric.BeginCut(clusterName, 2, w.members(), patience); !errors.Is(err, fabric.ErrStale) {
 		t.Errorf("second cut of an epoch: %v, want %v", err, fabric.ErrStale)
 	}
 }
@@ -551,27 +688,29 @@ func TestCut_ChecksItsPreconditions(t *testing.T) {
 			t.Errorf("%s: %v, want %v", what, err, class)
 		}
 	}
-	want("cut of an unknown cluster", f.BeginCut("nope", 2, nil), fabric.ErrUnknownCluster)
-	want("cut of the present epoch", f.BeginCut(clusterName, 1, w.members()), fabric.ErrStale)
-	if err := f.BeginCut(clusterName, 2, []string{"n1", "n2", "n9"}); err == nil {
+	want("cut of an unknown cluster", f.BeginCut("nope", 2, nil, patience), fabric.ErrUnknownCluster)
+	want("cut of the present epoch", f.BeginCut(clusterName, 1, w.members(), patience), fabric.ErrStale)
+	if err := f.BeginCut(clusterName, 2, []string{"n1", "n2", "n9"}, patience); err == nil {
 		t.Error("cut with an unknown member began")
 	}
-	if err := f.BeginCut(clusterName, 2, []string{"n1"}); err == nil {
+	if err := f.BeginCut(clusterName, 2, []string{"n1"}, patience); err == nil {
 		t.Error("cut without a peer began")
 	}
 	if err := f.SendMarkers(clusterName, 2); err == nil {
 		t.Error("markers without a cut were sent")
 	}
-	must(t, f.BeginCut(clusterName, 5, w.members()))
-	must(t, f.BeginCut(clusterName, 5, w.members()))
-	want("cut of an older epoch", f.BeginCut(clusterName, 4, w.members()), fabric.ErrStale)
+	must(t, f.BeginCut(clusterName, 5, w.members(), patience))
+	must(t, f.BeginCut(clusterName, 5, w.members(), patience))
+	want("cut of an older epoch", f.BeginCut(clusterName, 4, w.members(), patience), fabric.ErrStale)
 	want("markers of another epoch", f.SendMarkers(clusterName, 4), fabric.ErrStale)
-	want("markers with an open gate", f.SendMarkers(clusterName, 5), fabric.ErrNotGated)
+	want("markers with a guest not cut", f.SendMarkers(clusterName, 5), fabric.ErrNotCut)
+	want("guest cut in another epoch", n.recolour(ctx, 4, 0), fabric.ErrStale)
+	want("guest cut with an open gate", n.recolour(ctx, 5, 0), fabric.ErrNotGated)
 
 	// A newer cut ends the wait for an older one.
 	waited := make(chan error, 1)
 	go func() { waited <- f.WaitMarkers(ctx, clusterName, 5) }()
-	must(t, f.BeginCut(clusterName, 6, w.members()))
+	must(t, f.BeginCut(clusterName, 6, w.members(), patience))
 	want("wait for a replaced cut", <-waited, fabric.ErrStale)
 
 	// So does the end of the cluster.
@@ -581,4 +720,154 @@ func TestCut_ChecksItsPreconditions(t *testing.T) {
 		t.Errorf("wait for the cut of a removed cluster: %v", err)
 	}
 	must(t, f.RemoveCluster(clusterName))
+}
+
+// cutGuest cuts the only guest of a node.
+func (n *node) cutGuest(t *testing.T, epoch uint64) {
+	t.Helper()
+	records := make(map[int]record)
+	for _, step := range n.coloured(budget(t), epoch, records) {
+		must(t, step())
+	}
+}
+
+// What a guest sends behind its point waits for a receiver that is before its own,
+// with everything that comes after it, and is in no record.
+func TestCut_EarlyFramesWaitForTheirReceiver(t *testing.T) {
+	w := newWorld(t, 3, 1, 0, nil)
+	a, b, c := w.nodes[0], w.nodes[1], w.nodes[2]
+	b.guests[0].send(everybody, 60) // so that all know where it is
+	w.awaitAll()
+	for _, n := range w.nodes {
+		must(t, n.fabric.BeginCut(clusterName, 2, w.members(), patience))
+	}
+	a.cutGuest(t, 2)
+	a.guests[0].send(b.guests[0].id, 60) // behind the cut
+	awaitTrue(t, "newer frame waits at b", func() bool { return b.ports[0].Stats().Early == 1 })
+	c.guests[0].send(b.guests[0].id, 61) // before it
+	awaitTrue(t, "older frame waits behind it", func() bool { return b.ports[0].Stats().Waiting == 2 })
+	if got := len(b.guests[0].now().received); got != 0 {
+		t.Fatalf("guest before its point has %d frames, want none", got)
+	}
+	b.cutGuest(t, 2)
+	b.guests[0].await("both frames, after the cut", func(r []stamp) bool { return len(r) == 2 })
+	c.cutGuest(t, 2)
+	for _, n := range w.nodes {
+		must(t, n.fabric.SendMarkers(clusterName, 2))
+	}
+	for _, n := range w.nodes {
+		must(t, n.fabric.WaitMarkers(budget(t), clusterName, 2))
+		state, err := n.fabric.ChannelState(clusterName, 2)
+		must(t, err)
+		frames := state[n.ports[0].Key()]
+		if n == b && (len(frames) != 1 || len(frames[0]) != 61) || n != b && len(frames) > 0 {
+			t.Errorf("node %s has recorded %d frames, want the older one at n2 alone", n.name, len(frames))
+		}
+		n.fabric.EndCut(clusterName, 2)
+	}
+	w.awaitAll()
+}
+
+// What is still on a link when its receiver passes its point is delivered at once,
+// and recorded.
+func TestCut_OlderFramesAreRecordedWhileTheGuestRuns(t *testing.T) {
+	w := newWorld(t, 2, 1, 0, nil)
+	a, b := w.nodes[0], w.nodes[1]
+	proxies := w.interpose()
+	a.guests[0].send(b.guests[0].id, 60)
+	b.guests[0].await("first frame", func(r []stamp) bool { return len(r) == 1 })
+	proxies[b.name].setShut(true)
+	a.guests[0].send(b.guests[0].id, 61)
+	for _, n := range w.nodes {
+		must(t, n.fabric.BeginCut(clusterName, 2, w.members(), patience))
+	}
+	b.cutGuest(t, 2)
+	proxies[b.name].setShut(false)
+	b.guests[0].await("frame of before the cut, after it", func(r []stamp) bool { return len(r) == 2 })
+	a.cutGuest(t, 2)
+	a.guests[0].send(b.guests[0].id, 62)
+	b.guests[0].await("frame from behind the cut", func(r []stamp) bool { return len(r) == 3 })
+	for _, n := range w.nodes {
+		must(t, n.fabric.SendMarkers(clusterName, 2))
+	}
+	must(t, b.fabric.WaitMarkers(budget(t), clusterName, 2))
+	for range 2 { // repeatable
+		state, err := b.fabric.ChannelState(clusterName, 2)
+		must(t, err)
+		if frames := state[b.ports[0].Key()]; len(frames) != 1 || len(frames[0]) != 61 {
+			t.Errorf("recorded %d frames, want the one of 61 bytes", len(frames))
+		}
+	}
+	for _, n := range w.nodes {
+		n.fabric.EndCut(clusterName, 2)
+	}
+	w.awaitAll()
+}
+
+// A cut that does not come in time holds up nobody for longer than its patience,
+// and cannot be taken any more. The next one can.
+func TestCut_PatienceEnds(t *testing.T) {
+	w := newWorld(t, 2, 1, 0, nil)
+	a, b := w.nodes[0], w.nodes[1]
+	for _, n := range w.nodes {
+		must(t, n.fabric.BeginCut(clusterName, 2, w.members(), 5*time.Millisecond))
+	}
+	a.cutGuest(t, 2)
+	a.guests[0].send(b.guests[0].id, 60)
+	b.guests[0].await("frame whose cut did not come", func(r []stamp) bool { return len(r) == 1 })
+	if got := b.ports[0].Stats().Early; got != 1 {
+		t.Errorf("%d frames were early, want 1", got)
+	}
+	must(t, b.ports[0].Gate())
+	must(t, b.ports[0].Drain(budget(t)))
+	b.guests[0].stop()
+	if err := b.recolour(budget(t), 2, 0); !errors.Is(err, fabric.ErrOrphan) {
+		t.Fatalf("cut of a guest with a frame from behind it: %v, want %v", err, fabric.ErrOrphan)
+	}
+	b.resume(0)
+	for _, n := range w.nodes {
+		n.fabric.EndCut(clusterName, 2)
+	}
+	records, err := w.cut(3, true, -1)
+	must(t, err)
+	checkCut(t, 3, records)
+	w.awaitAll()
+}
+
+// The end of a cut lets go what waits for it.
+func TestCut_EndDeliversEarlyFrames(t *testing.T) {
+	w := newWorld(t, 2, 1, 0, nil)
+	a, b := w.nodes[0], w.nodes[1]
+	for _, n := range w.nodes {
+		must(t, n.fabric.BeginCut(clusterName, 2, w.members(), patience))
+	}
+	a.cutGuest(t, 2)
+	a.guests[0].send(b.guests[0].id, 60)
+	awaitTrue(t, "newer frame waits at b", func() bool { return b.ports[0].Stats().Early == 1 })
+	b.fabric.EndCut(clusterName, 2)
+	b.guests[0].await("frame of an abandoned cut", func(r []stamp) bool { return len(r) == 1 })
+	a.fabric.EndCut(clusterName, 2)
+}
+
+// More in flight than may be recorded fails the cut and harms no frame.
+func TestCut_TooMuchInFlight(t *testing.T) {
+	w := newWorld(t, 1, 2, 0, func(cfg *fabric.Config) { cfg.HoldBytes = 2000 })
+	n := w.nodes[0]
+	must(t, n.fabric.BeginCut(clusterName, 2, w.members(), patience))
+	must(t, errors.Join(n.ports[1].Gate(), n.ports[1].Drain(budget(t))))
+	n.guests[1].stop()
+	must(t, n.recolour(budget(t), 2, 1))
+	n.resume(1)
+	sendMany(n.guests[0], n.guests[1], 50)
+	n.guests[1].await("all frames", func(r []stamp) bool { return len(r) == 50 })
+	must(t, errors.Join(n.ports[0].Gate(), n.ports[0].Drain(budget(t))))
+	n.guests[0].stop()
+	must(t, n.recolour(budget(t), 2, 0))
+	n.resume(0)
+	must(t, n.fabric.SendMarkers(clusterName, 2))
+	if _, err := n.fabric.ChannelState(clusterName, 2); !errors.Is(err, fabric.ErrChannelFull) {
+		t.Errorf("channel state of more than is recorded: %v, want %v", err, fabric.ErrChannelFull)
+	}
+	n.fabric.EndCut(clusterName, 2)
+	w.awaitAll()
 }

@@ -13,8 +13,9 @@
 //	               ├─ network ─ link ──TCP──▶ ────┤
 //	guest ══ Port ─┘          ◀──TCP── link ──────┘
 //
-// A Port is a guest NIC: a reader goroutine switches what the guest sends, a
-// writer goroutine feeds what waits in the port's queue to the guest. A network
+// A Port is a guest NIC: a reader goroutine switches what the guest sends, straight
+// into the receiver's socket when nothing waits there; a writer goroutine feeds
+// what waits in the port's queue to the guest. A network
 // is one Ethernet domain of one cluster; it learns addresses and floods what it
 // does not know. A link carries one cluster's frames from this node to one peer.
 // The wire format is drawn in record.go and hello.go, recorded frames in
@@ -23,13 +24,14 @@
 // # Invariants
 //
 //	F1  Frames from one NIC to another arrive in the order they were sent: one
-//	    reader, one queue or one link and its one receiver, one writer.
+//	    reader, one queue or one link and its one receiver, one who writes at a time.
 //	F2  Each frame arrives at most once, and exactly once unless a counter in
 //	    Drops or ClusterStats says why not. A reset connection is no reason:
 //	    link records are numbered, kept until acknowledged, and sent again.
 //	F3  Nothing enters a gated port's socket.
-//	F4  No frame of the epoch that a cut opens is delivered to a guest before the
-//	    guest's own point on that cut; otherwise SendMarkers refuses (ErrOrphan).
+//	F4  While a cut is open, no frame from behind it is delivered to a guest before
+//	    the guest's own point on it. Who was not patient enough, or has never
+//	    begun the cut, cannot take it: Recolour refuses (ErrOrphan).
 //	F5  All queues are bounded. A full one holds up its sources. Only a guest that
 //	    takes no frames for StallTime while its port is open and its queue full has
 //	    frames dropped.
@@ -44,31 +46,38 @@
 //
 // Each node, for the epoch E of the round:
 //
-//	BeginCut(E, members)
-//	port.Gate, port.Drain     each NIC, the guests run
-//	(stop the guests)
-//	port.Reclaim              each NIC whose Drain failed
-//	DrainEgress
-//	SendMarkers(E)            the node's point on the cut
+//	BeginCut(E, members, patience)
+//	for each guest, by itself:
+//	    port.Gate, port.Drain   each NIC, the guest runs
+//	    (stop the guest)
+//	    port.Reclaim            each NIC whose Drain failed
+//	    Recolour(E, guest)      the guest's point on the cut
+//	    (resume the guest)
+//	    port.Ungate             each NIC
+//	SendMarkers(E)              when all guests of the node have theirs
 //	WaitMarkers(E)
 //	ChannelState(E)
-//	(resume the guests)
-//	port.Ungate               each NIC
 //	EndCut(E)
 //
 // To give up at any step: resume the guests, Ungate, EndCut.
 //
-// Every frame carries the epoch of its sender's node at the time it was sent,
-// and SendMarkers is where a node goes over to E. Links are FIFO, so a member's
-// marker comes after all its frames of older epochs. When all markers are in,
-// what the node's queues hold of older epochs is exactly what was sent before
-// the cut and not received before it: the channel state. A member that has all
-// markers already may resume; its frames carry E, wait in the same queues in
-// their order, and are not part of the state. Since no node resumes before all
-// have stopped, no guest can receive before its point what was sent after the
-// sender's. This is a barrier cut without a coordinator's message in the pause.
+// Every frame carries its sender's colour: the epoch of the last cut the sender has
+// passed. At its receiver it is one of four kinds:
 //
-// A port's queue may hold frames of both kinds mixed, of different senders. F1
+//	          receiver before its point       receiver behind its point
+//	older     delivered                       delivered and recorded
+//	newer     waits, and all that come after  delivered
+//
+// So nothing sent behind a sender's point gets into a receiver's image, and what was
+// sent before and not received before is in the record. A node sends its markers when
+// no guest of it can send older frames any more; links are FIFO, so a member's marker
+// comes after all of them. When all markers are in, the record is whole. No guest
+// waits for another: only early frames do.
+//
+// A barrier cut makes the same calls and resumes no guest before WaitMarkers, so that
+// no frame is ever early. It is for guests that also exchange frames past the fabric.
+//
+// A port's queue may hold frames of both colours mixed, of different senders. F1
 // concerns the frames of one sender, and those are in order before and after
 // the older ones are taken out.
 //
@@ -95,6 +104,7 @@
 // purge it. The fabric therefore has a large socket buffer in that direction,
 // from BeginCut on lets links take as much as a hold queue, as gated ports do,
 // and Drain waits until that has freed the sockets of guests that were held up.
+// What the socket still holds when the guest is stopped, Recolour has switched.
 //
 // # Restart
 //

@@ -15,6 +15,11 @@ var (
 	// ErrOrphan means that a guest of this node has already received a frame sent
 	// after its sender's point on the cut: the cut cannot be consistent any more.
 	ErrOrphan = errors.New("frame of the new epoch already delivered")
+	// ErrNotCut means that a guest of this node has no point on the cut yet.
+	ErrNotCut = errors.New("guest is not cut")
+	// ErrChannelFull means that more frames were in flight at the cut than may be
+	// recorded for one NIC.
+	ErrChannelFull = errors.New("too many frames in flight to record")
 	// ErrChannelsOpen means that a marker is still missing.
 	ErrChannelsOpen = errors.New("channels are still open")
 	// ErrUnknownCluster means that the fabric has no cluster of that name.

@@ -142,7 +142,7 @@ func (p *Port) reclaim() (int, error) {
 	defer p.mu.Unlock()
 	for i := range back {
 		// Which of the delivered epochs each one had is not known any more. The
-		// newest is safe: SendMarkers refuses a cut at or below it.
+		// newest is safe: Recolour refuses a cut at or below it.
 		back[i].epoch = p.newest
 	}
 	p.pushFront(back)
@@ -179,7 +179,7 @@ func (p *Port) Inject(frames [][]byte) error {
 		if len(data) < MinFrame || len(data) > MaxFrame {
 			return fmt.Errorf("inject frame %d into nic %s: %d bytes: %w", i, p.key, len(data), ErrMalformed)
 		}
-		in[i] = frame{data: data, epoch: p.cluster.epoch.Load()}
+		in[i] = frame{data: data, epoch: p.epoch.Load()}
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -193,7 +193,7 @@ func (p *Port) Inject(frames [][]byte) error {
 
 // pushFront puts frames before all others.
 //
-// Preconditions: mu is held, the port is gated.
+// Preconditions: mu is held, nobody is writing.
 func (p *Port) pushFront(frames []frame) {
 	p.queue.pushFront(frames)
 	for _, fr := range frames {

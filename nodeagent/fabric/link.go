@@ -44,7 +44,7 @@ type link struct {
 	conn      net.Conn     // guarded by mu; the present connection
 	connected bool         // guarded by mu; conn was welcomed
 	connects  uint64       // guarded by mu
-	epoch     uint64       // guarded by mu; of the last marker, stamped on each frame
+	marked    uint64       // guarded by mu; epoch of the last marker
 	queue     fifo[record] // guarded by mu; not acknowledged yet, oldest first
 	bytes     int          // guarded by mu; cost of queue
 	first     uint64       // guarded by mu; sequence of the queue's front
@@ -68,7 +68,7 @@ func newLink(c *cluster, peer Peer) (l *link, run func()) {
 		minWait: minBackoff,
 		maxWait: maxBackoff,
 		address: peer.Address,
-		epoch:   c.epoch.Load(),
+		marked:  c.epoch.Load(),
 		first:   1,
 	}
 	return l, func() { l.run(ctx) }
@@ -76,8 +76,8 @@ func newLink(c *cluster, peer Peer) (l *link, run func()) {
 
 // sendFrame puts a frame on the link. It waits while the link is full, until
 // stop is closed. False: the frame was dropped because stop or the link was closed.
-func (l *link) sendFrame(network uint64, data []byte, stop <-chan struct{}) bool {
-	r := record{kind: recordFrame, network: network, payload: data}
+func (l *link) sendFrame(network uint64, fr frame, stop <-chan struct{}) bool {
+	r := record{kind: recordFrame, network: network, epoch: fr.epoch, payload: fr.data}
 	l.mu.Lock()
 	for !l.hasRoom(r) {
 		room := l.room.wait()
@@ -93,7 +93,6 @@ func (l *link) sendFrame(network uint64, data []byte, stop <-chan struct{}) bool
 	if l.closed {
 		return false
 	}
-	r.epoch = l.epoch
 	l.push(r)
 	return true
 }
@@ -104,25 +103,25 @@ func (l *link) sendFrame(network uint64, data []byte, stop <-chan struct{}) bool
 //
 // Preconditions: mu is held.
 func (l *link) hasRoom(r record) bool {
-	if l.closed || l.queue.len() == 0 || l.cluster.draining.Load() {
+	if l.closed || l.queue.len() == 0 || l.cluster.draining.Load() > 0 {
 		return true
 	}
 	limit := l.fabric.cfg.LinkBytes
-	if l.cluster.cutting.Load() {
+	if l.cluster.cutEpoch.Load() != 0 {
 		limit = max(limit, l.fabric.cfg.HoldBytes)
 	}
 	return l.bytes+r.cost() <= limit
 }
 
-// sendMarker puts a marker on the link, after which its frames carry epoch.
-// It never waits.
+// sendMarker puts a marker on the link, after which no frame of an older epoch
+// follows. It never waits.
 func (l *link) sendMarker(epoch uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closed || l.epoch >= epoch {
+	if l.closed || l.marked >= epoch {
 		return
 	}
-	l.epoch = epoch
+	l.marked = epoch
 	l.push(record{kind: recordMarker, epoch: epoch})
 }
 

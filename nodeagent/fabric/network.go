@@ -64,7 +64,7 @@ func networkID(cluster, network string) uint64 {
 // switchFromPort sends a frame of a local guest on its way. It waits while a
 // destination is full.
 func (n *network) switchFromPort(src *Port, data []byte) {
-	fr := frame{data: data, epoch: n.cluster.epoch.Load()}
+	fr := frame{data: data, epoch: src.epoch.Load()}
 	to, known, ports, links := n.route(station{port: src}, data)
 	if known {
 		switch {
@@ -72,7 +72,7 @@ func (n *network) switchFromPort(src *Port, data []byte) {
 		case to.port != nil:
 			to.port.enqueue(fr, src.done)
 		default:
-			n.sendOver(links[to.node], src, data)
+			n.sendOver(links[to.node], src, fr)
 		}
 		return
 	}
@@ -82,12 +82,12 @@ func (n *network) switchFromPort(src *Port, data []byte) {
 		}
 	}
 	for _, l := range links {
-		n.sendOver(l, src, data)
+		n.sendOver(l, src, fr)
 	}
 }
 
-func (n *network) sendOver(l *link, src *Port, data []byte) {
-	if !l.sendFrame(n.id, data, src.done) {
+func (n *network) sendOver(l *link, src *Port, fr frame) {
+	if !l.sendFrame(n.id, fr, src.done) {
 		src.counters.closed.Add(1)
 	}
 }

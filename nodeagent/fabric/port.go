@@ -58,6 +58,11 @@ type Port struct {
 
 	busy atomic.Bool // the reader has, or may have, a frame that is not switched yet
 
+	// epoch is the guest's colour, stamped on what it sends: the epoch of the last
+	// cut the guest has passed. It changes under mu, while the guest is stopped
+	// and nothing it sent waits to be switched.
+	epoch atomic.Uint64
+
 	counters portCounters
 
 	mu      sync.Mutex
@@ -67,14 +72,17 @@ type Port struct {
 	room    signal      // guarded by mu; raised when the queue may take more
 	gated   bool        // guarded by mu
 	closed  bool        // guarded by mu
-	// writing is true while the writer tries to send the queue's front without
-	// holding mu. Only then is the front not to be touched. Guarded by mu.
+	// writing is true while somebody sends without holding mu: the writer the
+	// queue's front, which is then not to be touched, or sendAtOnce a frame that
+	// comes before all of the queue. Guarded by mu.
 	writing bool
 	// stalled is true while the guest takes no frames; stallMark is what it had
 	// left unread when that was found. Guarded by mu.
 	stalled   bool
 	stallMark int
-	newest    uint64 // guarded by mu; highest epoch of a frame sent to the guest
+	newest    uint64    // guarded by mu; highest epoch of a frame sent to the guest
+	channel   channel   // guarded by mu; of the open cut
+	early     time.Time // guarded by mu; since when the queue's front is early; zero: it is not
 }
 
 // Attach joins a NIC to its network and begins to switch its frames.
@@ -116,6 +124,7 @@ func (f *Fabric) attach(cfg PortConfig) (*Port, error) {
 		gated:   cfg.Gated,
 	}
 	p.settled.L = &p.mu
+	p.epoch.Store(c.epoch.Load())
 	p.workers.Add(2) // before others see the port: its cluster may end at once
 	if err := c.addPort(p, cfg.Network); err != nil {
 		return nil, err
@@ -214,8 +223,9 @@ func (p *Port) ended(what string, err error) {
 	}
 }
 
-// enqueue puts fr last in line for the guest. It waits while the queue is full,
-// until stop is closed; the frame is then dropped.
+// enqueue puts fr last in line for the guest, or straight into its socket when there
+// is no line. It waits while the queue is full, until stop is closed; the frame is
+// then dropped.
 func (p *Port) enqueue(fr frame, stop <-chan struct{}) {
 	p.mu.Lock()
 	for !p.hasRoom(fr) {
@@ -237,9 +247,42 @@ func (p *Port) enqueue(fr frame, stop <-chan struct{}) {
 	if p.gated {
 		p.counters.held.Add(1)
 	}
+	p.channel.take(fr, p.epoch.Load(), p.recordLimit())
+	if p.sendAtOnce(fr) {
+		return
+	}
 	p.queue.pushBack(fr)
 	p.bytes += fr.cost()
 	p.settled.Broadcast()
+}
+
+// sendAtOnce saves fr the way through the queue and the writer, when both have
+// nothing to do and the guest has room. False: it has to go that way. What comes
+// meanwhile queues up behind it, see writing.
+//
+// Preconditions: mu is held. It is released meanwhile.
+func (p *Port) sendAtOnce(fr frame) bool {
+	if p.gated || p.writing || p.stalled || p.queue.len() > 0 || p.isEarly(fr) {
+		return false
+	}
+	p.writing = true
+	p.mu.Unlock()
+	err := p.wire.trySend(fr.data)
+	p.mu.Lock()
+	p.writing = false
+	switch {
+	case err == nil:
+		p.counters.sent.Add(1)
+		p.newest = max(p.newest, fr.epoch)
+	case !p.closed:
+		p.pushFront([]frame{fr}) // before what has come meanwhile
+	default:
+		p.counters.closed.Add(1)
+	}
+	if p.gated || p.closed || p.queue.len() > 0 {
+		p.settled.Broadcast() // somebody waits for writing to end
+	}
+	return true
 }
 
 // hasRoom tells whether the queue takes fr now. While a cut drains egress it
@@ -248,15 +291,19 @@ func (p *Port) enqueue(fr frame, stop <-chan struct{}) {
 //
 // Preconditions: mu is held.
 func (p *Port) hasRoom(fr frame) bool {
-	if p.closed || p.queue.len() == 0 || p.cluster.draining.Load() {
+	if p.closed || p.queue.len() == 0 || p.cluster.draining.Load() > 0 {
 		return true
 	}
 	limit := p.fabric.cfg.QueueBytes
-	if p.gated {
+	if p.gated || !p.early.IsZero() {
 		limit = p.fabric.cfg.HoldBytes
 	}
 	return p.bytes+fr.cost() <= limit
 }
+
+// recordLimit bounds the cost of a channel. The queue may be beyond HoldBytes by
+// what the sockets of a drained egress held.
+func (p *Port) recordLimit() int { return 2 * p.fabric.cfg.HoldBytes }
 
 // outcome says what became of the frame at the queue's front.
 type outcome int
@@ -274,7 +321,7 @@ func (p *Port) write() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for {
-		for !p.closed && (p.gated || p.queue.len() == 0) {
+		for !p.closed && (p.gated || p.writing || p.queue.len() == 0 || p.waitsForCut()) {
 			p.settled.Wait()
 		}
 		if p.closed {
@@ -293,6 +340,41 @@ func (p *Port) write() {
 		p.settle(fr, result, unread)
 		p.settled.Broadcast() // for Gate
 	}
+}
+
+// waitsForCut tells whether the queue's front is early: behind the open cut, while
+// the guest is still before it. Such a frame waits for the guest's own point, and
+// what came after it waits, too; but not for ever, since the cut may have failed
+// where this node does not hear of it.
+//
+// Preconditions: mu is held, the queue is not empty.
+func (p *Port) waitsForCut() bool {
+	if !p.isEarly(*p.queue.at(0)) {
+		p.early = time.Time{}
+		return false
+	}
+	patience := time.Duration(p.cluster.patience.Load())
+	if p.early.IsZero() {
+		p.early = time.Now()
+		p.counters.early.Add(1)
+		p.room.raise() // the limit has changed
+		time.AfterFunc(patience, p.lookAgain)
+		return true
+	}
+	return time.Since(p.early) < patience
+}
+
+// isEarly tells whether fr is from behind the open cut, and the guest before it.
+func (p *Port) isEarly(fr frame) bool {
+	cut := p.cluster.cutEpoch.Load()
+	return cut != 0 && p.epoch.Load() < cut && fr.epoch >= cut
+}
+
+// lookAgain lets the writer look at the queue once more.
+func (p *Port) lookAgain() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.settled.Broadcast()
 }
 
 // settle takes the result of one delivery into account.

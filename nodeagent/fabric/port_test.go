@@ -239,13 +239,14 @@ func TestPort_HoldLimitBacksUp(t *testing.T) {
 		t.Errorf("gated port says %+v, want at most 100,000 bytes and no drop", s)
 	}
 	// In a cut the egress must drain all the same: a socket's worth is let in.
+	must(t, n.fabric.BeginCut(clusterName, 2, w.members(), patience))
+	must(t, n.ports[0].Gate())
 	a.stop()
-	if err := n.fabric.DrainEgress(budget(t), clusterName); err != nil {
-		t.Fatal(err)
-	}
+	must(t, n.recolour(budget(t), 2, 0))
 	if s := port.Stats(); s.Waiting != frames {
 		t.Errorf("%d frames wait after the drain, want all %d", s.Waiting, frames)
 	}
+	n.fabric.EndCut(clusterName, 2)
 	a.cont()
 	port.Ungate()
 	w.awaitAll()

@@ -6,6 +6,7 @@ import (
 	"net"
 	"sync"
 	"testing"
+	"time"
 )
 
 // proxy is a stretch of network between two nodes that can break.
@@ -19,8 +20,9 @@ type proxy struct {
 	open   sync.Cond // on mu: closed gate or end
 	conns  map[net.Conn]bool
 	resets int
-	life   int  // bytes a connection lives for, at most, each way; 0: for ever
-	shut   bool // bytes to the target wait
+	life   int           // bytes a connection lives for, at most, each way; 0: for ever
+	shut   bool          // bytes to the target wait
+	lag    time.Duration // of bytes to the target
 	ended  bool
 }
 
@@ -71,6 +73,13 @@ func (p *proxy) setLife(n int) {
 	p.life = n
 }
 
+// setLag delays the bytes to the target that come from now on.
+func (p *proxy) setLag(d time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.lag = d
+}
+
 func (p *proxy) resetCount() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -99,8 +108,8 @@ func (p *proxy) accept() {
 		p.mu.Unlock()
 		p.workers.Go(func() {
 			var both sync.WaitGroup
-			both.Go(func() { p.carry(out, in, there, true) })
-			both.Go(func() { p.carry(in, out, back, false) })
+			both.Go(func() { p.carryGated(out, in, there) })
+			both.Go(func() { carry(in, out, back) })
 			both.Wait()
 			p.mu.Lock()
 			defer p.mu.Unlock()
@@ -120,21 +129,51 @@ func (p *proxy) lifetime() int64 {
 }
 
 // carry copies until either side ends or n bytes are through, then ends both.
-func (p *proxy) carry(dst, src net.Conn, n int64, gated bool) {
+func carry(dst, src net.Conn, n int64) {
 	defer dst.Close()
 	defer src.Close()
-	r := io.LimitReader(src, n)
-	buf := make([]byte, 4096)
-	for {
-		k, err := r.Read(buf)
-		if gated {
+	_, _ = io.Copy(dst, io.LimitReader(src, n))
+}
+
+// piece is what is on its way for some time.
+type piece struct {
+	due  time.Time
+	data []byte
+}
+
+// carryGated is carry for bytes to the target, which may be held up.
+func (p *proxy) carryGated(dst, src net.Conn, n int64) {
+	defer src.Close()
+	pieces := make(chan piece, 1024)
+	var writer sync.WaitGroup
+	defer writer.Wait()
+	defer close(pieces)
+	writer.Go(func() {
+		defer dst.Close()
+		defer src.Close()
+		for pc := range pieces {
+			time.Sleep(time.Until(pc.due)) // the distance; nothing is waited for
 			p.mu.Lock()
 			for p.shut {
 				p.open.Wait()
 			}
 			p.mu.Unlock()
+			if _, err := dst.Write(pc.data); err != nil {
+				break
+			}
 		}
-		if _, werr := dst.Write(buf[:k]); err != nil || werr != nil {
+		for range pieces { // so that the reader does not wait for ever
+		}
+	})
+	r := io.LimitReader(src, n)
+	for {
+		buf := make([]byte, 4096)
+		k, err := r.Read(buf)
+		p.mu.Lock()
+		lag := p.lag
+		p.mu.Unlock()
+		pieces <- piece{time.Now().Add(lag), buf[:k]}
+		if err != nil {
 			return
 		}
 	}

@@ -145,13 +145,12 @@ func TestQEMU_OneFrameInsideAndStealing(t *testing.T) {
 		t.Errorf("reclaimed %d of %d frames, want all but the purged one and the one read by the stopped QEMU", got, frames)
 	}
 	// The reclaimed frames are the last ones, in order.
-	if err := n.fabric.BeginCut(clusterName, 2, []string{"n1"}); err != nil {
-		t.Fatal(err)
-	}
+	must(t, n.fabric.BeginCut(clusterName, 2, []string{"n1"}, patience))
 	gateAll(t, n)
-	if err := n.fabric.SendMarkers(clusterName, 2); err != nil {
-		t.Fatal(err)
+	for _, p := range append(n.ports, port) {
+		must(t, n.fabric.Recolour(budget(t), clusterName, 2, p.Key().Guest))
 	}
+	must(t, n.fabric.SendMarkers(clusterName, 2))
 	state, err := n.fabric.ChannelState(clusterName, 2)
 	if err != nil {
 		t.Fatal(err)

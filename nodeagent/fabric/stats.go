@@ -8,6 +8,7 @@ type PortStats struct {
 	Sent      uint64 // by the fabric, to the guest
 	Held      uint64 // came while the NIC was gated
 	Recorded  uint64 // became channel state of a cut
+	Early     uint64 // how often a frame from behind a cut had to wait for the guest's own point
 	Reclaimed uint64 // taken back from a stopped guest
 	Injected  uint64 // put in at a restart
 
@@ -51,7 +52,7 @@ type LinkStats struct {
 
 // portCounters are the counters behind PortStats.
 type portCounters struct {
-	received, sent, held, recorded, reclaimed, injected atomic.Uint64
+	received, sent, held, recorded, early, reclaimed, injected atomic.Uint64
 
 	runt, giant, stalled, socket, closed atomic.Uint64
 }
@@ -62,6 +63,7 @@ func (c *portCounters) stats() PortStats {
 		Sent:      c.sent.Load(),
 		Held:      c.held.Load(),
 		Recorded:  c.recorded.Load(),
+		Early:     c.early.Load(),
 		Reclaimed: c.reclaimed.Load(),
 		Injected:  c.injected.Load(),
 		Dropped: Drops{

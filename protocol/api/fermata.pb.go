@@ -27,6 +27,53 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Cut is how the cuts of all guests become one consistent cut.
+type Cut int32
+
+const (
+	Cut_CUT_COLOURED Cut = 0 // each guest on its own; frames carry the epoch of their sender
+	Cut_CUT_BARRIER  Cut = 1 // no guest runs before all have stopped
+)
+
+// Enum value maps for Cut.
+var (
+	Cut_name = map[int32]string{
+		0: "CUT_COLOURED",
+		1: "CUT_BARRIER",
+	}
+	Cut_value = map[string]int32{
+		"CUT_COLOURED": 0,
+		"CUT_BARRIER":  1,
+	}
+)
+
+func (x Cut) Enum() *Cut {
+	p := new(Cut)
+	*p = x
+	return p
+}
+
+func (x Cut) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Cut) Descriptor() protoreflect.EnumDescriptor {
+	return file_fermata_proto_enumTypes[0].Descriptor()
+}
+
+func (Cut) Type() protoreflect.EnumType {
+	return &file_fermata_proto_enumTypes[0]
+}
+
+func (x Cut) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Cut.Descriptor instead.
+func (Cut) EnumDescriptor() ([]byte, []int) {
+	return file_fermata_proto_rawDescGZIP(), []int{0}
+}
+
 // CaptureMode is how the memory of a guest gets into its image.
 type CaptureMode int32
 
@@ -61,11 +108,11 @@ func (x CaptureMode) String() string {
 }
 
 func (CaptureMode) Descriptor() protoreflect.EnumDescriptor {
-	return file_fermata_proto_enumTypes[0].Descriptor()
+	return file_fermata_proto_enumTypes[1].Descriptor()
 }
 
 func (CaptureMode) Type() protoreflect.EnumType {
-	return &file_fermata_proto_enumTypes[0]
+	return &file_fermata_proto_enumTypes[1]
 }
 
 func (x CaptureMode) Number() protoreflect.EnumNumber {
@@ -74,7 +121,7 @@ func (x CaptureMode) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use CaptureMode.Descriptor instead.
 func (CaptureMode) EnumDescriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{0}
+	return file_fermata_proto_rawDescGZIP(), []int{1}
 }
 
 type ClusterState int32
@@ -120,11 +167,11 @@ func (x ClusterState) String() string {
 }
 
 func (ClusterState) Descriptor() protoreflect.EnumDescriptor {
-	return file_fermata_proto_enumTypes[1].Descriptor()
+	return file_fermata_proto_enumTypes[2].Descriptor()
 }
 
 func (ClusterState) Type() protoreflect.EnumType {
-	return &file_fermata_proto_enumTypes[1]
+	return &file_fermata_proto_enumTypes[2]
 }
 
 func (x ClusterState) Number() protoreflect.EnumNumber {
@@ -133,7 +180,7 @@ func (x ClusterState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ClusterState.Descriptor instead.
 func (ClusterState) EnumDescriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{1}
+	return file_fermata_proto_rawDescGZIP(), []int{2}
 }
 
 type GuestState int32
@@ -178,11 +225,11 @@ func (x GuestState) String() string {
 }
 
 func (GuestState) Descriptor() protoreflect.EnumDescriptor {
-	return file_fermata_proto_enumTypes[2].Descriptor()
+	return file_fermata_proto_enumTypes[3].Descriptor()
 }
 
 func (GuestState) Type() protoreflect.EnumType {
-	return &file_fermata_proto_enumTypes[2]
+	return &file_fermata_proto_enumTypes[3]
 }
 
 func (x GuestState) Number() protoreflect.EnumNumber {
@@ -191,7 +238,7 @@ func (x GuestState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use GuestState.Descriptor instead.
 func (GuestState) EnumDescriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{2}
+	return file_fermata_proto_rawDescGZIP(), []int{3}
 }
 
 type CreateClusterRequest struct {
@@ -550,7 +597,10 @@ type CheckpointRequest struct {
 	Full bool `protobuf:"varint,5,opt,name=full,proto3" json:"full,omitempty"`
 	// audit reads all memory and fails when something changed that the tracking
 	// of writes did not see.
-	Audit         bool `protobuf:"varint,6,opt,name=audit,proto3" json:"audit,omitempty"`
+	Audit bool `protobuf:"varint,6,opt,name=audit,proto3" json:"audit,omitempty"`
+	// cut, when it is not said, is a barrier if the cluster has adopted guests, whose
+	// networks are not the fabric's, else coloured.
+	Cut           *Cut `protobuf:"varint,7,opt,name=cut,proto3,enum=fermata.v1.Cut,oneof" json:"cut,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -625,6 +675,13 @@ func (x *CheckpointRequest) GetAudit() bool {
 		return x.Audit
 	}
 	return false
+}
+
+func (x *CheckpointRequest) GetCut() Cut {
+	if x != nil && x.Cut != nil {
+		return *x.Cut
+	}
+	return Cut_CUT_COLOURED
 }
 
 type ListCheckpointsRequest struct {
@@ -1699,6 +1756,7 @@ type Checkpoint struct {
 	TakenBytes      uint64 `protobuf:"varint,18,opt,name=taken_bytes,json=takenBytes,proto3" json:"taken_bytes,omitempty"`                // memory that had to be read, of guests captured live
 	FramesDiscarded uint64 `protobuf:"varint,19,opt,name=frames_discarded,json=framesDiscarded,proto3" json:"frames_discarded,omitempty"` // in flight, and left out on demand
 	NewBytes        uint64 `protobuf:"varint,20,opt,name=new_bytes,json=newBytes,proto3" json:"new_bytes,omitempty"`                      // non-zero pages that no node had stored before, before compression
+	Cut             Cut    `protobuf:"varint,21,opt,name=cut,proto3,enum=fermata.v1.Cut" json:"cut,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -1871,6 +1929,13 @@ func (x *Checkpoint) GetNewBytes() uint64 {
 		return x.NewBytes
 	}
 	return 0
+}
+
+func (x *Checkpoint) GetCut() Cut {
+	if x != nil {
+		return x.Cut
+	}
+	return Cut_CUT_COLOURED
 }
 
 // GuestReport attributes one guest's part of a checkpoint.
@@ -3458,6 +3523,8 @@ type PrepareRoundRequest struct {
 	Mode            CaptureMode            `protobuf:"varint,5,opt,name=mode,proto3,enum=fermata.v1.CaptureMode" json:"mode,omitempty"`
 	Full            bool                   `protobuf:"varint,6,opt,name=full,proto3" json:"full,omitempty"`
 	Audit           bool                   `protobuf:"varint,7,opt,name=audit,proto3" json:"audit,omitempty"`
+	Cut             Cut                    `protobuf:"varint,8,opt,name=cut,proto3,enum=fermata.v1.Cut" json:"cut,omitempty"`
+	SkewBudgetMs    uint64                 `protobuf:"varint,9,opt,name=skew_budget_ms,json=skewBudgetMs,proto3" json:"skew_budget_ms,omitempty"` // coloured cut: how far apart the guests' points may be
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -3539,6 +3606,20 @@ func (x *PrepareRoundRequest) GetAudit() bool {
 		return x.Audit
 	}
 	return false
+}
+
+func (x *PrepareRoundRequest) GetCut() Cut {
+	if x != nil {
+		return x.Cut
+	}
+	return Cut_CUT_COLOURED
+}
+
+func (x *PrepareRoundRequest) GetSkewBudgetMs() uint64 {
+	if x != nil {
+		return x.SkewBudgetMs
+	}
+	return 0
 }
 
 type PrepareRoundReply struct {
@@ -4118,14 +4199,16 @@ const file_fermata_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"*\n" +
 	"\x14DeleteClusterRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x14\n" +
-	"\x12DeleteClusterReply\"\xc5\x01\n" +
+	"\x12DeleteClusterReply\"\xf5\x01\n" +
 	"\x11CheckpointRequest\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x14\n" +
 	"\x05label\x18\x02 \x01(\tR\x05label\x12)\n" +
 	"\x10discard_channels\x18\x03 \x01(\bR\x0fdiscardChannels\x12+\n" +
 	"\x04mode\x18\x04 \x01(\x0e2\x17.fermata.v1.CaptureModeR\x04mode\x12\x12\n" +
 	"\x04full\x18\x05 \x01(\bR\x04full\x12\x14\n" +
-	"\x05audit\x18\x06 \x01(\bR\x05audit\"2\n" +
+	"\x05audit\x18\x06 \x01(\bR\x05audit\x12&\n" +
+	"\x03cut\x18\a \x01(\x0e2\x0f.fermata.v1.CutH\x00R\x03cut\x88\x01\x01B\x06\n" +
+	"\x04_cut\"2\n" +
 	"\x16ListCheckpointsRequest\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\"P\n" +
 	"\x14ListCheckpointsReply\x128\n" +
@@ -4205,7 +4288,7 @@ const file_fermata_proto_rawDesc = "" +
 	"framesSent\x12%\n" +
 	"\x0eframes_dropped\x18\x06 \x01(\x04R\rframesDropped\x12\x1f\n" +
 	"\vframes_held\x18\a \x01(\x04R\n" +
-	"framesHeld\"\x95\x05\n" +
+	"framesHeld\"\xb8\x05\n" +
 	"\n" +
 	"Checkpoint\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
@@ -4231,7 +4314,8 @@ const file_fermata_proto_rawDesc = "" +
 	"\vtaken_bytes\x18\x12 \x01(\x04R\n" +
 	"takenBytes\x12)\n" +
 	"\x10frames_discarded\x18\x13 \x01(\x04R\x0fframesDiscarded\x12\x1b\n" +
-	"\tnew_bytes\x18\x14 \x01(\x04R\bnewBytes\"\xb3\x06\n" +
+	"\tnew_bytes\x18\x14 \x01(\x04R\bnewBytes\x12!\n" +
+	"\x03cut\x18\x15 \x01(\x0e2\x0f.fermata.v1.CutR\x03cut\"\xb3\x06\n" +
 	"\vGuestReport\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x19\n" +
@@ -4366,7 +4450,7 @@ const file_fermata_proto_rawDesc = "" +
 	"\x05Round\x12'\n" +
 	"\x05fence\x18\x01 \x01(\v2\x11.fermata.v1.FenceR\x05fence\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\tR\acluster\x12\x14\n" +
-	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\"\xfe\x01\n" +
+	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\"\xc7\x02\n" +
 	"\x13PrepareRoundRequest\x12'\n" +
 	"\x05round\x18\x01 \x01(\v2\x11.fermata.v1.RoundR\x05round\x12\x14\n" +
 	"\x05nodes\x18\x02 \x03(\tR\x05nodes\x12)\n" +
@@ -4374,7 +4458,9 @@ const file_fermata_proto_rawDesc = "" +
 	"\x0fpause_budget_ms\x18\x04 \x01(\x04R\rpauseBudgetMs\x12+\n" +
 	"\x04mode\x18\x05 \x01(\x0e2\x17.fermata.v1.CaptureModeR\x04mode\x12\x12\n" +
 	"\x04full\x18\x06 \x01(\bR\x04full\x12\x14\n" +
-	"\x05audit\x18\a \x01(\bR\x05audit\"+\n" +
+	"\x05audit\x18\a \x01(\bR\x05audit\x12!\n" +
+	"\x03cut\x18\b \x01(\x0e2\x0f.fermata.v1.CutR\x03cut\x12$\n" +
+	"\x0eskew_budget_ms\x18\t \x01(\x04R\fskewBudgetMs\"+\n" +
 	"\x11PrepareRoundReply\x12\x16\n" +
 	"\x06guests\x18\x01 \x03(\tR\x06guests\":\n" +
 	"\x0fCutRoundRequest\x12'\n" +
@@ -4412,7 +4498,10 @@ const file_fermata_proto_rawDesc = "" +
 	"\x12FinishRoundRequest\x12'\n" +
 	"\x05round\x18\x01 \x01(\v2\x11.fermata.v1.RoundR\x05round\x12\x1c\n" +
 	"\tcommitted\x18\x02 \x01(\bR\tcommitted\"\x12\n" +
-	"\x10FinishRoundReply*R\n" +
+	"\x10FinishRoundReply*(\n" +
+	"\x03Cut\x12\x10\n" +
+	"\fCUT_COLOURED\x10\x00\x12\x0f\n" +
+	"\vCUT_BARRIER\x10\x01*R\n" +
 	"\vCaptureMode\x12\x15\n" +
 	"\x11CAPTURE_MODE_AUTO\x10\x00\x12\x15\n" +
 	"\x11CAPTURE_MODE_LIVE\x10\x01\x12\x15\n" +
@@ -4474,168 +4563,172 @@ func file_fermata_proto_rawDescGZIP() []byte {
 	return file_fermata_proto_rawDescData
 }
 
-var file_fermata_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_fermata_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
 var file_fermata_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
 var file_fermata_proto_goTypes = []any{
-	(CaptureMode)(0),                // 0: fermata.v1.CaptureMode
-	(ClusterState)(0),               // 1: fermata.v1.ClusterState
-	(GuestState)(0),                 // 2: fermata.v1.GuestState
-	(*CreateClusterRequest)(nil),    // 3: fermata.v1.CreateClusterRequest
-	(*ListClustersRequest)(nil),     // 4: fermata.v1.ListClustersRequest
-	(*ListClustersReply)(nil),       // 5: fermata.v1.ListClustersReply
-	(*GetClusterRequest)(nil),       // 6: fermata.v1.GetClusterRequest
-	(*StartClusterRequest)(nil),     // 7: fermata.v1.StartClusterRequest
-	(*StopClusterRequest)(nil),      // 8: fermata.v1.StopClusterRequest
-	(*DeleteClusterRequest)(nil),    // 9: fermata.v1.DeleteClusterRequest
-	(*DeleteClusterReply)(nil),      // 10: fermata.v1.DeleteClusterReply
-	(*CheckpointRequest)(nil),       // 11: fermata.v1.CheckpointRequest
-	(*ListCheckpointsRequest)(nil),  // 12: fermata.v1.ListCheckpointsRequest
-	(*ListCheckpointsReply)(nil),    // 13: fermata.v1.ListCheckpointsReply
-	(*GetCheckpointRequest)(nil),    // 14: fermata.v1.GetCheckpointRequest
-	(*VerifyCheckpointRequest)(nil), // 15: fermata.v1.VerifyCheckpointRequest
-	(*DeleteCheckpointRequest)(nil), // 16: fermata.v1.DeleteCheckpointRequest
-	(*DeleteCheckpointReply)(nil),   // 17: fermata.v1.DeleteCheckpointReply
-	(*RestartRequest)(nil),          // 18: fermata.v1.RestartRequest
-	(*ListNodesRequest)(nil),        // 19: fermata.v1.ListNodesRequest
-	(*ListNodesReply)(nil),          // 20: fermata.v1.ListNodesReply
-	(*GetNodeRequest)(nil),          // 21: fermata.v1.GetNodeRequest
-	(*ConsoleRequest)(nil),          // 22: fermata.v1.ConsoleRequest
-	(*ConsoleChunk)(nil),            // 23: fermata.v1.ConsoleChunk
-	(*Event)(nil),                   // 24: fermata.v1.Event
-	(*Cluster)(nil),                 // 25: fermata.v1.Cluster
-	(*GuestStatus)(nil),             // 26: fermata.v1.GuestStatus
-	(*NICStatus)(nil),               // 27: fermata.v1.NICStatus
-	(*Checkpoint)(nil),              // 28: fermata.v1.Checkpoint
-	(*GuestReport)(nil),             // 29: fermata.v1.GuestReport
-	(*RestartReport)(nil),           // 30: fermata.v1.RestartReport
-	(*Assignment)(nil),              // 31: fermata.v1.Assignment
-	(*VerifyReport)(nil),            // 32: fermata.v1.VerifyReport
-	(*Damage)(nil),                  // 33: fermata.v1.Damage
-	(*NodeInfo)(nil),                // 34: fermata.v1.NodeInfo
-	(*RegisterRequest)(nil),         // 35: fermata.v1.RegisterRequest
-	(*RegisterReply)(nil),           // 36: fermata.v1.RegisterReply
-	(*Fence)(nil),                   // 37: fermata.v1.Fence
-	(*DescribeRequest)(nil),         // 38: fermata.v1.DescribeRequest
-	(*GuestSpec)(nil),               // 39: fermata.v1.GuestSpec
-	(*DiskSpec)(nil),                // 40: fermata.v1.DiskSpec
-	(*NICSpec)(nil),                 // 41: fermata.v1.NICSpec
-	(*Peer)(nil),                    // 42: fermata.v1.Peer
-	(*CreateGuestsRequest)(nil),     // 43: fermata.v1.CreateGuestsRequest
-	(*CreateGuestsUpdate)(nil),      // 44: fermata.v1.CreateGuestsUpdate
-	(*ReleaseGuestsRequest)(nil),    // 45: fermata.v1.ReleaseGuestsRequest
-	(*ReleaseGuestsReply)(nil),      // 46: fermata.v1.ReleaseGuestsReply
-	(*DestroyGuestsRequest)(nil),    // 47: fermata.v1.DestroyGuestsRequest
-	(*DestroyGuestsReply)(nil),      // 48: fermata.v1.DestroyGuestsReply
-	(*Round)(nil),                   // 49: fermata.v1.Round
-	(*PrepareRoundRequest)(nil),     // 50: fermata.v1.PrepareRoundRequest
-	(*PrepareRoundReply)(nil),       // 51: fermata.v1.PrepareRoundReply
-	(*CutRoundRequest)(nil),         // 52: fermata.v1.CutRoundRequest
-	(*CutRoundReply)(nil),           // 53: fermata.v1.CutRoundReply
-	(*PersistRoundRequest)(nil),     // 54: fermata.v1.PersistRoundRequest
-	(*PersistRoundUpdate)(nil),      // 55: fermata.v1.PersistRoundUpdate
-	(*NodeImage)(nil),               // 56: fermata.v1.NodeImage
-	(*GuestImage)(nil),              // 57: fermata.v1.GuestImage
-	(*ImageObject)(nil),             // 58: fermata.v1.ImageObject
-	(*FinishRoundRequest)(nil),      // 59: fermata.v1.FinishRoundRequest
-	(*FinishRoundReply)(nil),        // 60: fermata.v1.FinishRoundReply
-	nil,                             // 61: fermata.v1.StartClusterRequest.OnEntry
-	nil,                             // 62: fermata.v1.RestartRequest.OnEntry
+	(Cut)(0),                        // 0: fermata.v1.Cut
+	(CaptureMode)(0),                // 1: fermata.v1.CaptureMode
+	(ClusterState)(0),               // 2: fermata.v1.ClusterState
+	(GuestState)(0),                 // 3: fermata.v1.GuestState
+	(*CreateClusterRequest)(nil),    // 4: fermata.v1.CreateClusterRequest
+	(*ListClustersRequest)(nil),     // 5: fermata.v1.ListClustersRequest
+	(*ListClustersReply)(nil),       // 6: fermata.v1.ListClustersReply
+	(*GetClusterRequest)(nil),       // 7: fermata.v1.GetClusterRequest
+	(*StartClusterRequest)(nil),     // 8: fermata.v1.StartClusterRequest
+	(*StopClusterRequest)(nil),      // 9: fermata.v1.StopClusterRequest
+	(*DeleteClusterRequest)(nil),    // 10: fermata.v1.DeleteClusterRequest
+	(*DeleteClusterReply)(nil),      // 11: fermata.v1.DeleteClusterReply
+	(*CheckpointRequest)(nil),       // 12: fermata.v1.CheckpointRequest
+	(*ListCheckpointsRequest)(nil),  // 13: fermata.v1.ListCheckpointsRequest
+	(*ListCheckpointsReply)(nil),    // 14: fermata.v1.ListCheckpointsReply
+	(*GetCheckpointRequest)(nil),    // 15: fermata.v1.GetCheckpointRequest
+	(*VerifyCheckpointRequest)(nil), // 16: fermata.v1.VerifyCheckpointRequest
+	(*DeleteCheckpointRequest)(nil), // 17: fermata.v1.DeleteCheckpointRequest
+	(*DeleteCheckpointReply)(nil),   // 18: fermata.v1.DeleteCheckpointReply
+	(*RestartRequest)(nil),          // 19: fermata.v1.RestartRequest
+	(*ListNodesRequest)(nil),        // 20: fermata.v1.ListNodesRequest
+	(*ListNodesReply)(nil),          // 21: fermata.v1.ListNodesReply
+	(*GetNodeRequest)(nil),          // 22: fermata.v1.GetNodeRequest
+	(*ConsoleRequest)(nil),          // 23: fermata.v1.ConsoleRequest
+	(*ConsoleChunk)(nil),            // 24: fermata.v1.ConsoleChunk
+	(*Event)(nil),                   // 25: fermata.v1.Event
+	(*Cluster)(nil),                 // 26: fermata.v1.Cluster
+	(*GuestStatus)(nil),             // 27: fermata.v1.GuestStatus
+	(*NICStatus)(nil),               // 28: fermata.v1.NICStatus
+	(*Checkpoint)(nil),              // 29: fermata.v1.Checkpoint
+	(*GuestReport)(nil),             // 30: fermata.v1.GuestReport
+	(*RestartReport)(nil),           // 31: fermata.v1.RestartReport
+	(*Assignment)(nil),              // 32: fermata.v1.Assignment
+	(*VerifyReport)(nil),            // 33: fermata.v1.VerifyReport
+	(*Damage)(nil),                  // 34: fermata.v1.Damage
+	(*NodeInfo)(nil),                // 35: fermata.v1.NodeInfo
+	(*RegisterRequest)(nil),         // 36: fermata.v1.RegisterRequest
+	(*RegisterReply)(nil),           // 37: fermata.v1.RegisterReply
+	(*Fence)(nil),                   // 38: fermata.v1.Fence
+	(*DescribeRequest)(nil),         // 39: fermata.v1.DescribeRequest
+	(*GuestSpec)(nil),               // 40: fermata.v1.GuestSpec
+	(*DiskSpec)(nil),                // 41: fermata.v1.DiskSpec
+	(*NICSpec)(nil),                 // 42: fermata.v1.NICSpec
+	(*Peer)(nil),                    // 43: fermata.v1.Peer
+	(*CreateGuestsRequest)(nil),     // 44: fermata.v1.CreateGuestsRequest
+	(*CreateGuestsUpdate)(nil),      // 45: fermata.v1.CreateGuestsUpdate
+	(*ReleaseGuestsRequest)(nil),    // 46: fermata.v1.ReleaseGuestsRequest
+	(*ReleaseGuestsReply)(nil),      // 47: fermata.v1.ReleaseGuestsReply
+	(*DestroyGuestsRequest)(nil),    // 48: fermata.v1.DestroyGuestsRequest
+	(*DestroyGuestsReply)(nil),      // 49: fermata.v1.DestroyGuestsReply
+	(*Round)(nil),                   // 50: fermata.v1.Round
+	(*PrepareRoundRequest)(nil),     // 51: fermata.v1.PrepareRoundRequest
+	(*PrepareRoundReply)(nil),       // 52: fermata.v1.PrepareRoundReply
+	(*CutRoundRequest)(nil),         // 53: fermata.v1.CutRoundRequest
+	(*CutRoundReply)(nil),           // 54: fermata.v1.CutRoundReply
+	(*PersistRoundRequest)(nil),     // 55: fermata.v1.PersistRoundRequest
+	(*PersistRoundUpdate)(nil),      // 56: fermata.v1.PersistRoundUpdate
+	(*NodeImage)(nil),               // 57: fermata.v1.NodeImage
+	(*GuestImage)(nil),              // 58: fermata.v1.GuestImage
+	(*ImageObject)(nil),             // 59: fermata.v1.ImageObject
+	(*FinishRoundRequest)(nil),      // 60: fermata.v1.FinishRoundRequest
+	(*FinishRoundReply)(nil),        // 61: fermata.v1.FinishRoundReply
+	nil,                             // 62: fermata.v1.StartClusterRequest.OnEntry
+	nil,                             // 63: fermata.v1.RestartRequest.OnEntry
 }
 var file_fermata_proto_depIdxs = []int32{
-	25, // 0: fermata.v1.ListClustersReply.clusters:type_name -> fermata.v1.Cluster
-	61, // 1: fermata.v1.StartClusterRequest.on:type_name -> fermata.v1.StartClusterRequest.OnEntry
-	0,  // 2: fermata.v1.CheckpointRequest.mode:type_name -> fermata.v1.CaptureMode
-	28, // 3: fermata.v1.ListCheckpointsReply.checkpoints:type_name -> fermata.v1.Checkpoint
-	62, // 4: fermata.v1.RestartRequest.on:type_name -> fermata.v1.RestartRequest.OnEntry
-	34, // 5: fermata.v1.ListNodesReply.nodes:type_name -> fermata.v1.NodeInfo
-	25, // 6: fermata.v1.Event.cluster:type_name -> fermata.v1.Cluster
-	28, // 7: fermata.v1.Event.checkpoint:type_name -> fermata.v1.Checkpoint
-	30, // 8: fermata.v1.Event.restart:type_name -> fermata.v1.RestartReport
-	32, // 9: fermata.v1.Event.verify:type_name -> fermata.v1.VerifyReport
-	1,  // 10: fermata.v1.Cluster.state:type_name -> fermata.v1.ClusterState
-	26, // 11: fermata.v1.Cluster.guests:type_name -> fermata.v1.GuestStatus
-	2,  // 12: fermata.v1.GuestStatus.state:type_name -> fermata.v1.GuestState
-	27, // 13: fermata.v1.GuestStatus.nics:type_name -> fermata.v1.NICStatus
-	29, // 14: fermata.v1.Checkpoint.guests:type_name -> fermata.v1.GuestReport
-	31, // 15: fermata.v1.RestartReport.plan:type_name -> fermata.v1.Assignment
-	33, // 16: fermata.v1.VerifyReport.damage:type_name -> fermata.v1.Damage
-	26, // 17: fermata.v1.NodeInfo.guests:type_name -> fermata.v1.GuestStatus
-	34, // 18: fermata.v1.RegisterRequest.node:type_name -> fermata.v1.NodeInfo
-	40, // 19: fermata.v1.GuestSpec.disks:type_name -> fermata.v1.DiskSpec
-	41, // 20: fermata.v1.GuestSpec.nics:type_name -> fermata.v1.NICSpec
-	37, // 21: fermata.v1.CreateGuestsRequest.fence:type_name -> fermata.v1.Fence
-	39, // 22: fermata.v1.CreateGuestsRequest.guests:type_name -> fermata.v1.GuestSpec
-	42, // 23: fermata.v1.CreateGuestsRequest.peers:type_name -> fermata.v1.Peer
-	57, // 24: fermata.v1.CreateGuestsRequest.images:type_name -> fermata.v1.GuestImage
-	37, // 25: fermata.v1.ReleaseGuestsRequest.fence:type_name -> fermata.v1.Fence
-	26, // 26: fermata.v1.ReleaseGuestsReply.guests:type_name -> fermata.v1.GuestStatus
-	37, // 27: fermata.v1.DestroyGuestsRequest.fence:type_name -> fermata.v1.Fence
-	37, // 28: fermata.v1.Round.fence:type_name -> fermata.v1.Fence
-	49, // 29: fermata.v1.PrepareRoundRequest.round:type_name -> fermata.v1.Round
-	0,  // 30: fermata.v1.PrepareRoundRequest.mode:type_name -> fermata.v1.CaptureMode
-	49, // 31: fermata.v1.CutRoundRequest.round:type_name -> fermata.v1.Round
-	29, // 32: fermata.v1.CutRoundReply.guests:type_name -> fermata.v1.GuestReport
-	49, // 33: fermata.v1.PersistRoundRequest.round:type_name -> fermata.v1.Round
-	56, // 34: fermata.v1.PersistRoundUpdate.image:type_name -> fermata.v1.NodeImage
-	57, // 35: fermata.v1.NodeImage.guests:type_name -> fermata.v1.GuestImage
-	29, // 36: fermata.v1.NodeImage.reports:type_name -> fermata.v1.GuestReport
-	58, // 37: fermata.v1.GuestImage.objects:type_name -> fermata.v1.ImageObject
-	49, // 38: fermata.v1.FinishRoundRequest.round:type_name -> fermata.v1.Round
-	3,  // 39: fermata.v1.Operator.CreateCluster:input_type -> fermata.v1.CreateClusterRequest
-	4,  // 40: fermata.v1.Operator.ListClusters:input_type -> fermata.v1.ListClustersRequest
-	6,  // 41: fermata.v1.Operator.GetCluster:input_type -> fermata.v1.GetClusterRequest
-	7,  // 42: fermata.v1.Operator.StartCluster:input_type -> fermata.v1.StartClusterRequest
-	8,  // 43: fermata.v1.Operator.StopCluster:input_type -> fermata.v1.StopClusterRequest
-	9,  // 44: fermata.v1.Operator.DeleteCluster:input_type -> fermata.v1.DeleteClusterRequest
-	11, // 45: fermata.v1.Operator.TakeCheckpoint:input_type -> fermata.v1.CheckpointRequest
-	12, // 46: fermata.v1.Operator.ListCheckpoints:input_type -> fermata.v1.ListCheckpointsRequest
-	14, // 47: fermata.v1.Operator.GetCheckpoint:input_type -> fermata.v1.GetCheckpointRequest
-	15, // 48: fermata.v1.Operator.VerifyCheckpoint:input_type -> fermata.v1.VerifyCheckpointRequest
-	16, // 49: fermata.v1.Operator.DeleteCheckpoint:input_type -> fermata.v1.DeleteCheckpointRequest
-	18, // 50: fermata.v1.Operator.Restart:input_type -> fermata.v1.RestartRequest
-	19, // 51: fermata.v1.Operator.ListNodes:input_type -> fermata.v1.ListNodesRequest
-	21, // 52: fermata.v1.Operator.GetNode:input_type -> fermata.v1.GetNodeRequest
-	22, // 53: fermata.v1.Operator.Console:input_type -> fermata.v1.ConsoleRequest
-	35, // 54: fermata.v1.Registry.Register:input_type -> fermata.v1.RegisterRequest
-	38, // 55: fermata.v1.Node.Describe:input_type -> fermata.v1.DescribeRequest
-	43, // 56: fermata.v1.Node.CreateGuests:input_type -> fermata.v1.CreateGuestsRequest
-	45, // 57: fermata.v1.Node.ReleaseGuests:input_type -> fermata.v1.ReleaseGuestsRequest
-	47, // 58: fermata.v1.Node.DestroyGuests:input_type -> fermata.v1.DestroyGuestsRequest
-	22, // 59: fermata.v1.Node.ReadConsole:input_type -> fermata.v1.ConsoleRequest
-	50, // 60: fermata.v1.Node.PrepareRound:input_type -> fermata.v1.PrepareRoundRequest
-	52, // 61: fermata.v1.Node.CutRound:input_type -> fermata.v1.CutRoundRequest
-	54, // 62: fermata.v1.Node.PersistRound:input_type -> fermata.v1.PersistRoundRequest
-	59, // 63: fermata.v1.Node.FinishRound:input_type -> fermata.v1.FinishRoundRequest
-	25, // 64: fermata.v1.Operator.CreateCluster:output_type -> fermata.v1.Cluster
-	5,  // 65: fermata.v1.Operator.ListClusters:output_type -> fermata.v1.ListClustersReply
-	25, // 66: fermata.v1.Operator.GetCluster:output_type -> fermata.v1.Cluster
-	24, // 67: fermata.v1.Operator.StartCluster:output_type -> fermata.v1.Event
-	24, // 68: fermata.v1.Operator.StopCluster:output_type -> fermata.v1.Event
-	10, // 69: fermata.v1.Operator.DeleteCluster:output_type -> fermata.v1.DeleteClusterReply
-	24, // 70: fermata.v1.Operator.TakeCheckpoint:output_type -> fermata.v1.Event
-	13, // 71: fermata.v1.Operator.ListCheckpoints:output_type -> fermata.v1.ListCheckpointsReply
-	28, // 72: fermata.v1.Operator.GetCheckpoint:output_type -> fermata.v1.Checkpoint
-	24, // 73: fermata.v1.Operator.VerifyCheckpoint:output_type -> fermata.v1.Event
-	17, // 74: fermata.v1.Operator.DeleteCheckpoint:output_type -> fermata.v1.DeleteCheckpointReply
-	24, // 75: fermata.v1.Operator.Restart:output_type -> fermata.v1.Event
-	20, // 76: fermata.v1.Operator.ListNodes:output_type -> fermata.v1.ListNodesReply
-	34, // 77: fermata.v1.Operator.GetNode:output_type -> fermata.v1.NodeInfo
-	23, // 78: fermata.v1.Operator.Console:output_type -> fermata.v1.ConsoleChunk
-	36, // 79: fermata.v1.Registry.Register:output_type -> fermata.v1.RegisterReply
-	34, // 80: fermata.v1.Node.Describe:output_type -> fermata.v1.NodeInfo
-	44, // 81: fermata.v1.Node.CreateGuests:output_type -> fermata.v1.CreateGuestsUpdate
-	46, // 82: fermata.v1.Node.ReleaseGuests:output_type -> fermata.v1.ReleaseGuestsReply
-	48, // 83: fermata.v1.Node.DestroyGuests:output_type -> fermata.v1.DestroyGuestsReply
-	23, // 84: fermata.v1.Node.ReadConsole:output_type -> fermata.v1.ConsoleChunk
-	51, // 85: fermata.v1.Node.PrepareRound:output_type -> fermata.v1.PrepareRoundReply
-	53, // 86: fermata.v1.Node.CutRound:output_type -> fermata.v1.CutRoundReply
-	55, // 87: fermata.v1.Node.PersistRound:output_type -> fermata.v1.PersistRoundUpdate
-	60, // 88: fermata.v1.Node.FinishRound:output_type -> fermata.v1.FinishRoundReply
-	64, // [64:89] is the sub-list for method output_type
-	39, // [39:64] is the sub-list for method input_type
-	39, // [39:39] is the sub-list for extension type_name
-	39, // [39:39] is the sub-list for extension extendee
-	0,  // [0:39] is the sub-list for field type_name
+	26, // 0: fermata.v1.ListClustersReply.clusters:type_name -> fermata.v1.Cluster
+	62, // 1: fermata.v1.StartClusterRequest.on:type_name -> fermata.v1.StartClusterRequest.OnEntry
+	1,  // 2: fermata.v1.CheckpointRequest.mode:type_name -> fermata.v1.CaptureMode
+	0,  // 3: fermata.v1.CheckpointRequest.cut:type_name -> fermata.v1.Cut
+	29, // 4: fermata.v1.ListCheckpointsReply.checkpoints:type_name -> fermata.v1.Checkpoint
+	63, // 5: fermata.v1.RestartRequest.on:type_name -> fermata.v1.RestartRequest.OnEntry
+	35, // 6: fermata.v1.ListNodesReply.nodes:type_name -> fermata.v1.NodeInfo
+	26, // 7: fermata.v1.Event.cluster:type_name -> fermata.v1.Cluster
+	29, // 8: fermata.v1.Event.checkpoint:type_name -> fermata.v1.Checkpoint
+	31, // 9: fermata.v1.Event.restart:type_name -> fermata.v1.RestartReport
+	33, // 10: fermata.v1.Event.verify:type_name -> fermata.v1.VerifyReport
+	2,  // 11: fermata.v1.Cluster.state:type_name -> fermata.v1.ClusterState
+	27, // 12: fermata.v1.Cluster.guests:type_name -> fermata.v1.GuestStatus
+	3,  // 13: fermata.v1.GuestStatus.state:type_name -> fermata.v1.GuestState
+	28, // 14: fermata.v1.GuestStatus.nics:type_name -> fermata.v1.NICStatus
+	30, // 15: fermata.v1.Checkpoint.guests:type_name -> fermata.v1.GuestReport
+	0,  // 16: fermata.v1.Checkpoint.cut:type_name -> fermata.v1.Cut
+	32, // 17: fermata.v1.RestartReport.plan:type_name -> fermata.v1.Assignment
+	34, // 18: fermata.v1.VerifyReport.damage:type_name -> fermata.v1.Damage
+	27, // 19: fermata.v1.NodeInfo.guests:type_name -> fermata.v1.GuestStatus
+	35, // 20: fermata.v1.RegisterRequest.node:type_name -> fermata.v1.NodeInfo
+	41, // 21: fermata.v1.GuestSpec.disks:type_name -> fermata.v1.DiskSpec
+	42, // 22: fermata.v1.GuestSpec.nics:type_name -> fermata.v1.NICSpec
+	38, // 23: fermata.v1.CreateGuestsRequest.fence:type_name -> fermata.v1.Fence
+	40, // 24: fermata.v1.CreateGuestsRequest.guests:type_name -> fermata.v1.GuestSpec
+	43, // 25: fermata.v1.CreateGuestsRequest.peers:type_name -> fermata.v1.Peer
+	58, // 26: fermata.v1.CreateGuestsRequest.images:type_name -> fermata.v1.GuestImage
+	38, // 27: fermata.v1.ReleaseGuestsRequest.fence:type_name -> fermata.v1.Fence
+	27, // 28: fermata.v1.ReleaseGuestsReply.guests:type_name -> fermata.v1.GuestStatus
+	38, // 29: fermata.v1.DestroyGuestsRequest.fence:type_name -> fermata.v1.Fence
+	38, // 30: fermata.v1.Round.fence:type_name -> fermata.v1.Fence
+	50, // 31: fermata.v1.PrepareRoundRequest.round:type_name -> fermata.v1.Round
+	1,  // 32: fermata.v1.PrepareRoundRequest.mode:type_name -> fermata.v1.CaptureMode
+	0,  // 33: fermata.v1.PrepareRoundRequest.cut:type_name -> fermata.v1.Cut
+	50, // 34: fermata.v1.CutRoundRequest.round:type_name -> fermata.v1.Round
+	30, // 35: fermata.v1.CutRoundReply.guests:type_name -> fermata.v1.GuestReport
+	50, // 36: fermata.v1.PersistRoundRequest.round:type_name -> fermata.v1.Round
+	57, // 37: fermata.v1.PersistRoundUpdate.image:type_name -> fermata.v1.NodeImage
+	58, // 38: fermata.v1.NodeImage.guests:type_name -> fermata.v1.GuestImage
+	30, // 39: fermata.v1.NodeImage.reports:type_name -> fermata.v1.GuestReport
+	59, // 40: fermata.v1.GuestImage.objects:type_name -> fermata.v1.ImageObject
+	50, // 41: fermata.v1.FinishRoundRequest.round:type_name -> fermata.v1.Round
+	4,  // 42: fermata.v1.Operator.CreateCluster:input_type -> fermata.v1.CreateClusterRequest
+	5,  // 43: fermata.v1.Operator.ListClusters:input_type -> fermata.v1.ListClustersRequest
+	7,  // 44: fermata.v1.Operator.GetCluster:input_type -> fermata.v1.GetClusterRequest
+	8,  // 45: fermata.v1.Operator.StartCluster:input_type -> fermata.v1.StartClusterRequest
+	9,  // 46: fermata.v1.Operator.StopCluster:input_type -> fermata.v1.StopClusterRequest
+	10, // 47: fermata.v1.Operator.DeleteCluster:input_type -> fermata.v1.DeleteClusterRequest
+	12, // 48: fermata.v1.Operator.TakeCheckpoint:input_type -> fermata.v1.CheckpointRequest
+	13, // 49: fermata.v1.Operator.ListCheckpoints:input_type -> fermata.v1.ListCheckpointsRequest
+	15, // 50: fermata.v1.Operator.GetCheckpoint:input_type -> fermata.v1.GetCheckpointRequest
+	16, // 51: fermata.v1.Operator.VerifyCheckpoint:input_type -> fermata.v1.VerifyCheckpointRequest
+	17, // 52: fermata.v1.Operator.DeleteCheckpoint:input_type -> fermata.v1.DeleteCheckpointRequest
+	19, // 53: fermata.v1.Operator.Restart:input_type -> fermata.v1.RestartRequest
+	20, // 54: fermata.v1.Operator.ListNodes:input_type -> fermata.v1.ListNodesRequest
+	22, // 55: fermata.v1.Operator.GetNode:input_type -> fermata.v1.GetNodeRequest
+	23, // 56: fermata.v1.Operator.Console:input_type -> fermata.v1.ConsoleRequest
+	36, // 57: fermata.v1.Registry.Register:input_type -> fermata.v1.RegisterRequest
+	39, // 58: fermata.v1.Node.Describe:input_type -> fermata.v1.DescribeRequest
+	44, // 59: fermata.v1.Node.CreateGuests:input_type -> fermata.v1.CreateGuestsRequest
+	46, // 60: fermata.v1.Node.ReleaseGuests:input_type -> fermata.v1.ReleaseGuestsRequest
+	48, // 61: fermata.v1.Node.DestroyGuests:input_type -> fermata.v1.DestroyGuestsRequest
+	23, // 62: fermata.v1.Node.ReadConsole:input_type -> fermata.v1.ConsoleRequest
+	51, // 63: fermata.v1.Node.PrepareRound:input_type -> fermata.v1.PrepareRoundRequest
+	53, // 64: fermata.v1.Node.CutRound:input_type -> fermata.v1.CutRoundRequest
+	55, // 65: fermata.v1.Node.PersistRound:input_type -> fermata.v1.PersistRoundRequest
+	60, // 66: fermata.v1.Node.FinishRound:input_type -> fermata.v1.FinishRoundRequest
+	26, // 67: fermata.v1.Operator.CreateCluster:output_type -> fermata.v1.Cluster
+	6,  // 68: fermata.v1.Operator.ListClusters:output_type -> fermata.v1.ListClustersReply
+	26, // 69: fermata.v1.Operator.GetCluster:output_type -> fermata.v1.Cluster
+	25, // 70: fermata.v1.Operator.StartCluster:output_type -> fermata.v1.Event
+	25, // 71: fermata.v1.Operator.StopCluster:output_type -> fermata.v1.Event
+	11, // 72: fermata.v1.Operator.DeleteCluster:output_type -> fermata.v1.DeleteClusterReply
+	25, // 73: fermata.v1.Operator.TakeCheckpoint:output_type -> fermata.v1.Event
+	14, // 74: fermata.v1.Operator.ListCheckpoints:output_type -> fermata.v1.ListCheckpointsReply
+	29, // 75: fermata.v1.Operator.GetCheckpoint:output_type -> fermata.v1.Checkpoint
+	25, // 76: fermata.v1.Operator.VerifyCheckpoint:output_type -> fermata.v1.Event
+	18, // 77: fermata.v1.Operator.DeleteCheckpoint:output_type -> fermata.v1.DeleteCheckpointReply
+	25, // 78: fermata.v1.Operator.Restart:output_type -> fermata.v1.Event
+	21, // 79: fermata.v1.Operator.ListNodes:output_type -> fermata.v1.ListNodesReply
+	35, // 80: fermata.v1.Operator.GetNode:output_type -> fermata.v1.NodeInfo
+	24, // 81: fermata.v1.Operator.Console:output_type -> fermata.v1.ConsoleChunk
+	37, // 82: fermata.v1.Registry.Register:output_type -> fermata.v1.RegisterReply
+	35, // 83: fermata.v1.Node.Describe:output_type -> fermata.v1.NodeInfo
+	45, // 84: fermata.v1.Node.CreateGuests:output_type -> fermata.v1.CreateGuestsUpdate
+	47, // 85: fermata.v1.Node.ReleaseGuests:output_type -> fermata.v1.ReleaseGuestsReply
+	49, // 86: fermata.v1.Node.DestroyGuests:output_type -> fermata.v1.DestroyGuestsReply
+	24, // 87: fermata.v1.Node.ReadConsole:output_type -> fermata.v1.ConsoleChunk
+	52, // 88: fermata.v1.Node.PrepareRound:output_type -> fermata.v1.PrepareRoundReply
+	54, // 89: fermata.v1.Node.CutRound:output_type -> fermata.v1.CutRoundReply
+	56, // 90: fermata.v1.Node.PersistRound:output_type -> fermata.v1.PersistRoundUpdate
+	61, // 91: fermata.v1.Node.FinishRound:output_type -> fermata.v1.FinishRoundReply
+	67, // [67:92] is the sub-list for method output_type
+	42, // [42:67] is the sub-list for method input_type
+	42, // [42:42] is the sub-list for extension type_name
+	42, // [42:42] is the sub-list for extension extendee
+	0,  // [0:42] is the sub-list for field type_name
 }
 
 func init() { file_fermata_proto_init() }
@@ -4643,6 +4736,7 @@ func file_fermata_proto_init() {
 	if File_fermata_proto != nil {
 		return
 	}
+	file_fermata_proto_msgTypes[8].OneofWrappers = []any{}
 	file_fermata_proto_msgTypes[21].OneofWrappers = []any{
 		(*Event_Cluster)(nil),
 		(*Event_Checkpoint)(nil),
@@ -4654,7 +4748,7 @@ func file_fermata_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fermata_proto_rawDesc), len(file_fermata_proto_rawDesc)),
-			NumEnums:      3,
+			NumEnums:      4,
 			NumMessages:   60,
 			NumExtensions: 0,
 			NumServices:   3,

@@ -58,6 +58,7 @@ const (
 // The points of a node agent, named after the steps of a round.
 const (
 	AgentAfterPrepare        Point = "nodeagent/after-prepare"
+	AgentBeforeCut           Point = "nodeagent/before-cut"
 	AgentAfterGate           Point = "nodeagent/after-gate"
 	AgentAfterDrain          Point = "nodeagent/after-drain"
 	AgentAfterStop           Point = "nodeagent/after-stop"
@@ -86,7 +87,7 @@ func Points() []Point {
 		CoordinatorAfterPersist, CoordinatorBeforeCommit, CoordinatorAfterCommit, CoordinatorBeforeAbort,
 		CoordinatorAfterAbort, CoordinatorAfterFinish, CoordinatorAfterElection, CoordinatorAfterCreate,
 		CoordinatorAfterRelease,
-		AgentAfterPrepare, AgentAfterGate, AgentAfterDrain, AgentAfterStop, AgentAfterSaveDevices,
+		AgentAfterPrepare, AgentBeforeCut, AgentAfterGate, AgentAfterDrain, AgentAfterStop, AgentAfterSaveDevices,
 		AgentAfterSaveMemory, AgentBeforeMark, AgentAfterMark, AgentAfterCloseChannels,
 		AgentAfterRecordChannels, AgentBeforeResume, AgentAfterResume, AgentBeforePersist, AgentAfterPersist,
 		AgentBeforeJournal, AgentAfterJournal, AgentBeforeFinish, AgentAfterFinish, AgentAfterCreate,

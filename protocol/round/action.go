@@ -17,6 +17,12 @@ const (
 	// StopGuests stops every guest and takes in every frame they have sent.
 	// Answered with GuestsStopped.
 	StopGuests
+	// CutGuests cuts every guest on its own: holds back frames to it, waits until
+	// it has taken what was on its way, stops it, takes in what it has sent, gives
+	// it the colour of the epoch, saves its state, and lets it run. No guest may
+	// stand still longer than the pause budget: the driver sees to that. Answered
+	// with GuestsCut.
+	CutGuests
 	// SendMarkers sends a marker to each of Members, on the path of the frames
 	// and behind them. It is never repeated: a marker that is lost took frames
 	// along, and the round must fail.
@@ -50,7 +56,7 @@ const (
 
 // String returns the kind's name.
 func (k ActionKind) String() string {
-	return enumText("action", uint8(k), "None", "PrepareGuests", "GateAndDrain", "StopGuests", "SendMarkers", "SaveState",
+	return enumText("action", uint8(k), "None", "PrepareGuests", "GateAndDrain", "StopGuests", "CutGuests", "SendMarkers", "SaveState",
 		"RecordChannels", "ResumeGuests", "StartPersist", "KeepImage", "Abandon", "DiscardImage", "ForgetImage")
 }
 
@@ -63,7 +69,7 @@ func (k ActionKind) Step() Step {
 		return StepPrepare
 	case GateAndDrain:
 		return StepGate
-	case StopGuests:
+	case StopGuests, CutGuests:
 		return StepStop
 	case SendMarkers:
 		return StepMark
@@ -85,7 +91,7 @@ type Action struct {
 	Kind    ActionKind
 	Round   ID
 	Members []NodeID // PrepareGuests: all; SendMarkers: the others
-	Options Options  // PrepareGuests and RecordChannels
+	Options Options  // PrepareGuests, CutGuests and RecordChannels
 }
 
 // String returns the action as it stands in scripts and logs.

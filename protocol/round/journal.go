@@ -8,8 +8,8 @@ const (
 	MemberPreparing                     // guests run
 	MemberPrepared                      // guests run; waiting for Cut
 	MemberCutting                       // gates closed, guests being stopped
-	MemberStopped                       // guests stopped; saving state, waiting for markers
-	MemberClosed                        // state saved, channels closed; guests being resumed
+	MemberStopped                       // every guest stands still or, in a coloured cut, is cut; waiting for state and markers
+	MemberClosed                        // state saved, channels closed; guests being resumed, where they are not
 	MemberResumed                       // guests run; waiting for Persist
 	MemberPersisting                    // guests run; image on its way to the repository
 	MemberPersisted                     // image durable; outcome not known

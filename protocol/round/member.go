@@ -229,8 +229,12 @@ func (m *Member) Tick() {
 	switch m.phase {
 	case MemberCutting, MemberStopped, MemberClosed:
 		m.ticks++
-		if m.ticks >= m.pauseTicks() && m.broken != rulePauseBudget {
-			m.fail(fmt.Sprintf("pause budget of %s ended in phase %s%s", m.options.PauseBudget, m.phase, m.unmarked()))
+		if budget := m.options.CutBudget(); m.ticks >= int(budget/m.cfg.Tick) && m.broken != rulePauseBudget {
+			name := "pause budget"
+			if m.options.Cut == CutColoured {
+				name = "pause and skew budget"
+			}
+			m.fail(fmt.Sprintf("%s of %s ended in phase %s%s", name, budget, m.phase, m.unmarked()))
 		}
 	case MemberFailing:
 		if m.resumeAgain {
@@ -244,8 +248,6 @@ func (m *Member) Tick() {
 		}
 	}
 }
-
-func (m *Member) pauseTicks() int { return int(m.options.PauseBudget / m.cfg.Tick) }
 
 // fail gives the round up: guests that may be gated or stopped run again, and
 // whoever waits for an answer gets it. The outcome can only be "aborted" now,
@@ -263,7 +265,8 @@ func (m *Member) fail(reason string) {
 	m.replyFailed()
 }
 
-// holdsGuests reports whether a guest may be gated or stopped.
+// holdsGuests reports whether a guest may be gated or stopped, or frames to it wait
+// for its cut.
 func (m *Member) holdsGuests() bool {
 	switch m.phase {
 	case MemberCutting, MemberStopped, MemberClosed, MemberFailing:
@@ -280,7 +283,7 @@ func (m *Member) act(kind ActionKind) {
 	switch kind {
 	case PrepareGuests:
 		a.Members, a.Options = slices.Clone(m.members), m.options
-	case RecordChannels:
+	case CutGuests, RecordChannels:
 		a.Options = m.options
 	case SendMarkers:
 		a.Members = slices.DeleteFunc(slices.Clone(m.members), func(id NodeID) bool { return id == m.cfg.Node })

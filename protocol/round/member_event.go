@@ -26,6 +26,18 @@ func (m *Member) GuestsStopped(e Epoch) {
 	m.closeIfComplete()
 }
 
+// GuestsCut answers CutGuests: every guest has been cut on its own and runs again.
+func (m *Member) GuestsCut(e Epoch) {
+	if e != m.epoch || m.phase != MemberCutting {
+		return
+	}
+	m.phase, m.saved = MemberStopped, true
+	if m.broken != ruleMarkAfterStop {
+		m.act(SendMarkers)
+	}
+	m.closeIfComplete()
+}
+
 // StateSaved answers SaveState.
 func (m *Member) StateSaved(e Epoch) {
 	if e != m.epoch || m.phase != MemberStopped {
@@ -47,8 +59,9 @@ func (m *Member) MarkerFrom(e Epoch, node NodeID) {
 }
 
 // closeIfComplete lets the guests run when the image is whole: state saved, and
-// a marker from every other member. The markers are also the barrier: they
-// prove that every guest of the cluster has stopped (invariant I9).
+// a marker from every other member. In a barrier cut the markers are also the
+// barrier: they prove that every guest of the cluster has stopped (invariant I9).
+// In a coloured cut the guests run already.
 func (m *Member) closeIfComplete() {
 	if m.phase != MemberStopped {
 		return

@@ -20,10 +20,8 @@ func ExampleMember() {
 		switch a.Kind {
 		case round.PrepareGuests:
 			m.GuestsPrepared(e, nil)
-		case round.StopGuests:
-			m.GuestsStopped(e)
-		case round.SaveState:
-			m.StateSaved(e)
+		case round.CutGuests:
+			m.GuestsCut(e)
 		case round.ResumeGuests:
 			m.GuestsResumed(e, nil)
 		case round.StartPersist:
@@ -57,10 +55,8 @@ func ExampleMember() {
 	// journal preparing
 	// do PrepareGuests
 	// answer Prepare(c@7) done from n1
-	// do GateAndDrain
-	// do StopGuests
+	// do CutGuests
 	// do SendMarkers
-	// do SaveState
 	// do RecordChannels
 	// do ResumeGuests
 	// answer Cut(c@7) done from n1

@@ -29,6 +29,9 @@ func (m *Member) stepPrepare(r Request) error {
 	if r.Options.PauseBudget < m.cfg.Tick {
 		return fmt.Errorf("pause budget %s is less than a tick of %s: %w", r.Options.PauseBudget, m.cfg.Tick, ErrInvalid)
 	}
+	if err := r.Options.Check(); err != nil {
+		return fmt.Errorf("%w: %w", err, ErrInvalid)
+	}
 	if err := m.leave(r.Round.Epoch); err != nil {
 		return err
 	}
@@ -51,8 +54,12 @@ func (m *Member) stepCut(r Request) error {
 		if m.broken == ruleMarkAfterStop {
 			m.act(SendMarkers)
 		}
-		m.act(GateAndDrain)
-		m.act(StopGuests)
+		if m.options.Cut == CutColoured {
+			m.act(CutGuests)
+		} else {
+			m.act(GateAndDrain)
+			m.act(StopGuests)
+		}
 		m.asked[CallCut] = true
 	case MemberCutting, MemberStopped, MemberClosed:
 		m.asked[CallCut] = true

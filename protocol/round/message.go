@@ -40,6 +40,12 @@ type Options struct {
 	// PauseBudget bounds how long a guest may be gated and stopped. A member
 	// whose guests have not closed their channels by then lets them run.
 	PauseBudget time.Duration
+	// Cut is how the guests' cuts become one.
+	Cut Cut
+	// SkewBudget bounds how far apart the points of a coloured cut may be: for that
+	// long, and the pause budget, a member waits from the beginning of its own cut
+	// until those of the others have closed its channels. Negative is not allowed.
+	SkewBudget time.Duration
 	// DiscardChannels leaves channel state out of the image.
 	DiscardChannels bool
 	// Mode is how the guests' memory gets into the image.
@@ -53,12 +59,45 @@ type Options struct {
 // Check refuses options that contradict each other.
 func (o Options) Check() error {
 	switch {
+	case o.SkewBudget < 0:
+		return errors.New("skew budget is negative")
 	case o.Audit && o.Mode == ModeStop:
 		return errors.New("audit is of live capture: mode stop tracks nothing")
 	case o.Audit && o.Full:
 		return errors.New("audit compares with the last checkpoint, which full leaves aside: give one of them")
 	}
 	return nil
+}
+
+// CutBudget bounds a member's cut, from its call until all channels are closed: what
+// guests wait for it where it is a barrier, else what the wire keeps for it.
+func (o Options) CutBudget() time.Duration {
+	if o.Cut == CutBarrier {
+		return o.PauseBudget
+	}
+	return o.PauseBudget + o.SkewBudget
+}
+
+// Cut is how the cuts of all guests become one consistent cut.
+type Cut uint8
+
+const (
+	// CutColoured cuts each guest on its own: frames carry the epoch of their
+	// sender, and no guest waits for another.
+	CutColoured Cut = iota
+	// CutBarrier lets no guest run before all have stopped.
+	CutBarrier
+)
+
+var cutTexts = []string{"coloured", "barrier"}
+
+// String returns the word that operators use.
+func (c Cut) String() string { return enumText("cut", uint8(c), cutTexts...) }
+
+// ParseCut reads what String returns.
+func ParseCut(text string) (Cut, error) {
+	n, err := enumValue("cut", text, cutTexts)
+	return Cut(n), err
 }
 
 // Mode is how the memory of a guest gets into its image.

@@ -191,6 +191,8 @@ func (e *env) carryOut(n *scriptNode, a round.Action) {
 	case round.StopGuests:
 		n.guest = "stopped"
 		then(func() { m.GuestsStopped(epoch) })
+	case round.CutGuests:
+		then(func() { m.GuestsCut(epoch) })
 	case round.SendMarkers:
 		for _, id := range a.Members {
 			to := e.nodes[id]

@@ -51,7 +51,7 @@ func (e *env) logf(format string, args ...any) { e.log = append(e.log, fmt.Sprin
 // run carries out one command:
 //
 //	nodes NAME... [budget=TICKS] [silence=TICKS]
-//	begin epoch=N [token=N]    a Lead begins a round
+//	begin epoch=N [token=N] [cut=coloured [skew=TICKS]]    a Lead begins a round, else with a barrier
 //	recover [token=N]          a new Lead takes over what is stored
 //	stabilize                  let everything happen that needs no tick
 //	tick lead|NODE N           and let happen what comes of it
@@ -97,7 +97,7 @@ func (e *env) command(name string, plain []string, args map[string]string) {
 		e.token = round.Token(e.number(args, "token", 1))
 		l, err := round.NewLead(round.LeadConfig{
 			Round: round.ID{Cluster: "c", Epoch: round.Epoch(e.number(args, "epoch", 1))}, Token: e.token, Members: e.names,
-			Options: round.Options{PauseBudget: time.Duration(e.number(args, "budget", 5)) * time.Second}, Budgets: scriptBudgets,
+			Options: e.options(args), Budgets: scriptBudgets,
 		})
 		e.must(err)
 		e.lead = l
@@ -128,6 +128,19 @@ func (e *env) command(name string, plain []string, args map[string]string) {
 	default:
 		e.nodeCommand(name, plain)
 	}
+}
+
+func (e *env) options(args map[string]string) round.Options {
+	o := round.Options{
+		PauseBudget: time.Duration(e.number(args, "budget", 5)) * time.Second,
+		Cut:         round.CutBarrier, SkewBudget: time.Duration(e.number(args, "skew", 2)) * time.Second,
+	}
+	if text, ok := args["cut"]; ok {
+		var err error
+		o.Cut, err = round.ParseCut(text)
+		e.must(err)
+	}
+	return o
 }
 
 var scriptBudgets = round.Budgets{Prepare: 10, Cut: 10, Persist: 10, Decide: 10, Finish: 10}
@@ -213,7 +226,7 @@ func (e *env) stray(call string, args map[string]string) {
 	req := round.Request{
 		Round: round.ID{Cluster: "c", Epoch: round.Epoch(e.number(args, "epoch", 1))},
 		Token: round.Token(e.number(args, "token", 1)), To: round.NodeID(args["to"]),
-		Members: e.names, Options: round.Options{PauseBudget: 5 * time.Second},
+		Members: e.names, Options: e.options(args),
 	}
 	for c := round.CallPrepare; c <= round.CallFinish; c++ {
 		if c.String() == call {

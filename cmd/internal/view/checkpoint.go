@@ -8,6 +8,7 @@ import (
 
 	"fermata/cmd/internal/render"
 	"fermata/protocol/api"
+	"fermata/protocol/round"
 )
 
 // Checkpoints is the document of "checkpoints list".
@@ -23,6 +24,7 @@ type Checkpoint struct {
 	Label            string      `json:"label"`
 	Created          Instant     `json:"created"`
 	QEMUVersion      string      `json:"qemu_version"`
+	Cut              string      `json:"cut"`          // coloured or barrier
 	MaxPauseMS       float64     `json:"max_pause_ms"` // the longest pause of a guest
 	SkewMS           float64     `json:"skew_ms"`
 	ResumedMS        float64     `json:"resumed_ms"` // from the request until all guests ran again
@@ -96,6 +98,7 @@ func OfCheckpoint(m *api.Checkpoint) Checkpoint {
 		ID: m.GetId(), Cluster: m.GetCluster(), Epoch: m.GetEpoch(), Label: m.GetLabel(),
 		Created:     instant(m.GetCreatedUnixNs()),
 		QEMUVersion: m.GetQemuVersion(),
+		Cut:         round.Cut(m.GetCut()).String(),
 		SkewMS:      millis(m.GetSkewUs()), ResumedMS: millis(m.GetResumedUs()), DurableMS: millis(m.GetDurableUs()),
 		RawBytes: m.GetRawBytes(), NonZeroBytes: m.GetNonZeroBytes(),
 		UniqueBytes: m.GetUniqueBytes(), NewBytes: m.GetNewBytes(), StoredBytes: m.GetStoredBytes(),
@@ -149,7 +152,7 @@ func (c Checkpoint) WriteTable(w io.Writer) error {
 		return f.Write(w)
 	}
 	f.Add("qemu", c.QEMUVersion)
-	f.Add("pause", fmt.Sprintf("%s ms at most, skew %s ms", render.Millis(c.MaxPauseMS), render.Millis(c.SkewMS)))
+	f.Add("pause", fmt.Sprintf("%s ms at most, %s cut, skew %s ms", render.Millis(c.MaxPauseMS), c.Cut, render.Millis(c.SkewMS)))
 	f.Add("resumed", render.Millis(c.ResumedMS)+" ms after the request")
 	f.Add("durable", render.Millis(c.DurableMS)+" ms after the request")
 	distinct := ""

@@ -16,6 +16,7 @@ type Checker struct {
 	epoch     round.Epoch
 	began     map[round.Epoch]round.Token
 	members   map[round.Epoch][]round.NodeID
+	kinds     map[round.Epoch]round.Cut
 	outcomes  map[round.Epoch]round.Outcome
 	abortTold map[round.Epoch]round.NodeID // before it was recorded
 	firstCut  map[round.Epoch]Time
@@ -37,6 +38,7 @@ func NewChecker() *Checker {
 	return &Checker{
 		began:     make(map[round.Epoch]round.Token),
 		members:   make(map[round.Epoch][]round.NodeID),
+		kinds:     make(map[round.Epoch]round.Cut),
 		outcomes:  make(map[round.Epoch]round.Outcome),
 		abortTold: make(map[round.Epoch]round.NodeID),
 		firstCut:  make(map[round.Epoch]Time),
@@ -63,13 +65,13 @@ func (c *Checker) cut(n round.NodeID, e round.Epoch) *cutState {
 	return s
 }
 
-// Begins tells that a round with these members was stored.
-func (c *Checker) Begins(e round.Epoch, token round.Token, members []round.NodeID) {
+// Begins tells that a round with these members and this kind of cut was stored.
+func (c *Checker) Begins(e round.Epoch, token round.Token, members []round.NodeID, kind round.Cut) {
 	if e <= c.epoch {
 		c.breach("I4: round %d begins after %d", e, c.epoch)
 	}
 	c.epoch = e
-	c.members[e], c.began[e] = members, token
+	c.members[e], c.began[e], c.kinds[e] = members, token, kind
 }
 
 // Accepted tells that a member has taken a request.
@@ -94,15 +96,16 @@ func (c *Checker) Gated(e round.Epoch, now Time) {
 	}
 }
 
-// Stopped tells that every guest of the node has stopped.
+// Stopped tells that every guest of the node has stopped: has its point on the cut.
 func (c *Checker) Stopped(n round.NodeID, e round.Epoch) { c.cut(n, e).stopped = true }
 
 // Saved tells that the node's state is saved.
 func (c *Checker) Saved(n round.NodeID, e round.Epoch) { c.cut(n, e).saved = true }
 
-// Marks tells that the node sends its markers.
-func (c *Checker) Marks(n round.NodeID, e round.Epoch, stopped bool) error {
-	if !stopped || !c.cut(n, e).stopped {
+// Marks tells that the node sends its markers, and whether what its guests send
+// belongs to the epoch.
+func (c *Checker) Marks(n round.NodeID, e round.Epoch, passed bool) error {
+	if !passed || !c.cut(n, e).stopped {
 		c.breach("I8: %s sends markers of epoch %d before its guests have stopped", n, e)
 	}
 	return c.err
@@ -112,7 +115,7 @@ func (c *Checker) Marks(n round.NodeID, e round.Epoch, stopped bool) error {
 func (c *Checker) ResumesComplete(n round.NodeID, e round.Epoch) {
 	s := c.cut(n, e)
 	for _, other := range c.members[e] {
-		if !c.cut(other, e).stopped {
+		if c.kinds[e] == round.CutBarrier && !c.cut(other, e).stopped {
 			c.breach("I9: %s resumes in epoch %d before %s has stopped", n, e, other)
 		}
 	}

@@ -101,7 +101,7 @@ func (c *coordinator) nextRound() {
 		members := c.members()
 		l, err := round.NewLead(round.LeadConfig{
 			Round: id, Token: c.token, Members: members,
-			Options: round.Options{PauseBudget: pauseTicks}, Budgets: budgets,
+			Options: round.Options{PauseBudget: pauseTicks, SkewBudget: skewTicks, Cut: round.Cut(c.w.rng.IntN(2))}, Budgets: budgets,
 		})
 		if err != nil {
 			c.w.fail(err)
@@ -195,8 +195,9 @@ func (c *coordinator) follow(r round.LeadReady) {
 		}
 		stored := c.w.etcd.store(c.token, *r.Persist)
 		if stored && r.Persist.Phase == round.PhasePrepare {
-			c.w.check.Begins(r.Persist.Round.Epoch, r.Persist.Token, r.Persist.Members)
-			c.w.logf("%s begins %s with %v", c.name, r.Persist.Round, r.Persist.Members)
+			cut := r.Persist.Options.Cut
+			c.w.check.Begins(r.Persist.Round.Epoch, r.Persist.Token, r.Persist.Members, cut)
+			c.w.logf("%s begins %s with %v, %s cut", c.name, r.Persist.Round, r.Persist.Members, cut)
 		}
 		c.w.after(c.w.some(5), func() {
 			if gen != c.gen {

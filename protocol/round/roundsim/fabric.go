@@ -21,14 +21,17 @@ type link struct {
 // guest is the one guest of a node, as far as frames can tell.
 type guest struct {
 	stopped, gated bool
+	epoch          round.Epoch            // its colour: of the last cut it has passed
+	newest         round.Epoch            // of a frame it has received
 	received       map[round.NodeID][]int // numbers of the frames, in order
-	held           []heldFrame
+	held           []frame                // wait for the gate, or behind an early one
+	early          Time                   // since when the first of held waits for the cut; 0: it does not
 }
 
-type heldFrame struct {
-	from        round.NodeID
-	number      int
-	behindEpoch round.Epoch // epoch of the last marker before it on its link
+type frame struct {
+	from   round.NodeID
+	number int
+	epoch  round.Epoch // its sender's
 }
 
 // image is what a cut saves of a guest.
@@ -54,11 +57,11 @@ func (w *world) traffic(from round.NodeID) {
 func (w *world) sendFrame(from, to round.NodeID) {
 	l := w.links[linkID{from, to}]
 	l.sent++
-	number := l.sent
-	l.inFlight = append(l.inFlight, number)
+	fr := frame{from, l.sent, w.nodes[from].guest.epoch}
+	l.inFlight = append(l.inFlight, fr.number)
 	w.transmit(from, to, func() {
 		l.inFlight = l.inFlight[1:]
-		w.nodes[to].takeFrame(from, number)
+		w.nodes[to].takeFrame(fr)
 	})
 }
 
@@ -102,20 +105,49 @@ func (w *world) breakLink(from, to round.NodeID) {
 	}
 }
 
-func (n *node) takeFrame(from round.NodeID, number int) {
-	if n.guest.gated {
-		n.guest.held = append(n.guest.held, heldFrame{from, number, n.markerSeen[from]})
-		return
-	}
-	n.guest.take(from, number)
+func (n *node) takeFrame(fr frame) {
+	n.record(fr)
+	n.guest.held = append(n.guest.held, fr)
+	n.deliver()
 }
 
-func (g *guest) take(from round.NodeID, number int) {
-	g.received[from] = append(g.received[from], number)
+// record keeps a frame of before the cut that the guest has not received at its own
+// point.
+func (n *node) record(fr frame) {
+	if n.recorded != nil && fr.epoch < n.guest.epoch && !n.w.cfg.ForgetChannels {
+		n.recorded[fr.from] = append(n.recorded[fr.from], fr.number)
+		n.w.stats.FramesRecorded++
+	}
+}
+
+// deliver lets the guest receive what need not wait.
+func (n *node) deliver() {
+	g := &n.guest
+	for len(g.held) > 0 && !g.gated && !n.waitsForCut(g.held[0]) {
+		fr := g.held[0]
+		g.held = g.held[1:]
+		g.received[fr.from] = append(g.received[fr.from], fr.number)
+		g.newest = max(g.newest, fr.epoch)
+	}
+}
+
+// waitsForCut says that a frame is from behind the open cut, and the guest still
+// before it. Patience with that ends.
+func (n *node) waitsForCut(fr frame) bool {
+	g, w := &n.guest, n.w
+	if g.epoch >= n.cutOpen || fr.epoch < n.cutOpen || w.cfg.DeliverEarly {
+		g.early = 0
+		return false
+	}
+	if g.early == 0 {
+		g.early = w.now
+		w.stats.EarlyFrames++
+		w.after(patience, n.deliver)
+	}
+	return w.now-g.early < patience
 }
 
 func (n *node) takeMarker(from round.NodeID, e round.Epoch) {
-	n.markerSeen[from] = e
 	n.input(func() { n.member.MarkerFrom(e, from) })
 }
 

@@ -24,11 +24,12 @@ type node struct {
 	journal *round.Journal // durable
 	maxSeen round.Token    // of accepted requests, in this life or journaled
 
-	guest      guest
-	markerSeen map[round.NodeID]round.Epoch
-	saving     *image                 // of the cut in progress
-	durable    map[round.Epoch]*image // in the repository
-	gatedAt    Time                   // when the present agent first owed the guest a resume
+	guest    guest
+	cutOpen  round.Epoch            // frames of this epoch wait for the guest's own cut; 0: none
+	recorded map[round.NodeID][]int // since the guest's cut; nil: nothing is recorded
+	saving   *image                 // of the cut in progress
+	durable  map[round.Epoch]*image // in the repository
+	gatedAt  Time                   // when the present agent first owed the guest a resume
 }
 
 type openRequest struct {
@@ -46,9 +47,8 @@ type worker struct {
 func newNode(w *world, name round.NodeID) *node {
 	return &node{
 		w: w, name: name,
-		guest:      guest{received: make(map[round.NodeID][]int)},
-		markerSeen: make(map[round.NodeID]round.Epoch),
-		durable:    make(map[round.Epoch]*image),
+		guest:   guest{received: make(map[round.NodeID][]int)},
+		durable: make(map[round.Epoch]*image),
 	}
 }
 
@@ -109,7 +109,8 @@ func (n *node) crash() {
 		l.lost[h.number] = n.w.now
 	}
 	n.guest.held, n.saving = nil, nil
-	clear(n.markerSeen)
+	n.guest.epoch, n.guest.newest, n.guest.early = 0, 0, 0 // colours are the fabric's, which dies with the agent
+	n.cutOpen, n.recorded = 0, nil
 	for _, other := range n.w.names {
 		if other != n.name {
 			n.w.breakLink(n.name, other)
@@ -237,7 +238,7 @@ func (n *node) enqueue(a round.Action, r round.MemberReady) {
 		}
 		n.worker.queue = slices.DeleteFunc(n.worker.queue, func(q round.Action) bool { return q.Round == a.Round })
 		return
-	case round.GateAndDrain:
+	case round.GateAndDrain, round.CutGuests:
 		n.gatedAt = n.w.now
 	case round.ResumeGuests:
 		completes := slices.ContainsFunc(r.Actions, func(a round.Action) bool { return a.Kind == round.RecordChannels })

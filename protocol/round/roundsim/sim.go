@@ -37,6 +37,9 @@ type Config struct {
 	// ForgetChannels leaves held frames out of the image: the control that
 	// shows that the check of consistency can fail.
 	ForgetChannels bool
+	// DeliverEarly takes the colour rule out, and the check of it: the control that
+	// shows that a cut without it is found out.
+	DeliverEarly bool
 
 	// Tests that break the logic on purpose see every Lead and Member here
 	// before it is used, and substitute the two that recover.
@@ -77,6 +80,8 @@ type Time int64
 const (
 	tick         Time = 10
 	pauseTicks        = 12
+	skewTicks         = 15
+	patience     Time = 60 // shorter than in life, so that it ends now and then
 	silenceTicks      = 200
 	callTimeout  Time = 60
 	restartAfter Time = 50
@@ -91,6 +96,7 @@ type Stats struct {
 	Steps, Committed, Aborted, Undecided, Recovered, Fenced     int
 	SelfResumed, MemberCrashes, LeadCrashes, Refused, Contended int
 	FramesRecorded, JournalBreaks, BarrierCuts, CommitsFollowed int
+	ColouredCuts, EarlyFrames, Orphans                          int
 }
 
 // Add adds o to s.
@@ -110,6 +116,9 @@ func (s *Stats) Add(o Stats) {
 	s.JournalBreaks += o.JournalBreaks
 	s.BarrierCuts += o.BarrierCuts
 	s.CommitsFollowed += o.CommitsFollowed
+	s.ColouredCuts += o.ColouredCuts
+	s.EarlyFrames += o.EarlyFrames
+	s.Orphans += o.Orphans
 }
 
 // Run runs one schedule. The error is the first breach of an invariant, with
@@ -218,7 +227,7 @@ func (w *world) heal() {
 // quiet reports whether every round is over and every guest runs.
 func (w *world) quiet() bool {
 	for _, id := range w.names {
-		if n := w.nodes[id]; !n.up || n.guest.stopped || n.guest.gated {
+		if n := w.nodes[id]; !n.up || n.guest.stopped || n.guest.gated || len(n.guest.held) > 0 {
 			return false
 		}
 	}

@@ -66,20 +66,29 @@ func TestCalm(t *testing.T) {
 	}
 }
 
-// TestForgetChannels is the control of invariant I11: without channel state a
-// frame is missing sooner or later, and the checker says so.
-func TestForgetChannels(t *testing.T) {
-	for s := range uint64(20) {
-		cfg := roundsim.Calm(s, 3)
-		cfg.ForgetChannels = true
-		if _, err := roundsim.Run(cfg); err != nil {
-			if !strings.Contains(err.Error(), "I11") {
-				t.Fatal(err)
+// TestControls shows that the check of consistency, I11, can fail: without channel
+// state a frame is missing sooner or later, without the colour rule one is in an
+// image that its sender's image has not sent.
+func TestControls(t *testing.T) {
+	for name, breakIt := range map[string]func(*roundsim.Config){
+		"forget channels": func(c *roundsim.Config) { c.ForgetChannels = true },
+		"deliver early":   func(c *roundsim.Config) { c.DeliverEarly = true },
+	} {
+		t.Run(name, func(t *testing.T) {
+			const schedules = 300
+			for s := range uint64(schedules) {
+				cfg := roundsim.Calm(s, 3)
+				breakIt(&cfg)
+				if _, err := roundsim.Run(cfg); err != nil {
+					if !strings.Contains(err.Error(), "I11") {
+						t.Fatal(err)
+					}
+					return
+				}
 			}
-			return
-		}
+			t.Errorf("not noticed in %d schedules", schedules)
+		})
 	}
-	t.Error("20 schedules without channel state, and no frame was missed")
 }
 
 // TestRun_Repeats shows that a seed determines a run.

@@ -10,7 +10,7 @@ func (n *node) work() {
 	a := n.worker.queue[0]
 	n.worker.queue = n.worker.queue[1:]
 	n.worker.current = &a
-	if a.Kind == round.GateAndDrain {
+	if a.Kind == round.GateAndDrain || a.Kind == round.CutGuests {
 		n.guest.gated = true
 		n.w.check.Gated(a.Round.Epoch, n.w.now)
 	}
@@ -20,6 +20,9 @@ func (n *node) work() {
 		takes *= 50
 	}
 	fails := !undoes && n.w.chance(n.w.cfg.StepFailure)
+	if a.Kind == round.CutGuests && takes > pauseTicks*tick {
+		takes, fails = pauseTicks*tick, true // the driver ends a pause
+	}
 	gen, life := n.worker.gen, n.gen
 	n.w.after(takes, func() {
 		if gen != n.worker.gen || life != n.gen {
@@ -51,14 +54,23 @@ func (n *node) carryOut(a round.Action) {
 	w.logf("%s: %s", n.name, a)
 	switch a.Kind {
 	case round.PrepareGuests:
-		n.saving = nil
+		n.saving, n.recorded, n.cutOpen = nil, nil, e
 		n.input(func() { n.member.GuestsPrepared(e, []byte("guests")) })
 	case round.StopGuests:
 		n.guest.stopped = true
-		w.check.Stopped(n.name, e)
-		n.input(func() { n.member.GuestsStopped(e) })
+		if n.passCut(a) {
+			n.input(func() { n.member.GuestsStopped(e) })
+		}
+	case round.CutGuests:
+		if n.passCut(a) {
+			n.saving = n.takeImage()
+			w.check.Saved(n.name, e)
+			n.run()
+			w.stats.ColouredCuts++
+			n.input(func() { n.member.GuestsCut(e) })
+		}
 	case round.SendMarkers:
-		w.fail(w.check.Marks(n.name, e, n.guest.stopped))
+		w.fail(w.check.Marks(n.name, e, n.guest.epoch == e))
 		for _, to := range a.Members {
 			w.sendMarker(n.name, to, e)
 		}
@@ -70,7 +82,7 @@ func (n *node) carryOut(a round.Action) {
 		if n.saving == nil {
 			n.saving = n.takeImage() // only a broken member comes here
 		}
-		n.recordChannels(e)
+		n.recordChannels()
 	case round.ResumeGuests:
 		n.resume()
 		n.input(func() { n.member.GuestsResumed(e, []byte("report")) })
@@ -82,6 +94,7 @@ func (n *node) carryOut(a round.Action) {
 		w.check.Keeps(n.name, e)
 	case round.DiscardImage:
 		n.saving = nil
+		n.endCut()
 		delete(n.durable, e)
 		w.check.Discards(n.name, e)
 	case round.ForgetImage:
@@ -89,8 +102,28 @@ func (n *node) carryOut(a round.Action) {
 	}
 }
 
+// passCut is the guest's point on the cut. False: it cannot have one any more, as it
+// has a frame from behind the cut.
+func (n *node) passCut(a round.Action) bool {
+	e := a.Round.Epoch
+	if n.guest.newest >= e && !n.w.cfg.DeliverEarly {
+		n.w.stats.Orphans++
+		n.w.logf("%s: frame of epoch %d already received", n.name, n.guest.newest)
+		n.dropRest(a)
+		n.input(func() { n.member.StepFailed(e, a.Kind.Step(), "orphan") })
+		return false
+	}
+	n.guest.epoch = e
+	n.w.check.Stopped(n.name, e)
+	n.recorded = make(map[round.NodeID][]int)
+	for _, fr := range n.guest.held {
+		n.record(fr)
+	}
+	return true
+}
+
 func (n *node) takeImage() *image {
-	img := &image{sent: make(map[round.NodeID]int), received: make(map[round.NodeID][]int), recorded: make(map[round.NodeID][]int)}
+	img := &image{sent: make(map[round.NodeID]int), received: make(map[round.NodeID][]int)}
 	for _, other := range n.w.names {
 		if other != n.name {
 			img.sent[other] = n.w.links[linkID{n.name, other}].sent
@@ -100,23 +133,30 @@ func (n *node) takeImage() *image {
 	return img
 }
 
-func (n *node) recordChannels(e round.Epoch) {
+func (n *node) recordChannels() {
 	n.saving.channels = true
-	for _, h := range n.guest.held {
-		if h.behindEpoch < e && !n.w.cfg.ForgetChannels {
-			n.saving.recorded[h.from] = append(n.saving.recorded[h.from], h.number)
-			n.w.stats.FramesRecorded++
-		}
+	if n.recorded != nil {
+		n.saving.recorded = n.recorded
 	}
+	n.recorded = nil
 }
 
 func (n *node) resume() {
 	if n.guest.gated && len(n.w.names) > 1 {
 		n.w.stats.BarrierCuts++
 	}
+	n.run()
+	n.endCut()
+}
+
+// run lets the guest run.
+func (n *node) run() {
 	n.guest.stopped, n.guest.gated = false, false
-	for _, h := range n.guest.held {
-		n.guest.take(h.from, h.number)
-	}
-	n.guest.held = nil
+	n.deliver()
+}
+
+// endCut lets go what waits for the guest's cut.
+func (n *node) endCut() {
+	n.cutOpen, n.recorded = 0, nil
+	n.deliver()
 }

@@ -1,0 +1,120 @@
+package trials
+
+import (
+	"testing"
+	"time"
+
+	"fermata/experiments/guests"
+	"fermata/experiments/labrun"
+	"fermata/protocol/failpoint"
+	"fermata/protocol/mustrun"
+)
+
+// late is how much later than the others one node cuts its guest.
+const late = 2 * time.Second
+
+// TestCut_OneNodeIsLate cuts guests that send each other numbered datagrams all the
+// time, one of them two seconds after the others. What the others send it meanwhile
+// is from behind the cut: if any of it got into its image, a rollback would have it
+// twice. What it sends them meanwhile is of before: a rollback without the recorded
+// frames loses it, which is the control. No guest stands still for the late one,
+// except in a barrier cut.
+func TestCut_OneNodeIsLate(t *testing.T) {
+	mustrun.Need(t, mustrun.UFFD)
+	r := newRig(t, 3)
+	r.Fermata = fermataBinary(t, "failpoints")
+	r.app.Count, r.app.Work = 3, guests.RunCanary
+	r.app.Canary = guests.Canary{Rate: 200, SizeBytes: 200, Length: 30 * time.Second}
+	r.start()
+	r.must(nil, "cluster", "create", "-f", r.spec(nil))
+	r.must(nil, "cluster", "start", r.cluster)
+	// An agent that is killed loses frames: now, while guests boot, they do not count.
+	r.arm("n2", string(failpoint.AgentBeforeCut)+"=delay("+late.String()+")")
+	r.sending()
+
+	whole := r.lateCheckpoint("--cut", "coloured")
+	if whole.SkewMS < ms(late)*9/10 || whole.MaxPauseMS > ms(late)/2 || whole.FramesRecorded == 0 || whole.Cut != "coloured" {
+		t.Errorf("%+v: want a coloured cut that is skewed by %s, where no guest stood still for it, and frames recorded", whole, late)
+	}
+	holey := r.lateCheckpoint("--cut", "coloured", "--discard-channels")
+	if holey.FramesDiscarded == 0 {
+		t.Errorf("%+v: want frames left out", holey)
+	}
+	still := r.lateCheckpoint("--cut", "barrier")
+	if still.MaxPauseMS < ms(late)*9/10 || still.SkewMS < ms(late)*9/10 || still.Cut != "barrier" {
+		t.Errorf("%+v: want a barrier at which the first waited %s for the last", still, late)
+	}
+	if totals := r.counted(); !totals.Clean() {
+		t.Errorf("three checkpoints: %+v, want nothing lost, doubled or reordered", totals)
+	}
+	for _, back := range []struct {
+		to    lateReport
+		holes bool
+	}{{holey, true}, {whole, false}, {still, false}} {
+		r.must(nil, "rollback", r.cluster, "--from", back.to.ID)
+		totals := r.counted()
+		t.Logf("back at %s (%s cut, %d frames recorded, %d left out): %+v", back.to.ID, back.to.Cut, back.to.FramesRecorded, back.to.FramesDiscarded, totals)
+		if back.holes {
+			if totals.Lost == 0 || totals.Doubled != 0 || totals.Corrupt != 0 {
+				t.Errorf("without channel state %+v, want frames lost, and none twice", totals)
+			}
+		} else if !totals.Clean() {
+			t.Errorf("%+v, want nothing lost, doubled or reordered", totals)
+		}
+	}
+}
+
+// lateReport is what of a checkpoint these trials read.
+type lateReport struct {
+	ID              string  `json:"id"`
+	Cut             string  `json:"cut"`
+	SkewMS          float64 `json:"skew_ms"`
+	MaxPauseMS      float64 `json:"max_pause_ms"`
+	FramesRecorded  uint64  `json:"frames_recorded"`
+	FramesDiscarded uint64  `json:"frames_discarded"`
+}
+
+func (r *rig) lateCheckpoint(flags ...string) (rep lateReport) {
+	r.Helper()
+	r.must(&rep, append([]string{"checkpoint", r.cluster, "--mode", "live", "-o", "json"}, flags...)...)
+	return rep
+}
+
+func ms(d time.Duration) float64 { return float64(d.Milliseconds()) }
+
+// sending waits until every guest sends to all others.
+func (r *rig) sending() {
+	r.Helper()
+	err := r.consoles().Await(r.Context(), bootBudget, "canaries of all guests to send", func(all map[string][]byte) (bool, error) {
+		sending := 0
+		for _, console := range all {
+			var last guests.CanaryStatus
+			labrun.Each(console, func(l guests.Line) {
+				if s, ok := l.Body.(guests.CanaryStatus); ok {
+					last = s
+				}
+			})
+			if last.Phase == "send" && last.Received > 0 {
+				sending++
+			}
+		}
+		return sending == r.app.Count, nil
+	})
+	if err != nil {
+		r.Fatal(err)
+	}
+}
+
+// counted waits until all canaries have ended, and adds them up.
+func (r *rig) counted() guests.Totals {
+	r.Helper()
+	var s guests.Summary
+	err := r.consoles().Await(r.Context(), bootBudget, "canaries of all guests to end", func(all map[string][]byte) (done bool, err error) {
+		s, err = labrun.Summarise(all)
+		return s.CanaryComplete, err
+	})
+	if err != nil {
+		r.Fatal(err)
+	}
+	return s.Totals
+}
