@@ -1,0 +1,161 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"fermata/experiments/guests"
+	"fermata/experiments/labrun"
+	"fermata/protocol/failpoint"
+	"fermata/protocol/round"
+)
+
+const (
+	memoryMiB   = guests.MinMemoryMiB
+	bootBudget  = 10 * time.Minute
+	clusterName = "cut"
+
+	// setpriv (util-linux) ends the lab when this process does.
+	setpriv = "setpriv"
+
+	// slowNode holds at least one of two guests that are spread.
+	slowNode = "n2"
+
+	// settle is how long the guests are left alone between two checkpoints.
+	settle = 300 * time.Millisecond
+)
+
+// trial is a lab with one cluster whose guests send each other datagrams.
+type trial struct {
+	lab     *labrun.Lab
+	scratch string
+	guests  int
+}
+
+// start boots the cluster and waits until all guests send. The binary is one with
+// failpoints: the slow node is slowed down by one.
+func start(ctx context.Context, o options, nodes, count int) (_ *trial, err error) {
+	// The name stays short: there are sockets below it.
+	scratch, err := os.MkdirTemp(o.scratch, "fermata-cut-")
+	if err != nil {
+		return nil, fmt.Errorf("make scratch directory: %w", err)
+	}
+	t := &trial{scratch: scratch, guests: count}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, t.end())
+		}
+	}()
+	binary := filepath.Join(scratch, "fermata")
+	build := exec.CommandContext(ctx, "go", "build", "-tags", "failpoints", "-trimpath", "-o", binary, "fermata/cmd/fermata")
+	if out, err := build.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("build fermata: %w\n%s", err, out)
+	}
+	dir := filepath.Join(scratch, "lab")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, err
+	}
+	t.lab = &labrun.Lab{
+		Fermata: binary, Dir: dir, Nodes: nodes,
+		Args:   []string{"--log-level", "warn"},
+		Prefix: []string{setpriv, "--pdeathsig", "INT", "--"},
+	}
+	if err := t.lab.Start(ctx); err != nil {
+		return nil, err
+	}
+	guestDir, err := filepath.Abs(o.guestDir)
+	if err != nil {
+		return nil, err
+	}
+	app := guests.Cluster{Count: count, Work: guests.RunCanary, Tick: time.Second,
+		Canary: guests.Canary{Rate: 20, SizeBytes: 200, Length: 24 * time.Hour}}
+	if count == 1 {
+		app.Work = guests.Idle // nobody to send to
+	}
+	if err := app.Validate(); err != nil {
+		return nil, fmt.Errorf("describe guests: %w", err)
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "name: %s\nnetworks:\n  - name: lan\ndefaults:\n  accel: tcg\n  memory: %dMiB\n", clusterName, memoryMiB)
+	fmt.Fprintf(&b, "  kernel: %s/vmlinuz\n  initrd: %s/initrd.img\n  nics:\n    - network: lan\nguests:\n", guestDir, guestDir)
+	for i := 1; i <= count; i++ {
+		fmt.Fprintf(&b, "  - name: %s\n    cmdline: %q\n", guests.Name(i), app.Cmdline(i))
+	}
+	spec := filepath.Join(scratch, "cluster.yaml")
+	if err := os.WriteFile(spec, []byte(b.String()), 0o600); err != nil {
+		return nil, err
+	}
+	for _, args := range [][]string{{"cluster", "create", "-f", spec}, {"cluster", "start", clusterName}} {
+		if err := t.lab.Command(ctx, io.Discard, nil, args...); err != nil {
+			return nil, err
+		}
+	}
+	consoles := labrun.Consoles{Lab: t.lab, Cluster: clusterName, Count: count}
+	return t, consoles.Await(ctx, bootBudget, "all guests to be at work", func(all map[string][]byte) (bool, error) {
+		working := 0
+		for _, console := range all {
+			if atWork(console, count) {
+				working++
+			}
+		}
+		return working == count, nil
+	})
+}
+
+// atWork tells whether a guest sends to its peers, or ticks when it has none.
+func atWork(console []byte, count int) (working bool) {
+	labrun.Each(console, func(l guests.Line) {
+		switch body := l.Body.(type) {
+		case guests.CanaryStatus:
+			working = working || body.Received > 0
+		case guests.Tick:
+			working = working || count == 1
+		}
+	})
+	return working
+}
+
+// end ends the lab and removes everything.
+func (t *trial) end() error {
+	var err error
+	if t.lab != nil {
+		err = t.lab.CheckNothingLeft()
+	}
+	return errors.Join(err, os.RemoveAll(t.scratch))
+}
+
+// slowDown has one node begin its cuts late from now on.
+func (t *trial) slowDown(ctx context.Context) error {
+	plan := fmt.Sprintf("%s=delay(%s)", failpoint.AgentBeforeCut, slowBy)
+	return t.lab.RenewAgent(ctx, slowNode, plan, clusterName, t.guests)
+}
+
+// report is what of a checkpoint is read here.
+type report struct {
+	MaxPauseMS     float64 `json:"max_pause_ms"`
+	SkewMS         float64 `json:"skew_ms"`
+	FramesRecorded uint64  `json:"frames_recorded"`
+	Guests         []struct {
+		PauseMS float64 `json:"pause_ms"`
+	} `json:"guests"`
+}
+
+func (t *trial) checkpoint(ctx context.Context, cut round.Cut) (rep report, err error) {
+	select {
+	case <-time.After(settle):
+	case <-ctx.Done():
+		return rep, context.Cause(ctx)
+	}
+	err = t.lab.Command(ctx, io.Discard, &rep, "checkpoint", clusterName, "--mode", "live", "--cut", cut.String(), "-o", "json")
+	if err == nil && len(rep.Guests) != t.guests {
+		err = fmt.Errorf("checkpoint of %d guests, want %d", len(rep.Guests), t.guests)
+	}
+	return rep, err
+}
