@@ -81,7 +81,7 @@ func (t *term) checkpoint(ctx context.Context, req *api.CheckpointRequest, p pro
 	id := round.ID{Cluster: name, Epoch: round.Epoch(epoch)}
 	verdict := &judge{repo: t.c.repo, id: id, taken: record.Taken{
 		Cluster: name, Epoch: epoch, Label: req.GetLabel(), Spec: c.Spec, Fence: t.fence.API(),
-		ChannelsRecorded: !req.GetDiscardChannels(), Cut: options.Cut, Begun: begun,
+		ChannelsRecorded: !req.GetDiscardChannels(), Cut: options.Cut, Networks: networksOf(s), OffFabric: adoptedOf(s), Begun: begun,
 	}}
 	err = t.drive.Run(t.ctx, ctx, rounds.Job{
 		Round: id, Fence: t.fence.API(), Members: members,
@@ -151,8 +151,26 @@ func cutFor(req *api.CheckpointRequest, s *spec.Spec) round.Cut {
 	if req.Cut != nil {
 		return round.Cut(req.GetCut())
 	}
-	if slices.ContainsFunc(s.Guests, func(g spec.Guest) bool { return g.Adopt != "" }) {
+	if len(adoptedOf(s)) > 0 {
 		return round.CutBarrier
 	}
 	return round.CutColoured
+}
+
+// networksOf are the cluster's networks on the fabric.
+func networksOf(s *spec.Spec) (names []string) {
+	for _, n := range s.Networks {
+		names = append(names, n.Name)
+	}
+	return names
+}
+
+// adoptedOf are the guests whose networks are not the fabric's.
+func adoptedOf(s *spec.Spec) (names []string) {
+	for _, g := range s.Guests {
+		if g.Adopt != "" {
+			names = append(names, g.Name)
+		}
+	}
+	return names
 }

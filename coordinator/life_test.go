@@ -265,6 +265,37 @@ func TestConsole_IsHandedOn(t *testing.T) {
 	wantFault(t, err, fault.NotFound, "guest z")
 }
 
+// traced returns the cards that a trace tells of, sorted, when it has ended.
+func (c *client) traced(cluster, network string) (cards []string, err error) {
+	stream, err := c.Trace(c.lab.t.Context(), &api.TraceRequest{Cluster: cluster, Network: network})
+	for err == nil {
+		var chunk *api.TraceChunk
+		if chunk, err = stream.Recv(); errors.Is(err, io.EOF) {
+			slices.Sort(cards)
+			return cards, nil
+		}
+		for _, f := range chunk.GetFrames() {
+			cards = append(cards, f.GetGuest()+" "+f.GetNic())
+		}
+	}
+	return nil, err
+}
+
+func TestTrace_IsOfAllNodes(t *testing.T) {
+	l := newLab(t, "n1", "n2")
+	c := l.ready(0)
+	c.running("web", "a", "b")
+	got, err := c.traced("web", "lan")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"on n1 lan", "on n2 lan"}; !slices.Equal(got, want) {
+		t.Errorf("traced %q, want %q", got, want)
+	}
+	_, err = c.traced("web", "wan")
+	wantFault(t, err, fault.NotFound, "network wan")
+}
+
 func TestRegister(t *testing.T) {
 	l := newLab(t, "n1")
 	l.leaseTTL = time.Second

@@ -169,6 +169,13 @@ func (s *operatorServer) Console(req *api.ConsoleRequest, stream grpc.ServerStre
 	return s.c.console(stream.Context(), req, stream.Send)
 }
 
+func (s *operatorServer) Trace(req *api.TraceRequest, stream grpc.ServerStreamingServer[api.TraceChunk]) error {
+	if err := errors.Join(store.CheckName("cluster", req.GetCluster()), store.CheckName("network", req.GetNetwork())); err != nil {
+		return err
+	}
+	return s.c.trace(stream.Context(), req, stream.Send)
+}
+
 func (s *registryServer) Register(ctx context.Context, req *api.RegisterRequest) (*api.RegisterReply, error) {
 	return led(ctx, s.c, func(ctx context.Context, t *term) (*api.RegisterReply, error) { return t.register(ctx, req) })
 }

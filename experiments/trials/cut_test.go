@@ -1,8 +1,15 @@
 package trials
 
 import (
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/gopacket/gopacket/pcapgo"
 
 	"fermata/experiments/guests"
 	"fermata/experiments/labrun"
@@ -32,10 +39,12 @@ func TestCut_OneNodeIsLate(t *testing.T) {
 	r.arm("n2", string(failpoint.AgentBeforeCut)+"=delay("+late.String()+")")
 	r.sending()
 
+	traced := r.trace(8 * time.Second)
 	whole := r.lateCheckpoint("--cut", "coloured")
 	if whole.SkewMS < ms(late)*9/10 || whole.MaxPauseMS > ms(late)/2 || whole.FramesRecorded == 0 || whole.Cut != "coloured" {
 		t.Errorf("%+v: want a coloured cut that is skewed by %s, where no guest stood still for it, and frames recorded", whole, late)
 	}
+	traced(whole.ID)
 	holey := r.lateCheckpoint("--cut", "coloured", "--discard-channels")
 	if holey.FramesDiscarded == 0 {
 		t.Errorf("%+v: want frames left out", holey)
@@ -60,6 +69,69 @@ func TestCut_OneNodeIsLate(t *testing.T) {
 			}
 		} else if !totals.Clean() {
 			t.Errorf("%+v, want nothing lost, doubled or reordered", totals)
+		}
+	}
+}
+
+// trace writes a trace of the cluster's network for some time. The returned function
+// waits for its end and checks that the checkpoint's cut is in it: one point of each
+// guest, with the older frames of the guest before it and the newer ones behind.
+func (r *rig) trace(length time.Duration) (check func(checkpointID string)) {
+	r.Helper()
+	path := filepath.Join(r.Dir, "trace.pcapng")
+	ended := make(chan error, 1)
+	go func() {
+		ended <- r.Command(r.Context(), testLog{r.T}, nil, "trace", r.cluster, "-w", path, "--for", length.String())
+	}()
+	return func(checkpointID string) {
+		r.Helper()
+		if err := <-ended; err != nil {
+			r.Fatal(err)
+		}
+		f, err := os.Open(path)
+		if err != nil {
+			r.Fatal(err)
+		}
+		defer f.Close()
+		reader, err := pcapgo.NewNgReader(f, pcapgo.NgReaderOptions{})
+		if err != nil {
+			r.Fatal(err)
+		}
+		_, epoch, _ := strings.Cut(checkpointID, "@")
+		points, older, newer := map[string]int{}, map[string]int{}, map[string]int{}
+		for {
+			_, info, opts, err := reader.ReadPacketDataWithOptions()
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if err != nil {
+				r.Fatal(err)
+			}
+			card, err := reader.Interface(info.InterfaceIndex)
+			if err != nil {
+				r.Fatal(err)
+			}
+			switch comment := strings.Join(opts.Comments, " "); {
+			case strings.HasPrefix(comment, "cut "+epoch+":"):
+				points[card.Name]++
+			case comment == "epoch "+epoch:
+				newer[card.Name]++
+				if points[card.Name] == 0 {
+					r.Errorf("%s has sent a frame of epoch %s before its point", card.Name, epoch)
+				}
+			default:
+				older[card.Name]++
+				if points[card.Name] > 0 {
+					r.Errorf("%s has sent a frame of %s behind its point", card.Name, comment)
+				}
+			}
+		}
+		r.Logf("trace: points %v, older frames %v, newer frames %v", points, older, newer)
+		for i := 1; i <= r.app.Count; i++ {
+			card := guests.Name(i) + "/eth0"
+			if points[card] != 1 || older[card] == 0 || newer[card] == 0 {
+				r.Errorf("trace of %s: %d points, %d older and %d newer frames", card, points[card], older[card], newer[card])
+			}
 		}
 	}
 }

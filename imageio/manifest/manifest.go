@@ -23,7 +23,7 @@ type Manifest struct {
 	Spec             []byte          `json:"spec,omitempty"` // cluster specification, opaque here
 	FenceToken       uint64          `json:"fence_token"`    // of the coordinator that committed
 	ChannelsRecorded bool            `json:"channels_recorded"`
-	Networks         json.RawMessage `json:"networks,omitempty"` // policy towards peers outside, opaque here
+	Networks         json.RawMessage `json:"networks,omitempty"` // whose frames were recorded, opaque here
 	Guests           []Guest         `json:"guests"`
 	Packs            []string        `json:"packs"` // every pack that a restart needs, hexadecimal
 	Stats            Stats           `json:"stats"`

@@ -113,25 +113,29 @@ func (c *cluster) recolour(ctx context.Context, epoch uint64, guest string) erro
 		}
 	}
 	for _, p := range ports {
-		p.recolour(epoch)
+		if p.recolour(epoch) {
+			p.network.tell(p, epoch, nil)
+		}
 	}
 	return nil
 }
 
-// recolour gives the port the colour of a cut and begins to record.
+// recolour gives the port the colour of a cut and begins to record. False: it has
+// that colour already.
 //
 // Preconditions: checkCut has nothing against it.
-func (p *Port) recolour(epoch uint64) {
+func (p *Port) recolour(epoch uint64) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.epoch.Load() >= epoch {
-		return
+		return false
 	}
 	p.epoch.Store(epoch)
 	p.channel = channel{open: true}
 	for i := range p.queue.len() {
 		p.channel.take(*p.queue.at(i), epoch, p.recordLimit())
 	}
+	return true
 }
 
 func (c *cluster) drainEgress(ctx context.Context, ports []*Port) error {

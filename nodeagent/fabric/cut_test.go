@@ -276,7 +276,17 @@ func TestCut_ExactUnderLoad(t *testing.T) {
 					}
 				}
 				recorded, lossy := 0, 0
-				for epoch := uint64(2); epoch < 2+cuts; epoch++ {
+				resets := func() (n int) {
+					for _, p := range proxies {
+						n += p.resetCount()
+					}
+					return n
+				}
+				// What must happen for the test to prove anything, it waits for.
+				unproven := func() bool {
+					return lossy == 0 || c.life > 0 && resets() == 0 || kind.coloured && w.early() == 0
+				}
+				for epoch := uint64(2); epoch < 2+cuts || unproven() && epoch < 2+20*cuts; epoch++ {
 					records, err := w.cut(epoch, kind.coloured, -1)
 					if err != nil {
 						t.Fatal(err)
@@ -293,19 +303,12 @@ func TestCut_ExactUnderLoad(t *testing.T) {
 				stop()
 				w.awaitAll()
 				w.checkNoPurge()
-				if lossy == 0 {
-					t.Error("no cut had a frame on the wire: the test proves nothing")
+				t.Logf("%d frames recorded in %d cuts, %d connections ended, %d frames early", recorded, lossy, resets(), w.early())
+				if unproven() {
+					t.Error("no frame on the wire, no connection reset or no frame early: the test proves nothing")
 				}
-				resets := 0
-				for _, p := range proxies {
-					resets += p.resetCount()
-				}
-				t.Logf("%d frames recorded in %d of %d cuts, %d connections ended", recorded, lossy, cuts, resets)
-				if c.life > 0 && resets == 0 {
-					t.Error("no connection was reset: the test proves nothing")
-				}
-				if early := w.early(); kind.coloured == (early == 0) {
-					t.Errorf("%d frames were ahead of their receivers", early)
+				if early := w.early(); !kind.coloured && early > 0 {
+					t.Errorf("%d frames were ahead of their receivers at a barrier", early)
 				}
 			})
 		}

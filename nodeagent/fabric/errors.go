@@ -24,6 +24,8 @@ var (
 	ErrChannelsOpen = errors.New("channels are still open")
 	// ErrUnknownCluster means that the fabric has no cluster of that name.
 	ErrUnknownCluster = errors.New("unknown cluster")
+	// ErrUnknownNetwork means that no guest of this node has a NIC there.
+	ErrUnknownNetwork = errors.New("unknown network")
 	// ErrExists means that the name is taken.
 	ErrExists = errors.New("exists")
 	// ErrClosed means that the fabric, cluster or port has ended.

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -26,6 +27,8 @@ type network struct {
 	cluster *cluster // immutable
 	name    string   // immutable
 	id      uint64   // immutable
+
+	traces atomic.Pointer[[]*trace] // nil: none; replaced under mu, never changed in place
 
 	mu sync.Mutex
 	// All guarded by mu. ports and links are replaced, never changed in place, so
@@ -65,6 +68,7 @@ func networkID(cluster, network string) uint64 {
 // destination is full.
 func (n *network) switchFromPort(src *Port, data []byte) {
 	fr := frame{data: data, epoch: src.epoch.Load()}
+	n.tell(src, fr.epoch, data)
 	to, known, ports, links := n.route(station{port: src}, data)
 	if known {
 		switch {

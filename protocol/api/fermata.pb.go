@@ -1268,6 +1268,210 @@ func (x *ConsoleChunk) GetData() []byte {
 	return nil
 }
 
+type TraceRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cluster       string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Network       string                 `protobuf:"bytes,2,opt,name=network,proto3" json:"network,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TraceRequest) Reset() {
+	*x = TraceRequest{}
+	mi := &file_fermata_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TraceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TraceRequest) ProtoMessage() {}
+
+func (x *TraceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fermata_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TraceRequest.ProtoReflect.Descriptor instead.
+func (*TraceRequest) Descriptor() ([]byte, []int) {
+	return file_fermata_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *TraceRequest) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *TraceRequest) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
+type TraceChunk struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Frames        []*TracedFrame         `protobuf:"bytes,1,rep,name=frames,proto3" json:"frames,omitempty"` // at most 256
+	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	Lost          uint64                 `protobuf:"varint,3,opt,name=lost,proto3" json:"lost,omitempty"` // what came faster at the node than it was told, so far; guests have lost nothing
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TraceChunk) Reset() {
+	*x = TraceChunk{}
+	mi := &file_fermata_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TraceChunk) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TraceChunk) ProtoMessage() {}
+
+func (x *TraceChunk) ProtoReflect() protoreflect.Message {
+	mi := &file_fermata_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TraceChunk.ProtoReflect.Descriptor instead.
+func (*TraceChunk) Descriptor() ([]byte, []int) {
+	return file_fermata_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *TraceChunk) GetFrames() []*TracedFrame {
+	if x != nil {
+		return x.Frames
+	}
+	return nil
+}
+
+func (x *TraceChunk) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *TraceChunk) GetLost() uint64 {
+	if x != nil {
+		return x.Lost
+	}
+	return 0
+}
+
+type TracedFrame struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	UnixNs        int64                  `protobuf:"varint,1,opt,name=unix_ns,json=unixNs,proto3" json:"unix_ns,omitempty"` // by the clock of the node
+	Guest         string                 `protobuf:"bytes,2,opt,name=guest,proto3" json:"guest,omitempty"`                  // that has sent it
+	Nic           string                 `protobuf:"bytes,3,opt,name=nic,proto3" json:"nic,omitempty"`
+	Mac           []byte                 `protobuf:"bytes,4,opt,name=mac,proto3" json:"mac,omitempty"`      // configured address of the NIC
+	Epoch         uint64                 `protobuf:"varint,5,opt,name=epoch,proto3" json:"epoch,omitempty"` // colour of the frame; of a point, the epoch that begins
+	Data          []byte                 `protobuf:"bytes,6,opt,name=data,proto3" json:"data,omitempty"`    // empty of a point
+	Point         bool                   `protobuf:"varint,7,opt,name=point,proto3" json:"point,omitempty"` // no frame, but the guest's point on the cut of epoch
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TracedFrame) Reset() {
+	*x = TracedFrame{}
+	mi := &file_fermata_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TracedFrame) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TracedFrame) ProtoMessage() {}
+
+func (x *TracedFrame) ProtoReflect() protoreflect.Message {
+	mi := &file_fermata_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TracedFrame.ProtoReflect.Descriptor instead.
+func (*TracedFrame) Descriptor() ([]byte, []int) {
+	return file_fermata_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *TracedFrame) GetUnixNs() int64 {
+	if x != nil {
+		return x.UnixNs
+	}
+	return 0
+}
+
+func (x *TracedFrame) GetGuest() string {
+	if x != nil {
+		return x.Guest
+	}
+	return ""
+}
+
+func (x *TracedFrame) GetNic() string {
+	if x != nil {
+		return x.Nic
+	}
+	return ""
+}
+
+func (x *TracedFrame) GetMac() []byte {
+	if x != nil {
+		return x.Mac
+	}
+	return nil
+}
+
+func (x *TracedFrame) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *TracedFrame) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *TracedFrame) GetPoint() bool {
+	if x != nil {
+		return x.Point
+	}
+	return false
+}
+
 // Event is one line of progress of a long operation, or its result.
 type Event struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
@@ -1292,7 +1496,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_fermata_proto_msgTypes[21]
+	mi := &file_fermata_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1304,7 +1508,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[21]
+	mi := &file_fermata_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1317,7 +1521,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{21}
+	return file_fermata_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Event) GetStep() string {
@@ -1448,7 +1652,7 @@ type Cluster struct {
 
 func (x *Cluster) Reset() {
 	*x = Cluster{}
-	mi := &file_fermata_proto_msgTypes[22]
+	mi := &file_fermata_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1460,7 +1664,7 @@ func (x *Cluster) String() string {
 func (*Cluster) ProtoMessage() {}
 
 func (x *Cluster) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[22]
+	mi := &file_fermata_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1473,7 +1677,7 @@ func (x *Cluster) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cluster.ProtoReflect.Descriptor instead.
 func (*Cluster) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{22}
+	return file_fermata_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Cluster) GetName() string {
@@ -1542,7 +1746,7 @@ type GuestStatus struct {
 
 func (x *GuestStatus) Reset() {
 	*x = GuestStatus{}
-	mi := &file_fermata_proto_msgTypes[23]
+	mi := &file_fermata_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1554,7 +1758,7 @@ func (x *GuestStatus) String() string {
 func (*GuestStatus) ProtoMessage() {}
 
 func (x *GuestStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[23]
+	mi := &file_fermata_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1567,7 +1771,7 @@ func (x *GuestStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestStatus.ProtoReflect.Descriptor instead.
 func (*GuestStatus) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{23}
+	return file_fermata_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *GuestStatus) GetName() string {
@@ -1648,7 +1852,7 @@ type NICStatus struct {
 
 func (x *NICStatus) Reset() {
 	*x = NICStatus{}
-	mi := &file_fermata_proto_msgTypes[24]
+	mi := &file_fermata_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1660,7 +1864,7 @@ func (x *NICStatus) String() string {
 func (*NICStatus) ProtoMessage() {}
 
 func (x *NICStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[24]
+	mi := &file_fermata_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1673,7 +1877,7 @@ func (x *NICStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NICStatus.ProtoReflect.Descriptor instead.
 func (*NICStatus) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{24}
+	return file_fermata_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *NICStatus) GetName() string {
@@ -1752,18 +1956,22 @@ type Checkpoint struct {
 	QemuVersion      string         `protobuf:"bytes,16,opt,name=qemu_version,json=qemuVersion,proto3" json:"qemu_version,omitempty"`
 	// damage says what is wrong with a checkpoint that cannot be restarted; its
 	// other fields may then be empty. A list only looks at what is cheap to see.
-	Damage          string `protobuf:"bytes,17,opt,name=damage,proto3" json:"damage,omitempty"`
-	TakenBytes      uint64 `protobuf:"varint,18,opt,name=taken_bytes,json=takenBytes,proto3" json:"taken_bytes,omitempty"`                // memory that had to be read, of guests captured live
-	FramesDiscarded uint64 `protobuf:"varint,19,opt,name=frames_discarded,json=framesDiscarded,proto3" json:"frames_discarded,omitempty"` // in flight, and left out on demand
-	NewBytes        uint64 `protobuf:"varint,20,opt,name=new_bytes,json=newBytes,proto3" json:"new_bytes,omitempty"`                      // non-zero pages that no node had stored before, before compression
-	Cut             Cut    `protobuf:"varint,21,opt,name=cut,proto3,enum=fermata.v1.Cut" json:"cut,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	Damage          string   `protobuf:"bytes,17,opt,name=damage,proto3" json:"damage,omitempty"`
+	TakenBytes      uint64   `protobuf:"varint,18,opt,name=taken_bytes,json=takenBytes,proto3" json:"taken_bytes,omitempty"`                // memory that had to be read, of guests captured live
+	FramesDiscarded uint64   `protobuf:"varint,19,opt,name=frames_discarded,json=framesDiscarded,proto3" json:"frames_discarded,omitempty"` // in flight, and left out on demand
+	NewBytes        uint64   `protobuf:"varint,20,opt,name=new_bytes,json=newBytes,proto3" json:"new_bytes,omitempty"`                      // non-zero pages that no node had stored before, before compression
+	Cut             Cut      `protobuf:"varint,21,opt,name=cut,proto3,enum=fermata.v1.Cut" json:"cut,omitempty"`
+	Networks        []string `protobuf:"bytes,22,rep,name=networks,proto3" json:"networks,omitempty"` // whose frames in flight are part of the checkpoint
+	// off_fabric are the guests that are on networks of their own: what was in flight
+	// there is in no checkpoint, and nobody can count it.
+	OffFabric     []string `protobuf:"bytes,23,rep,name=off_fabric,json=offFabric,proto3" json:"off_fabric,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Checkpoint) Reset() {
 	*x = Checkpoint{}
-	mi := &file_fermata_proto_msgTypes[25]
+	mi := &file_fermata_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1775,7 +1983,7 @@ func (x *Checkpoint) String() string {
 func (*Checkpoint) ProtoMessage() {}
 
 func (x *Checkpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[25]
+	mi := &file_fermata_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1788,7 +1996,7 @@ func (x *Checkpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Checkpoint.ProtoReflect.Descriptor instead.
 func (*Checkpoint) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{25}
+	return file_fermata_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Checkpoint) GetId() string {
@@ -1938,6 +2146,20 @@ func (x *Checkpoint) GetCut() Cut {
 	return Cut_CUT_COLOURED
 }
 
+func (x *Checkpoint) GetNetworks() []string {
+	if x != nil {
+		return x.Networks
+	}
+	return nil
+}
+
+func (x *Checkpoint) GetOffFabric() []string {
+	if x != nil {
+		return x.OffFabric
+	}
+	return nil
+}
+
 // GuestReport attributes one guest's part of a checkpoint.
 type GuestReport struct {
 	state              protoimpl.MessageState `protogen:"open.v1"`
@@ -1972,7 +2194,7 @@ type GuestReport struct {
 
 func (x *GuestReport) Reset() {
 	*x = GuestReport{}
-	mi := &file_fermata_proto_msgTypes[26]
+	mi := &file_fermata_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1984,7 +2206,7 @@ func (x *GuestReport) String() string {
 func (*GuestReport) ProtoMessage() {}
 
 func (x *GuestReport) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[26]
+	mi := &file_fermata_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1997,7 +2219,7 @@ func (x *GuestReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestReport.ProtoReflect.Descriptor instead.
 func (*GuestReport) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{26}
+	return file_fermata_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *GuestReport) GetName() string {
@@ -2189,7 +2411,7 @@ type RestartReport struct {
 
 func (x *RestartReport) Reset() {
 	*x = RestartReport{}
-	mi := &file_fermata_proto_msgTypes[27]
+	mi := &file_fermata_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2201,7 +2423,7 @@ func (x *RestartReport) String() string {
 func (*RestartReport) ProtoMessage() {}
 
 func (x *RestartReport) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[27]
+	mi := &file_fermata_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2214,7 +2436,7 @@ func (x *RestartReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartReport.ProtoReflect.Descriptor instead.
 func (*RestartReport) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{27}
+	return file_fermata_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RestartReport) GetCheckpointId() string {
@@ -2271,7 +2493,7 @@ type Assignment struct {
 
 func (x *Assignment) Reset() {
 	*x = Assignment{}
-	mi := &file_fermata_proto_msgTypes[28]
+	mi := &file_fermata_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2283,7 +2505,7 @@ func (x *Assignment) String() string {
 func (*Assignment) ProtoMessage() {}
 
 func (x *Assignment) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[28]
+	mi := &file_fermata_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2296,7 +2518,7 @@ func (x *Assignment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Assignment.ProtoReflect.Descriptor instead.
 func (*Assignment) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{28}
+	return file_fermata_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Assignment) GetGuest() string {
@@ -2338,7 +2560,7 @@ type VerifyReport struct {
 
 func (x *VerifyReport) Reset() {
 	*x = VerifyReport{}
-	mi := &file_fermata_proto_msgTypes[29]
+	mi := &file_fermata_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2350,7 +2572,7 @@ func (x *VerifyReport) String() string {
 func (*VerifyReport) ProtoMessage() {}
 
 func (x *VerifyReport) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[29]
+	mi := &file_fermata_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2363,7 +2585,7 @@ func (x *VerifyReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyReport.ProtoReflect.Descriptor instead.
 func (*VerifyReport) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{29}
+	return file_fermata_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *VerifyReport) GetCheckpointId() string {
@@ -2398,7 +2620,7 @@ type Damage struct {
 
 func (x *Damage) Reset() {
 	*x = Damage{}
-	mi := &file_fermata_proto_msgTypes[30]
+	mi := &file_fermata_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2410,7 +2632,7 @@ func (x *Damage) String() string {
 func (*Damage) ProtoMessage() {}
 
 func (x *Damage) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[30]
+	mi := &file_fermata_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2423,7 +2645,7 @@ func (x *Damage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Damage.ProtoReflect.Descriptor instead.
 func (*Damage) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{30}
+	return file_fermata_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Damage) GetObject() string {
@@ -2469,7 +2691,7 @@ type NodeInfo struct {
 
 func (x *NodeInfo) Reset() {
 	*x = NodeInfo{}
-	mi := &file_fermata_proto_msgTypes[31]
+	mi := &file_fermata_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2481,7 +2703,7 @@ func (x *NodeInfo) String() string {
 func (*NodeInfo) ProtoMessage() {}
 
 func (x *NodeInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[31]
+	mi := &file_fermata_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2494,7 +2716,7 @@ func (x *NodeInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeInfo.ProtoReflect.Descriptor instead.
 func (*NodeInfo) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{31}
+	return file_fermata_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *NodeInfo) GetName() string {
@@ -2604,7 +2826,7 @@ type RegisterRequest struct {
 
 func (x *RegisterRequest) Reset() {
 	*x = RegisterRequest{}
-	mi := &file_fermata_proto_msgTypes[32]
+	mi := &file_fermata_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2616,7 +2838,7 @@ func (x *RegisterRequest) String() string {
 func (*RegisterRequest) ProtoMessage() {}
 
 func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[32]
+	mi := &file_fermata_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2629,7 +2851,7 @@ func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterRequest.ProtoReflect.Descriptor instead.
 func (*RegisterRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{32}
+	return file_fermata_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RegisterRequest) GetNode() *NodeInfo {
@@ -2648,7 +2870,7 @@ type RegisterReply struct {
 
 func (x *RegisterReply) Reset() {
 	*x = RegisterReply{}
-	mi := &file_fermata_proto_msgTypes[33]
+	mi := &file_fermata_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2660,7 +2882,7 @@ func (x *RegisterReply) String() string {
 func (*RegisterReply) ProtoMessage() {}
 
 func (x *RegisterReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[33]
+	mi := &file_fermata_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2673,7 +2895,7 @@ func (x *RegisterReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterReply.ProtoReflect.Descriptor instead.
 func (*RegisterReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{33}
+	return file_fermata_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RegisterReply) GetLeaseTtlMs() uint64 {
@@ -2697,7 +2919,7 @@ type Fence struct {
 
 func (x *Fence) Reset() {
 	*x = Fence{}
-	mi := &file_fermata_proto_msgTypes[34]
+	mi := &file_fermata_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2709,7 +2931,7 @@ func (x *Fence) String() string {
 func (*Fence) ProtoMessage() {}
 
 func (x *Fence) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[34]
+	mi := &file_fermata_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2722,7 +2944,7 @@ func (x *Fence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fence.ProtoReflect.Descriptor instead.
 func (*Fence) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{34}
+	return file_fermata_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Fence) GetToken() uint64 {
@@ -2747,7 +2969,7 @@ type DescribeRequest struct {
 
 func (x *DescribeRequest) Reset() {
 	*x = DescribeRequest{}
-	mi := &file_fermata_proto_msgTypes[35]
+	mi := &file_fermata_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2759,7 +2981,7 @@ func (x *DescribeRequest) String() string {
 func (*DescribeRequest) ProtoMessage() {}
 
 func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[35]
+	mi := &file_fermata_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2772,7 +2994,7 @@ func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeRequest.ProtoReflect.Descriptor instead.
 func (*DescribeRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{35}
+	return file_fermata_proto_rawDescGZIP(), []int{38}
 }
 
 // GuestSpec is everything the guest's virtual machine is made of.
@@ -2798,7 +3020,7 @@ type GuestSpec struct {
 
 func (x *GuestSpec) Reset() {
 	*x = GuestSpec{}
-	mi := &file_fermata_proto_msgTypes[36]
+	mi := &file_fermata_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2810,7 +3032,7 @@ func (x *GuestSpec) String() string {
 func (*GuestSpec) ProtoMessage() {}
 
 func (x *GuestSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[36]
+	mi := &file_fermata_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2823,7 +3045,7 @@ func (x *GuestSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestSpec.ProtoReflect.Descriptor instead.
 func (*GuestSpec) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{36}
+	return file_fermata_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *GuestSpec) GetName() string {
@@ -2922,7 +3144,7 @@ type DiskSpec struct {
 
 func (x *DiskSpec) Reset() {
 	*x = DiskSpec{}
-	mi := &file_fermata_proto_msgTypes[37]
+	mi := &file_fermata_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2934,7 +3156,7 @@ func (x *DiskSpec) String() string {
 func (*DiskSpec) ProtoMessage() {}
 
 func (x *DiskSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[37]
+	mi := &file_fermata_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2947,7 +3169,7 @@ func (x *DiskSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskSpec.ProtoReflect.Descriptor instead.
 func (*DiskSpec) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{37}
+	return file_fermata_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *DiskSpec) GetName() string {
@@ -2990,7 +3212,7 @@ type NICSpec struct {
 
 func (x *NICSpec) Reset() {
 	*x = NICSpec{}
-	mi := &file_fermata_proto_msgTypes[38]
+	mi := &file_fermata_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3002,7 +3224,7 @@ func (x *NICSpec) String() string {
 func (*NICSpec) ProtoMessage() {}
 
 func (x *NICSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[38]
+	mi := &file_fermata_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3015,7 +3237,7 @@ func (x *NICSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NICSpec.ProtoReflect.Descriptor instead.
 func (*NICSpec) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{38}
+	return file_fermata_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *NICSpec) GetName() string {
@@ -3057,7 +3279,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_fermata_proto_msgTypes[39]
+	mi := &file_fermata_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3069,7 +3291,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[39]
+	mi := &file_fermata_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3082,7 +3304,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{39}
+	return file_fermata_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Peer) GetNode() string {
@@ -3116,7 +3338,7 @@ type CreateGuestsRequest struct {
 
 func (x *CreateGuestsRequest) Reset() {
 	*x = CreateGuestsRequest{}
-	mi := &file_fermata_proto_msgTypes[40]
+	mi := &file_fermata_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3128,7 +3350,7 @@ func (x *CreateGuestsRequest) String() string {
 func (*CreateGuestsRequest) ProtoMessage() {}
 
 func (x *CreateGuestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[40]
+	mi := &file_fermata_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3141,7 +3363,7 @@ func (x *CreateGuestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateGuestsRequest.ProtoReflect.Descriptor instead.
 func (*CreateGuestsRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{40}
+	return file_fermata_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *CreateGuestsRequest) GetFence() *Fence {
@@ -3206,7 +3428,7 @@ type CreateGuestsUpdate struct {
 
 func (x *CreateGuestsUpdate) Reset() {
 	*x = CreateGuestsUpdate{}
-	mi := &file_fermata_proto_msgTypes[41]
+	mi := &file_fermata_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3218,7 +3440,7 @@ func (x *CreateGuestsUpdate) String() string {
 func (*CreateGuestsUpdate) ProtoMessage() {}
 
 func (x *CreateGuestsUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[41]
+	mi := &file_fermata_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3231,7 +3453,7 @@ func (x *CreateGuestsUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateGuestsUpdate.ProtoReflect.Descriptor instead.
 func (*CreateGuestsUpdate) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{41}
+	return file_fermata_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *CreateGuestsUpdate) GetGuest() string {
@@ -3279,7 +3501,7 @@ type ReleaseGuestsRequest struct {
 
 func (x *ReleaseGuestsRequest) Reset() {
 	*x = ReleaseGuestsRequest{}
-	mi := &file_fermata_proto_msgTypes[42]
+	mi := &file_fermata_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3291,7 +3513,7 @@ func (x *ReleaseGuestsRequest) String() string {
 func (*ReleaseGuestsRequest) ProtoMessage() {}
 
 func (x *ReleaseGuestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[42]
+	mi := &file_fermata_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3304,7 +3526,7 @@ func (x *ReleaseGuestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseGuestsRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseGuestsRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{42}
+	return file_fermata_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ReleaseGuestsRequest) GetFence() *Fence {
@@ -3330,7 +3552,7 @@ type ReleaseGuestsReply struct {
 
 func (x *ReleaseGuestsReply) Reset() {
 	*x = ReleaseGuestsReply{}
-	mi := &file_fermata_proto_msgTypes[43]
+	mi := &file_fermata_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3342,7 +3564,7 @@ func (x *ReleaseGuestsReply) String() string {
 func (*ReleaseGuestsReply) ProtoMessage() {}
 
 func (x *ReleaseGuestsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[43]
+	mi := &file_fermata_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3355,7 +3577,7 @@ func (x *ReleaseGuestsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseGuestsReply.ProtoReflect.Descriptor instead.
 func (*ReleaseGuestsReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{43}
+	return file_fermata_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ReleaseGuestsReply) GetGuests() []*GuestStatus {
@@ -3375,7 +3597,7 @@ type DestroyGuestsRequest struct {
 
 func (x *DestroyGuestsRequest) Reset() {
 	*x = DestroyGuestsRequest{}
-	mi := &file_fermata_proto_msgTypes[44]
+	mi := &file_fermata_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3387,7 +3609,7 @@ func (x *DestroyGuestsRequest) String() string {
 func (*DestroyGuestsRequest) ProtoMessage() {}
 
 func (x *DestroyGuestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[44]
+	mi := &file_fermata_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3400,7 +3622,7 @@ func (x *DestroyGuestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyGuestsRequest.ProtoReflect.Descriptor instead.
 func (*DestroyGuestsRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{44}
+	return file_fermata_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *DestroyGuestsRequest) GetFence() *Fence {
@@ -3425,7 +3647,7 @@ type DestroyGuestsReply struct {
 
 func (x *DestroyGuestsReply) Reset() {
 	*x = DestroyGuestsReply{}
-	mi := &file_fermata_proto_msgTypes[45]
+	mi := &file_fermata_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3437,7 +3659,7 @@ func (x *DestroyGuestsReply) String() string {
 func (*DestroyGuestsReply) ProtoMessage() {}
 
 func (x *DestroyGuestsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[45]
+	mi := &file_fermata_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3450,7 +3672,7 @@ func (x *DestroyGuestsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyGuestsReply.ProtoReflect.Descriptor instead.
 func (*DestroyGuestsReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{45}
+	return file_fermata_proto_rawDescGZIP(), []int{48}
 }
 
 // Round names one run of the protocol. It is the key of idempotence.
@@ -3465,7 +3687,7 @@ type Round struct {
 
 func (x *Round) Reset() {
 	*x = Round{}
-	mi := &file_fermata_proto_msgTypes[46]
+	mi := &file_fermata_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3477,7 +3699,7 @@ func (x *Round) String() string {
 func (*Round) ProtoMessage() {}
 
 func (x *Round) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[46]
+	mi := &file_fermata_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3490,7 +3712,7 @@ func (x *Round) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Round.ProtoReflect.Descriptor instead.
 func (*Round) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{46}
+	return file_fermata_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Round) GetFence() *Fence {
@@ -3531,7 +3753,7 @@ type PrepareRoundRequest struct {
 
 func (x *PrepareRoundRequest) Reset() {
 	*x = PrepareRoundRequest{}
-	mi := &file_fermata_proto_msgTypes[47]
+	mi := &file_fermata_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3543,7 +3765,7 @@ func (x *PrepareRoundRequest) String() string {
 func (*PrepareRoundRequest) ProtoMessage() {}
 
 func (x *PrepareRoundRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[47]
+	mi := &file_fermata_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3556,7 +3778,7 @@ func (x *PrepareRoundRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareRoundRequest.ProtoReflect.Descriptor instead.
 func (*PrepareRoundRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{47}
+	return file_fermata_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *PrepareRoundRequest) GetRound() *Round {
@@ -3631,7 +3853,7 @@ type PrepareRoundReply struct {
 
 func (x *PrepareRoundReply) Reset() {
 	*x = PrepareRoundReply{}
-	mi := &file_fermata_proto_msgTypes[48]
+	mi := &file_fermata_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3643,7 +3865,7 @@ func (x *PrepareRoundReply) String() string {
 func (*PrepareRoundReply) ProtoMessage() {}
 
 func (x *PrepareRoundReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[48]
+	mi := &file_fermata_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3656,7 +3878,7 @@ func (x *PrepareRoundReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareRoundReply.ProtoReflect.Descriptor instead.
 func (*PrepareRoundReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{48}
+	return file_fermata_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *PrepareRoundReply) GetGuests() []string {
@@ -3675,7 +3897,7 @@ type CutRoundRequest struct {
 
 func (x *CutRoundRequest) Reset() {
 	*x = CutRoundRequest{}
-	mi := &file_fermata_proto_msgTypes[49]
+	mi := &file_fermata_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3687,7 +3909,7 @@ func (x *CutRoundRequest) String() string {
 func (*CutRoundRequest) ProtoMessage() {}
 
 func (x *CutRoundRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[49]
+	mi := &file_fermata_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3700,7 +3922,7 @@ func (x *CutRoundRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CutRoundRequest.ProtoReflect.Descriptor instead.
 func (*CutRoundRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{49}
+	return file_fermata_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *CutRoundRequest) GetRound() *Round {
@@ -3719,7 +3941,7 @@ type CutRoundReply struct {
 
 func (x *CutRoundReply) Reset() {
 	*x = CutRoundReply{}
-	mi := &file_fermata_proto_msgTypes[50]
+	mi := &file_fermata_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3731,7 +3953,7 @@ func (x *CutRoundReply) String() string {
 func (*CutRoundReply) ProtoMessage() {}
 
 func (x *CutRoundReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[50]
+	mi := &file_fermata_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3744,7 +3966,7 @@ func (x *CutRoundReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CutRoundReply.ProtoReflect.Descriptor instead.
 func (*CutRoundReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{50}
+	return file_fermata_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *CutRoundReply) GetGuests() []*GuestReport {
@@ -3763,7 +3985,7 @@ type PersistRoundRequest struct {
 
 func (x *PersistRoundRequest) Reset() {
 	*x = PersistRoundRequest{}
-	mi := &file_fermata_proto_msgTypes[51]
+	mi := &file_fermata_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3775,7 +3997,7 @@ func (x *PersistRoundRequest) String() string {
 func (*PersistRoundRequest) ProtoMessage() {}
 
 func (x *PersistRoundRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[51]
+	mi := &file_fermata_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3788,7 +4010,7 @@ func (x *PersistRoundRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PersistRoundRequest.ProtoReflect.Descriptor instead.
 func (*PersistRoundRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{51}
+	return file_fermata_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *PersistRoundRequest) GetRound() *Round {
@@ -3809,7 +4031,7 @@ type PersistRoundUpdate struct {
 
 func (x *PersistRoundUpdate) Reset() {
 	*x = PersistRoundUpdate{}
-	mi := &file_fermata_proto_msgTypes[52]
+	mi := &file_fermata_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3821,7 +4043,7 @@ func (x *PersistRoundUpdate) String() string {
 func (*PersistRoundUpdate) ProtoMessage() {}
 
 func (x *PersistRoundUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[52]
+	mi := &file_fermata_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3834,7 +4056,7 @@ func (x *PersistRoundUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PersistRoundUpdate.ProtoReflect.Descriptor instead.
 func (*PersistRoundUpdate) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{52}
+	return file_fermata_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *PersistRoundUpdate) GetDoneBytes() uint64 {
@@ -3874,7 +4096,7 @@ type NodeImage struct {
 
 func (x *NodeImage) Reset() {
 	*x = NodeImage{}
-	mi := &file_fermata_proto_msgTypes[53]
+	mi := &file_fermata_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3886,7 +4108,7 @@ func (x *NodeImage) String() string {
 func (*NodeImage) ProtoMessage() {}
 
 func (x *NodeImage) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[53]
+	mi := &file_fermata_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3899,7 +4121,7 @@ func (x *NodeImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeImage.ProtoReflect.Descriptor instead.
 func (*NodeImage) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{53}
+	return file_fermata_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *NodeImage) GetNode() string {
@@ -3962,7 +4184,7 @@ type GuestImage struct {
 
 func (x *GuestImage) Reset() {
 	*x = GuestImage{}
-	mi := &file_fermata_proto_msgTypes[54]
+	mi := &file_fermata_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3974,7 +4196,7 @@ func (x *GuestImage) String() string {
 func (*GuestImage) ProtoMessage() {}
 
 func (x *GuestImage) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[54]
+	mi := &file_fermata_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3987,7 +4209,7 @@ func (x *GuestImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestImage.ProtoReflect.Descriptor instead.
 func (*GuestImage) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{54}
+	return file_fermata_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *GuestImage) GetGuest() string {
@@ -4025,7 +4247,7 @@ type ImageObject struct {
 
 func (x *ImageObject) Reset() {
 	*x = ImageObject{}
-	mi := &file_fermata_proto_msgTypes[55]
+	mi := &file_fermata_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4037,7 +4259,7 @@ func (x *ImageObject) String() string {
 func (*ImageObject) ProtoMessage() {}
 
 func (x *ImageObject) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[55]
+	mi := &file_fermata_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4050,7 +4272,7 @@ func (x *ImageObject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageObject.ProtoReflect.Descriptor instead.
 func (*ImageObject) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{55}
+	return file_fermata_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ImageObject) GetKind() string {
@@ -4098,7 +4320,7 @@ type FinishRoundRequest struct {
 
 func (x *FinishRoundRequest) Reset() {
 	*x = FinishRoundRequest{}
-	mi := &file_fermata_proto_msgTypes[56]
+	mi := &file_fermata_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4110,7 +4332,7 @@ func (x *FinishRoundRequest) String() string {
 func (*FinishRoundRequest) ProtoMessage() {}
 
 func (x *FinishRoundRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[56]
+	mi := &file_fermata_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4123,7 +4345,7 @@ func (x *FinishRoundRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishRoundRequest.ProtoReflect.Descriptor instead.
 func (*FinishRoundRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{56}
+	return file_fermata_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *FinishRoundRequest) GetRound() *Round {
@@ -4148,7 +4370,7 @@ type FinishRoundReply struct {
 
 func (x *FinishRoundReply) Reset() {
 	*x = FinishRoundReply{}
-	mi := &file_fermata_proto_msgTypes[57]
+	mi := &file_fermata_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4160,7 +4382,7 @@ func (x *FinishRoundReply) String() string {
 func (*FinishRoundReply) ProtoMessage() {}
 
 func (x *FinishRoundReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[57]
+	mi := &file_fermata_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4173,7 +4395,7 @@ func (x *FinishRoundReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishRoundReply.ProtoReflect.Descriptor instead.
 func (*FinishRoundReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{57}
+	return file_fermata_proto_rawDescGZIP(), []int{60}
 }
 
 var File_fermata_proto protoreflect.FileDescriptor
@@ -4243,7 +4465,23 @@ const file_fermata_proto_rawDesc = "" +
 	"\x06offset\x18\x03 \x01(\x04R\x06offset\x12\x16\n" +
 	"\x06follow\x18\x04 \x01(\bR\x06follow\"\"\n" +
 	"\fConsoleChunk\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data\"\xf9\x02\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"B\n" +
+	"\fTraceRequest\x12\x18\n" +
+	"\acluster\x18\x01 \x01(\tR\acluster\x12\x18\n" +
+	"\anetwork\x18\x02 \x01(\tR\anetwork\"e\n" +
+	"\n" +
+	"TraceChunk\x12/\n" +
+	"\x06frames\x18\x01 \x03(\v2\x17.fermata.v1.TracedFrameR\x06frames\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12\x12\n" +
+	"\x04lost\x18\x03 \x01(\x04R\x04lost\"\xa0\x01\n" +
+	"\vTracedFrame\x12\x17\n" +
+	"\aunix_ns\x18\x01 \x01(\x03R\x06unixNs\x12\x14\n" +
+	"\x05guest\x18\x02 \x01(\tR\x05guest\x12\x10\n" +
+	"\x03nic\x18\x03 \x01(\tR\x03nic\x12\x10\n" +
+	"\x03mac\x18\x04 \x01(\fR\x03mac\x12\x14\n" +
+	"\x05epoch\x18\x05 \x01(\x04R\x05epoch\x12\x12\n" +
+	"\x04data\x18\x06 \x01(\fR\x04data\x12\x14\n" +
+	"\x05point\x18\a \x01(\bR\x05point\"\xf9\x02\n" +
 	"\x05Event\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\tR\x04step\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x14\n" +
@@ -4288,7 +4526,7 @@ const file_fermata_proto_rawDesc = "" +
 	"framesSent\x12%\n" +
 	"\x0eframes_dropped\x18\x06 \x01(\x04R\rframesDropped\x12\x1f\n" +
 	"\vframes_held\x18\a \x01(\x04R\n" +
-	"framesHeld\"\xb8\x05\n" +
+	"framesHeld\"\xf3\x05\n" +
 	"\n" +
 	"Checkpoint\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
@@ -4315,7 +4553,10 @@ const file_fermata_proto_rawDesc = "" +
 	"takenBytes\x12)\n" +
 	"\x10frames_discarded\x18\x13 \x01(\x04R\x0fframesDiscarded\x12\x1b\n" +
 	"\tnew_bytes\x18\x14 \x01(\x04R\bnewBytes\x12!\n" +
-	"\x03cut\x18\x15 \x01(\x0e2\x0f.fermata.v1.CutR\x03cut\"\xb3\x06\n" +
+	"\x03cut\x18\x15 \x01(\x0e2\x0f.fermata.v1.CutR\x03cut\x12\x1a\n" +
+	"\bnetworks\x18\x16 \x03(\tR\bnetworks\x12\x1d\n" +
+	"\n" +
+	"off_fabric\x18\x17 \x03(\tR\toffFabric\"\xb3\x06\n" +
 	"\vGuestReport\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x19\n" +
@@ -4520,7 +4761,7 @@ const file_fermata_proto_rawDesc = "" +
 	"\x13GUEST_STATE_RUNNING\x10\x02\x12\x16\n" +
 	"\x12GUEST_STATE_PAUSED\x10\x03\x12\x14\n" +
 	"\x10GUEST_STATE_DEAD\x10\x04\x12\x17\n" +
-	"\x13GUEST_STATE_UNKNOWN\x10\x052\xd8\b\n" +
+	"\x13GUEST_STATE_UNKNOWN\x10\x052\x95\t\n" +
 	"\bOperator\x12F\n" +
 	"\rCreateCluster\x12 .fermata.v1.CreateClusterRequest\x1a\x13.fermata.v1.Cluster\x12N\n" +
 	"\fListClusters\x12\x1f.fermata.v1.ListClustersRequest\x1a\x1d.fermata.v1.ListClustersReply\x12@\n" +
@@ -4537,15 +4778,17 @@ const file_fermata_proto_rawDesc = "" +
 	"\aRestart\x12\x1a.fermata.v1.RestartRequest\x1a\x11.fermata.v1.Event0\x01\x12E\n" +
 	"\tListNodes\x12\x1c.fermata.v1.ListNodesRequest\x1a\x1a.fermata.v1.ListNodesReply\x12;\n" +
 	"\aGetNode\x12\x1a.fermata.v1.GetNodeRequest\x1a\x14.fermata.v1.NodeInfo\x12A\n" +
-	"\aConsole\x12\x1a.fermata.v1.ConsoleRequest\x1a\x18.fermata.v1.ConsoleChunk0\x012N\n" +
+	"\aConsole\x12\x1a.fermata.v1.ConsoleRequest\x1a\x18.fermata.v1.ConsoleChunk0\x01\x12;\n" +
+	"\x05Trace\x12\x18.fermata.v1.TraceRequest\x1a\x16.fermata.v1.TraceChunk0\x012N\n" +
 	"\bRegistry\x12B\n" +
-	"\bRegister\x12\x1b.fermata.v1.RegisterRequest\x1a\x19.fermata.v1.RegisterReply2\xb9\x05\n" +
+	"\bRegister\x12\x1b.fermata.v1.RegisterRequest\x1a\x19.fermata.v1.RegisterReply2\xfc\x05\n" +
 	"\x04Node\x12=\n" +
 	"\bDescribe\x12\x1b.fermata.v1.DescribeRequest\x1a\x14.fermata.v1.NodeInfo\x12Q\n" +
 	"\fCreateGuests\x12\x1f.fermata.v1.CreateGuestsRequest\x1a\x1e.fermata.v1.CreateGuestsUpdate0\x01\x12Q\n" +
 	"\rReleaseGuests\x12 .fermata.v1.ReleaseGuestsRequest\x1a\x1e.fermata.v1.ReleaseGuestsReply\x12Q\n" +
 	"\rDestroyGuests\x12 .fermata.v1.DestroyGuestsRequest\x1a\x1e.fermata.v1.DestroyGuestsReply\x12E\n" +
-	"\vReadConsole\x12\x1a.fermata.v1.ConsoleRequest\x1a\x18.fermata.v1.ConsoleChunk0\x01\x12N\n" +
+	"\vReadConsole\x12\x1a.fermata.v1.ConsoleRequest\x1a\x18.fermata.v1.ConsoleChunk0\x01\x12A\n" +
+	"\vTraceFrames\x12\x18.fermata.v1.TraceRequest\x1a\x16.fermata.v1.TraceChunk0\x01\x12N\n" +
 	"\fPrepareRound\x12\x1f.fermata.v1.PrepareRoundRequest\x1a\x1d.fermata.v1.PrepareRoundReply\x12B\n" +
 	"\bCutRound\x12\x1b.fermata.v1.CutRoundRequest\x1a\x19.fermata.v1.CutRoundReply\x12Q\n" +
 	"\fPersistRound\x12\x1f.fermata.v1.PersistRoundRequest\x1a\x1e.fermata.v1.PersistRoundUpdate0\x01\x12K\n" +
@@ -4564,7 +4807,7 @@ func file_fermata_proto_rawDescGZIP() []byte {
 }
 
 var file_fermata_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_fermata_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
+var file_fermata_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
 var file_fermata_proto_goTypes = []any{
 	(Cut)(0),                        // 0: fermata.v1.Cut
 	(CaptureMode)(0),                // 1: fermata.v1.CaptureMode
@@ -4591,144 +4834,152 @@ var file_fermata_proto_goTypes = []any{
 	(*GetNodeRequest)(nil),          // 22: fermata.v1.GetNodeRequest
 	(*ConsoleRequest)(nil),          // 23: fermata.v1.ConsoleRequest
 	(*ConsoleChunk)(nil),            // 24: fermata.v1.ConsoleChunk
-	(*Event)(nil),                   // 25: fermata.v1.Event
-	(*Cluster)(nil),                 // 26: fermata.v1.Cluster
-	(*GuestStatus)(nil),             // 27: fermata.v1.GuestStatus
-	(*NICStatus)(nil),               // 28: fermata.v1.NICStatus
-	(*Checkpoint)(nil),              // 29: fermata.v1.Checkpoint
-	(*GuestReport)(nil),             // 30: fermata.v1.GuestReport
-	(*RestartReport)(nil),           // 31: fermata.v1.RestartReport
-	(*Assignment)(nil),              // 32: fermata.v1.Assignment
-	(*VerifyReport)(nil),            // 33: fermata.v1.VerifyReport
-	(*Damage)(nil),                  // 34: fermata.v1.Damage
-	(*NodeInfo)(nil),                // 35: fermata.v1.NodeInfo
-	(*RegisterRequest)(nil),         // 36: fermata.v1.RegisterRequest
-	(*RegisterReply)(nil),           // 37: fermata.v1.RegisterReply
-	(*Fence)(nil),                   // 38: fermata.v1.Fence
-	(*DescribeRequest)(nil),         // 39: fermata.v1.DescribeRequest
-	(*GuestSpec)(nil),               // 40: fermata.v1.GuestSpec
-	(*DiskSpec)(nil),                // 41: fermata.v1.DiskSpec
-	(*NICSpec)(nil),                 // 42: fermata.v1.NICSpec
-	(*Peer)(nil),                    // 43: fermata.v1.Peer
-	(*CreateGuestsRequest)(nil),     // 44: fermata.v1.CreateGuestsRequest
-	(*CreateGuestsUpdate)(nil),      // 45: fermata.v1.CreateGuestsUpdate
-	(*ReleaseGuestsRequest)(nil),    // 46: fermata.v1.ReleaseGuestsRequest
-	(*ReleaseGuestsReply)(nil),      // 47: fermata.v1.ReleaseGuestsReply
-	(*DestroyGuestsRequest)(nil),    // 48: fermata.v1.DestroyGuestsRequest
-	(*DestroyGuestsReply)(nil),      // 49: fermata.v1.DestroyGuestsReply
-	(*Round)(nil),                   // 50: fermata.v1.Round
-	(*PrepareRoundRequest)(nil),     // 51: fermata.v1.PrepareRoundRequest
-	(*PrepareRoundReply)(nil),       // 52: fermata.v1.PrepareRoundReply
-	(*CutRoundRequest)(nil),         // 53: fermata.v1.CutRoundRequest
-	(*CutRoundReply)(nil),           // 54: fermata.v1.CutRoundReply
-	(*PersistRoundRequest)(nil),     // 55: fermata.v1.PersistRoundRequest
-	(*PersistRoundUpdate)(nil),      // 56: fermata.v1.PersistRoundUpdate
-	(*NodeImage)(nil),               // 57: fermata.v1.NodeImage
-	(*GuestImage)(nil),              // 58: fermata.v1.GuestImage
-	(*ImageObject)(nil),             // 59: fermata.v1.ImageObject
-	(*FinishRoundRequest)(nil),      // 60: fermata.v1.FinishRoundRequest
-	(*FinishRoundReply)(nil),        // 61: fermata.v1.FinishRoundReply
-	nil,                             // 62: fermata.v1.StartClusterRequest.OnEntry
-	nil,                             // 63: fermata.v1.RestartRequest.OnEntry
+	(*TraceRequest)(nil),            // 25: fermata.v1.TraceRequest
+	(*TraceChunk)(nil),              // 26: fermata.v1.TraceChunk
+	(*TracedFrame)(nil),             // 27: fermata.v1.TracedFrame
+	(*Event)(nil),                   // 28: fermata.v1.Event
+	(*Cluster)(nil),                 // 29: fermata.v1.Cluster
+	(*GuestStatus)(nil),             // 30: fermata.v1.GuestStatus
+	(*NICStatus)(nil),               // 31: fermata.v1.NICStatus
+	(*Checkpoint)(nil),              // 32: fermata.v1.Checkpoint
+	(*GuestReport)(nil),             // 33: fermata.v1.GuestReport
+	(*RestartReport)(nil),           // 34: fermata.v1.RestartReport
+	(*Assignment)(nil),              // 35: fermata.v1.Assignment
+	(*VerifyReport)(nil),            // 36: fermata.v1.VerifyReport
+	(*Damage)(nil),                  // 37: fermata.v1.Damage
+	(*NodeInfo)(nil),                // 38: fermata.v1.NodeInfo
+	(*RegisterRequest)(nil),         // 39: fermata.v1.RegisterRequest
+	(*RegisterReply)(nil),           // 40: fermata.v1.RegisterReply
+	(*Fence)(nil),                   // 41: fermata.v1.Fence
+	(*DescribeRequest)(nil),         // 42: fermata.v1.DescribeRequest
+	(*GuestSpec)(nil),               // 43: fermata.v1.GuestSpec
+	(*DiskSpec)(nil),                // 44: fermata.v1.DiskSpec
+	(*NICSpec)(nil),                 // 45: fermata.v1.NICSpec
+	(*Peer)(nil),                    // 46: fermata.v1.Peer
+	(*CreateGuestsRequest)(nil),     // 47: fermata.v1.CreateGuestsRequest
+	(*CreateGuestsUpdate)(nil),      // 48: fermata.v1.CreateGuestsUpdate
+	(*ReleaseGuestsRequest)(nil),    // 49: fermata.v1.ReleaseGuestsRequest
+	(*ReleaseGuestsReply)(nil),      // 50: fermata.v1.ReleaseGuestsReply
+	(*DestroyGuestsRequest)(nil),    // 51: fermata.v1.DestroyGuestsRequest
+	(*DestroyGuestsReply)(nil),      // 52: fermata.v1.DestroyGuestsReply
+	(*Round)(nil),                   // 53: fermata.v1.Round
+	(*PrepareRoundRequest)(nil),     // 54: fermata.v1.PrepareRoundRequest
+	(*PrepareRoundReply)(nil),       // 55: fermata.v1.PrepareRoundReply
+	(*CutRoundRequest)(nil),         // 56: fermata.v1.CutRoundRequest
+	(*CutRoundReply)(nil),           // 57: fermata.v1.CutRoundReply
+	(*PersistRoundRequest)(nil),     // 58: fermata.v1.PersistRoundRequest
+	(*PersistRoundUpdate)(nil),      // 59: fermata.v1.PersistRoundUpdate
+	(*NodeImage)(nil),               // 60: fermata.v1.NodeImage
+	(*GuestImage)(nil),              // 61: fermata.v1.GuestImage
+	(*ImageObject)(nil),             // 62: fermata.v1.ImageObject
+	(*FinishRoundRequest)(nil),      // 63: fermata.v1.FinishRoundRequest
+	(*FinishRoundReply)(nil),        // 64: fermata.v1.FinishRoundReply
+	nil,                             // 65: fermata.v1.StartClusterRequest.OnEntry
+	nil,                             // 66: fermata.v1.RestartRequest.OnEntry
 }
 var file_fermata_proto_depIdxs = []int32{
-	26, // 0: fermata.v1.ListClustersReply.clusters:type_name -> fermata.v1.Cluster
-	62, // 1: fermata.v1.StartClusterRequest.on:type_name -> fermata.v1.StartClusterRequest.OnEntry
+	29, // 0: fermata.v1.ListClustersReply.clusters:type_name -> fermata.v1.Cluster
+	65, // 1: fermata.v1.StartClusterRequest.on:type_name -> fermata.v1.StartClusterRequest.OnEntry
 	1,  // 2: fermata.v1.CheckpointRequest.mode:type_name -> fermata.v1.CaptureMode
 	0,  // 3: fermata.v1.CheckpointRequest.cut:type_name -> fermata.v1.Cut
-	29, // 4: fermata.v1.ListCheckpointsReply.checkpoints:type_name -> fermata.v1.Checkpoint
-	63, // 5: fermata.v1.RestartRequest.on:type_name -> fermata.v1.RestartRequest.OnEntry
-	35, // 6: fermata.v1.ListNodesReply.nodes:type_name -> fermata.v1.NodeInfo
-	26, // 7: fermata.v1.Event.cluster:type_name -> fermata.v1.Cluster
-	29, // 8: fermata.v1.Event.checkpoint:type_name -> fermata.v1.Checkpoint
-	31, // 9: fermata.v1.Event.restart:type_name -> fermata.v1.RestartReport
-	33, // 10: fermata.v1.Event.verify:type_name -> fermata.v1.VerifyReport
-	2,  // 11: fermata.v1.Cluster.state:type_name -> fermata.v1.ClusterState
-	27, // 12: fermata.v1.Cluster.guests:type_name -> fermata.v1.GuestStatus
-	3,  // 13: fermata.v1.GuestStatus.state:type_name -> fermata.v1.GuestState
-	28, // 14: fermata.v1.GuestStatus.nics:type_name -> fermata.v1.NICStatus
-	30, // 15: fermata.v1.Checkpoint.guests:type_name -> fermata.v1.GuestReport
-	0,  // 16: fermata.v1.Checkpoint.cut:type_name -> fermata.v1.Cut
-	32, // 17: fermata.v1.RestartReport.plan:type_name -> fermata.v1.Assignment
-	34, // 18: fermata.v1.VerifyReport.damage:type_name -> fermata.v1.Damage
-	27, // 19: fermata.v1.NodeInfo.guests:type_name -> fermata.v1.GuestStatus
-	35, // 20: fermata.v1.RegisterRequest.node:type_name -> fermata.v1.NodeInfo
-	41, // 21: fermata.v1.GuestSpec.disks:type_name -> fermata.v1.DiskSpec
-	42, // 22: fermata.v1.GuestSpec.nics:type_name -> fermata.v1.NICSpec
-	38, // 23: fermata.v1.CreateGuestsRequest.fence:type_name -> fermata.v1.Fence
-	40, // 24: fermata.v1.CreateGuestsRequest.guests:type_name -> fermata.v1.GuestSpec
-	43, // 25: fermata.v1.CreateGuestsRequest.peers:type_name -> fermata.v1.Peer
-	58, // 26: fermata.v1.CreateGuestsRequest.images:type_name -> fermata.v1.GuestImage
-	38, // 27: fermata.v1.ReleaseGuestsRequest.fence:type_name -> fermata.v1.Fence
-	27, // 28: fermata.v1.ReleaseGuestsReply.guests:type_name -> fermata.v1.GuestStatus
-	38, // 29: fermata.v1.DestroyGuestsRequest.fence:type_name -> fermata.v1.Fence
-	38, // 30: fermata.v1.Round.fence:type_name -> fermata.v1.Fence
-	50, // 31: fermata.v1.PrepareRoundRequest.round:type_name -> fermata.v1.Round
-	1,  // 32: fermata.v1.PrepareRoundRequest.mode:type_name -> fermata.v1.CaptureMode
-	0,  // 33: fermata.v1.PrepareRoundRequest.cut:type_name -> fermata.v1.Cut
-	50, // 34: fermata.v1.CutRoundRequest.round:type_name -> fermata.v1.Round
-	30, // 35: fermata.v1.CutRoundReply.guests:type_name -> fermata.v1.GuestReport
-	50, // 36: fermata.v1.PersistRoundRequest.round:type_name -> fermata.v1.Round
-	57, // 37: fermata.v1.PersistRoundUpdate.image:type_name -> fermata.v1.NodeImage
-	58, // 38: fermata.v1.NodeImage.guests:type_name -> fermata.v1.GuestImage
-	30, // 39: fermata.v1.NodeImage.reports:type_name -> fermata.v1.GuestReport
-	59, // 40: fermata.v1.GuestImage.objects:type_name -> fermata.v1.ImageObject
-	50, // 41: fermata.v1.FinishRoundRequest.round:type_name -> fermata.v1.Round
-	4,  // 42: fermata.v1.Operator.CreateCluster:input_type -> fermata.v1.CreateClusterRequest
-	5,  // 43: fermata.v1.Operator.ListClusters:input_type -> fermata.v1.ListClustersRequest
-	7,  // 44: fermata.v1.Operator.GetCluster:input_type -> fermata.v1.GetClusterRequest
-	8,  // 45: fermata.v1.Operator.StartCluster:input_type -> fermata.v1.StartClusterRequest
-	9,  // 46: fermata.v1.Operator.StopCluster:input_type -> fermata.v1.StopClusterRequest
-	10, // 47: fermata.v1.Operator.DeleteCluster:input_type -> fermata.v1.DeleteClusterRequest
-	12, // 48: fermata.v1.Operator.TakeCheckpoint:input_type -> fermata.v1.CheckpointRequest
-	13, // 49: fermata.v1.Operator.ListCheckpoints:input_type -> fermata.v1.ListCheckpointsRequest
-	15, // 50: fermata.v1.Operator.GetCheckpoint:input_type -> fermata.v1.GetCheckpointRequest
-	16, // 51: fermata.v1.Operator.VerifyCheckpoint:input_type -> fermata.v1.VerifyCheckpointRequest
-	17, // 52: fermata.v1.Operator.DeleteCheckpoint:input_type -> fermata.v1.DeleteCheckpointRequest
-	19, // 53: fermata.v1.Operator.Restart:input_type -> fermata.v1.RestartRequest
-	20, // 54: fermata.v1.Operator.ListNodes:input_type -> fermata.v1.ListNodesRequest
-	22, // 55: fermata.v1.Operator.GetNode:input_type -> fermata.v1.GetNodeRequest
-	23, // 56: fermata.v1.Operator.Console:input_type -> fermata.v1.ConsoleRequest
-	36, // 57: fermata.v1.Registry.Register:input_type -> fermata.v1.RegisterRequest
-	39, // 58: fermata.v1.Node.Describe:input_type -> fermata.v1.DescribeRequest
-	44, // 59: fermata.v1.Node.CreateGuests:input_type -> fermata.v1.CreateGuestsRequest
-	46, // 60: fermata.v1.Node.ReleaseGuests:input_type -> fermata.v1.ReleaseGuestsRequest
-	48, // 61: fermata.v1.Node.DestroyGuests:input_type -> fermata.v1.DestroyGuestsRequest
-	23, // 62: fermata.v1.Node.ReadConsole:input_type -> fermata.v1.ConsoleRequest
-	51, // 63: fermata.v1.Node.PrepareRound:input_type -> fermata.v1.PrepareRoundRequest
-	53, // 64: fermata.v1.Node.CutRound:input_type -> fermata.v1.CutRoundRequest
-	55, // 65: fermata.v1.Node.PersistRound:input_type -> fermata.v1.PersistRoundRequest
-	60, // 66: fermata.v1.Node.FinishRound:input_type -> fermata.v1.FinishRoundRequest
-	26, // 67: fermata.v1.Operator.CreateCluster:output_type -> fermata.v1.Cluster
-	6,  // 68: fermata.v1.Operator.ListClusters:output_type -> fermata.v1.ListClustersReply
-	26, // 69: fermata.v1.Operator.GetCluster:output_type -> fermata.v1.Cluster
-	25, // 70: fermata.v1.Operator.StartCluster:output_type -> fermata.v1.Event
-	25, // 71: fermata.v1.Operator.StopCluster:output_type -> fermata.v1.Event
-	11, // 72: fermata.v1.Operator.DeleteCluster:output_type -> fermata.v1.DeleteClusterReply
-	25, // 73: fermata.v1.Operator.TakeCheckpoint:output_type -> fermata.v1.Event
-	14, // 74: fermata.v1.Operator.ListCheckpoints:output_type -> fermata.v1.ListCheckpointsReply
-	29, // 75: fermata.v1.Operator.GetCheckpoint:output_type -> fermata.v1.Checkpoint
-	25, // 76: fermata.v1.Operator.VerifyCheckpoint:output_type -> fermata.v1.Event
-	18, // 77: fermata.v1.Operator.DeleteCheckpoint:output_type -> fermata.v1.DeleteCheckpointReply
-	25, // 78: fermata.v1.Operator.Restart:output_type -> fermata.v1.Event
-	21, // 79: fermata.v1.Operator.ListNodes:output_type -> fermata.v1.ListNodesReply
-	35, // 80: fermata.v1.Operator.GetNode:output_type -> fermata.v1.NodeInfo
-	24, // 81: fermata.v1.Operator.Console:output_type -> fermata.v1.ConsoleChunk
-	37, // 82: fermata.v1.Registry.Register:output_type -> fermata.v1.RegisterReply
-	35, // 83: fermata.v1.Node.Describe:output_type -> fermata.v1.NodeInfo
-	45, // 84: fermata.v1.Node.CreateGuests:output_type -> fermata.v1.CreateGuestsUpdate
-	47, // 85: fermata.v1.Node.ReleaseGuests:output_type -> fermata.v1.ReleaseGuestsReply
-	49, // 86: fermata.v1.Node.DestroyGuests:output_type -> fermata.v1.DestroyGuestsReply
-	24, // 87: fermata.v1.Node.ReadConsole:output_type -> fermata.v1.ConsoleChunk
-	52, // 88: fermata.v1.Node.PrepareRound:output_type -> fermata.v1.PrepareRoundReply
-	54, // 89: fermata.v1.Node.CutRound:output_type -> fermata.v1.CutRoundReply
-	56, // 90: fermata.v1.Node.PersistRound:output_type -> fermata.v1.PersistRoundUpdate
-	61, // 91: fermata.v1.Node.FinishRound:output_type -> fermata.v1.FinishRoundReply
-	67, // [67:92] is the sub-list for method output_type
-	42, // [42:67] is the sub-list for method input_type
-	42, // [42:42] is the sub-list for extension type_name
-	42, // [42:42] is the sub-list for extension extendee
-	0,  // [0:42] is the sub-list for field type_name
+	32, // 4: fermata.v1.ListCheckpointsReply.checkpoints:type_name -> fermata.v1.Checkpoint
+	66, // 5: fermata.v1.RestartRequest.on:type_name -> fermata.v1.RestartRequest.OnEntry
+	38, // 6: fermata.v1.ListNodesReply.nodes:type_name -> fermata.v1.NodeInfo
+	27, // 7: fermata.v1.TraceChunk.frames:type_name -> fermata.v1.TracedFrame
+	29, // 8: fermata.v1.Event.cluster:type_name -> fermata.v1.Cluster
+	32, // 9: fermata.v1.Event.checkpoint:type_name -> fermata.v1.Checkpoint
+	34, // 10: fermata.v1.Event.restart:type_name -> fermata.v1.RestartReport
+	36, // 11: fermata.v1.Event.verify:type_name -> fermata.v1.VerifyReport
+	2,  // 12: fermata.v1.Cluster.state:type_name -> fermata.v1.ClusterState
+	30, // 13: fermata.v1.Cluster.guests:type_name -> fermata.v1.GuestStatus
+	3,  // 14: fermata.v1.GuestStatus.state:type_name -> fermata.v1.GuestState
+	31, // 15: fermata.v1.GuestStatus.nics:type_name -> fermata.v1.NICStatus
+	33, // 16: fermata.v1.Checkpoint.guests:type_name -> fermata.v1.GuestReport
+	0,  // 17: fermata.v1.Checkpoint.cut:type_name -> fermata.v1.Cut
+	35, // 18: fermata.v1.RestartReport.plan:type_name -> fermata.v1.Assignment
+	37, // 19: fermata.v1.VerifyReport.damage:type_name -> fermata.v1.Damage
+	30, // 20: fermata.v1.NodeInfo.guests:type_name -> fermata.v1.GuestStatus
+	38, // 21: fermata.v1.RegisterRequest.node:type_name -> fermata.v1.NodeInfo
+	44, // 22: fermata.v1.GuestSpec.disks:type_name -> fermata.v1.DiskSpec
+	45, // 23: fermata.v1.GuestSpec.nics:type_name -> fermata.v1.NICSpec
+	41, // 24: fermata.v1.CreateGuestsRequest.fence:type_name -> fermata.v1.Fence
+	43, // 25: fermata.v1.CreateGuestsRequest.guests:type_name -> fermata.v1.GuestSpec
+	46, // 26: fermata.v1.CreateGuestsRequest.peers:type_name -> fermata.v1.Peer
+	61, // 27: fermata.v1.CreateGuestsRequest.images:type_name -> fermata.v1.GuestImage
+	41, // 28: fermata.v1.ReleaseGuestsRequest.fence:type_name -> fermata.v1.Fence
+	30, // 29: fermata.v1.ReleaseGuestsReply.guests:type_name -> fermata.v1.GuestStatus
+	41, // 30: fermata.v1.DestroyGuestsRequest.fence:type_name -> fermata.v1.Fence
+	41, // 31: fermata.v1.Round.fence:type_name -> fermata.v1.Fence
+	53, // 32: fermata.v1.PrepareRoundRequest.round:type_name -> fermata.v1.Round
+	1,  // 33: fermata.v1.PrepareRoundRequest.mode:type_name -> fermata.v1.CaptureMode
+	0,  // 34: fermata.v1.PrepareRoundRequest.cut:type_name -> fermata.v1.Cut
+	53, // 35: fermata.v1.CutRoundRequest.round:type_name -> fermata.v1.Round
+	33, // 36: fermata.v1.CutRoundReply.guests:type_name -> fermata.v1.GuestReport
+	53, // 37: fermata.v1.PersistRoundRequest.round:type_name -> fermata.v1.Round
+	60, // 38: fermata.v1.PersistRoundUpdate.image:type_name -> fermata.v1.NodeImage
+	61, // 39: fermata.v1.NodeImage.guests:type_name -> fermata.v1.GuestImage
+	33, // 40: fermata.v1.NodeImage.reports:type_name -> fermata.v1.GuestReport
+	62, // 41: fermata.v1.GuestImage.objects:type_name -> fermata.v1.ImageObject
+	53, // 42: fermata.v1.FinishRoundRequest.round:type_name -> fermata.v1.Round
+	4,  // 43: fermata.v1.Operator.CreateCluster:input_type -> fermata.v1.CreateClusterRequest
+	5,  // 44: fermata.v1.Operator.ListClusters:input_type -> fermata.v1.ListClustersRequest
+	7,  // 45: fermata.v1.Operator.GetCluster:input_type -> fermata.v1.GetClusterRequest
+	8,  // 46: fermata.v1.Operator.StartCluster:input_type -> fermata.v1.StartClusterRequest
+	9,  // 47: fermata.v1.Operator.StopCluster:input_type -> fermata.v1.StopClusterRequest
+	10, // 48: fermata.v1.Operator.DeleteCluster:input_type -> fermata.v1.DeleteClusterRequest
+	12, // 49: fermata.v1.Operator.TakeCheckpoint:input_type -> fermata.v1.CheckpointRequest
+	13, // 50: fermata.v1.Operator.ListCheckpoints:input_type -> fermata.v1.ListCheckpointsRequest
+	15, // 51: fermata.v1.Operator.GetCheckpoint:input_type -> fermata.v1.GetCheckpointRequest
+	16, // 52: fermata.v1.Operator.VerifyCheckpoint:input_type -> fermata.v1.VerifyCheckpointRequest
+	17, // 53: fermata.v1.Operator.DeleteCheckpoint:input_type -> fermata.v1.DeleteCheckpointRequest
+	19, // 54: fermata.v1.Operator.Restart:input_type -> fermata.v1.RestartRequest
+	20, // 55: fermata.v1.Operator.ListNodes:input_type -> fermata.v1.ListNodesRequest
+	22, // 56: fermata.v1.Operator.GetNode:input_type -> fermata.v1.GetNodeRequest
+	23, // 57: fermata.v1.Operator.Console:input_type -> fermata.v1.ConsoleRequest
+	25, // 58: fermata.v1.Operator.Trace:input_type -> fermata.v1.TraceRequest
+	39, // 59: fermata.v1.Registry.Register:input_type -> fermata.v1.RegisterRequest
+	42, // 60: fermata.v1.Node.Describe:input_type -> fermata.v1.DescribeRequest
+	47, // 61: fermata.v1.Node.CreateGuests:input_type -> fermata.v1.CreateGuestsRequest
+	49, // 62: fermata.v1.Node.ReleaseGuests:input_type -> fermata.v1.ReleaseGuestsRequest
+	51, // 63: fermata.v1.Node.DestroyGuests:input_type -> fermata.v1.DestroyGuestsRequest
+	23, // 64: fermata.v1.Node.ReadConsole:input_type -> fermata.v1.ConsoleRequest
+	25, // 65: fermata.v1.Node.TraceFrames:input_type -> fermata.v1.TraceRequest
+	54, // 66: fermata.v1.Node.PrepareRound:input_type -> fermata.v1.PrepareRoundRequest
+	56, // 67: fermata.v1.Node.CutRound:input_type -> fermata.v1.CutRoundRequest
+	58, // 68: fermata.v1.Node.PersistRound:input_type -> fermata.v1.PersistRoundRequest
+	63, // 69: fermata.v1.Node.FinishRound:input_type -> fermata.v1.FinishRoundRequest
+	29, // 70: fermata.v1.Operator.CreateCluster:output_type -> fermata.v1.Cluster
+	6,  // 71: fermata.v1.Operator.ListClusters:output_type -> fermata.v1.ListClustersReply
+	29, // 72: fermata.v1.Operator.GetCluster:output_type -> fermata.v1.Cluster
+	28, // 73: fermata.v1.Operator.StartCluster:output_type -> fermata.v1.Event
+	28, // 74: fermata.v1.Operator.StopCluster:output_type -> fermata.v1.Event
+	11, // 75: fermata.v1.Operator.DeleteCluster:output_type -> fermata.v1.DeleteClusterReply
+	28, // 76: fermata.v1.Operator.TakeCheckpoint:output_type -> fermata.v1.Event
+	14, // 77: fermata.v1.Operator.ListCheckpoints:output_type -> fermata.v1.ListCheckpointsReply
+	32, // 78: fermata.v1.Operator.GetCheckpoint:output_type -> fermata.v1.Checkpoint
+	28, // 79: fermata.v1.Operator.VerifyCheckpoint:output_type -> fermata.v1.Event
+	18, // 80: fermata.v1.Operator.DeleteCheckpoint:output_type -> fermata.v1.DeleteCheckpointReply
+	28, // 81: fermata.v1.Operator.Restart:output_type -> fermata.v1.Event
+	21, // 82: fermata.v1.Operator.ListNodes:output_type -> fermata.v1.ListNodesReply
+	38, // 83: fermata.v1.Operator.GetNode:output_type -> fermata.v1.NodeInfo
+	24, // 84: fermata.v1.Operator.Console:output_type -> fermata.v1.ConsoleChunk
+	26, // 85: fermata.v1.Operator.Trace:output_type -> fermata.v1.TraceChunk
+	40, // 86: fermata.v1.Registry.Register:output_type -> fermata.v1.RegisterReply
+	38, // 87: fermata.v1.Node.Describe:output_type -> fermata.v1.NodeInfo
+	48, // 88: fermata.v1.Node.CreateGuests:output_type -> fermata.v1.CreateGuestsUpdate
+	50, // 89: fermata.v1.Node.ReleaseGuests:output_type -> fermata.v1.ReleaseGuestsReply
+	52, // 90: fermata.v1.Node.DestroyGuests:output_type -> fermata.v1.DestroyGuestsReply
+	24, // 91: fermata.v1.Node.ReadConsole:output_type -> fermata.v1.ConsoleChunk
+	26, // 92: fermata.v1.Node.TraceFrames:output_type -> fermata.v1.TraceChunk
+	55, // 93: fermata.v1.Node.PrepareRound:output_type -> fermata.v1.PrepareRoundReply
+	57, // 94: fermata.v1.Node.CutRound:output_type -> fermata.v1.CutRoundReply
+	59, // 95: fermata.v1.Node.PersistRound:output_type -> fermata.v1.PersistRoundUpdate
+	64, // 96: fermata.v1.Node.FinishRound:output_type -> fermata.v1.FinishRoundReply
+	70, // [70:97] is the sub-list for method output_type
+	43, // [43:70] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_fermata_proto_init() }
@@ -4737,7 +4988,7 @@ func file_fermata_proto_init() {
 		return
 	}
 	file_fermata_proto_msgTypes[8].OneofWrappers = []any{}
-	file_fermata_proto_msgTypes[21].OneofWrappers = []any{
+	file_fermata_proto_msgTypes[24].OneofWrappers = []any{
 		(*Event_Cluster)(nil),
 		(*Event_Checkpoint)(nil),
 		(*Event_Restart)(nil),
@@ -4749,7 +5000,7 @@ func file_fermata_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fermata_proto_rawDesc), len(file_fermata_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   60,
+			NumMessages:   63,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

@@ -40,6 +40,7 @@ const (
 	Operator_ListNodes_FullMethodName        = "/fermata.v1.Operator/ListNodes"
 	Operator_GetNode_FullMethodName          = "/fermata.v1.Operator/GetNode"
 	Operator_Console_FullMethodName          = "/fermata.v1.Operator/Console"
+	Operator_Trace_FullMethodName            = "/fermata.v1.Operator/Trace"
 )
 
 // OperatorClient is the client API for Operator service.
@@ -69,6 +70,9 @@ type OperatorClient interface {
 	GetNode(ctx context.Context, in *GetNodeRequest, opts ...grpc.CallOption) (*NodeInfo, error)
 	// Console streams what a guest printed on its serial console.
 	Console(ctx context.Context, in *ConsoleRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ConsoleChunk], error)
+	// Trace streams what guests send into a network from now on, and their points on
+	// cuts, until the caller goes away.
+	Trace(ctx context.Context, in *TraceRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TraceChunk], error)
 }
 
 type operatorClient struct {
@@ -283,6 +287,25 @@ func (c *operatorClient) Console(ctx context.Context, in *ConsoleRequest, opts .
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Operator_ConsoleClient = grpc.ServerStreamingClient[ConsoleChunk]
 
+func (c *operatorClient) Trace(ctx context.Context, in *TraceRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TraceChunk], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Operator_ServiceDesc.Streams[6], Operator_Trace_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[TraceRequest, TraceChunk]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Operator_TraceClient = grpc.ServerStreamingClient[TraceChunk]
+
 // OperatorServer is the server API for Operator service.
 // All implementations must embed UnimplementedOperatorServer
 // for forward compatibility.
@@ -310,6 +333,9 @@ type OperatorServer interface {
 	GetNode(context.Context, *GetNodeRequest) (*NodeInfo, error)
 	// Console streams what a guest printed on its serial console.
 	Console(*ConsoleRequest, grpc.ServerStreamingServer[ConsoleChunk]) error
+	// Trace streams what guests send into a network from now on, and their points on
+	// cuts, until the caller goes away.
+	Trace(*TraceRequest, grpc.ServerStreamingServer[TraceChunk]) error
 	mustEmbedUnimplementedOperatorServer()
 }
 
@@ -364,6 +390,9 @@ func (UnimplementedOperatorServer) GetNode(context.Context, *GetNodeRequest) (*N
 }
 func (UnimplementedOperatorServer) Console(*ConsoleRequest, grpc.ServerStreamingServer[ConsoleChunk]) error {
 	return status.Error(codes.Unimplemented, "method Console not implemented")
+}
+func (UnimplementedOperatorServer) Trace(*TraceRequest, grpc.ServerStreamingServer[TraceChunk]) error {
+	return status.Error(codes.Unimplemented, "method Trace not implemented")
 }
 func (UnimplementedOperatorServer) mustEmbedUnimplementedOperatorServer() {}
 func (UnimplementedOperatorServer) testEmbeddedByValue()                  {}
@@ -614,6 +643,17 @@ func _Operator_Console_Handler(srv interface{}, stream grpc.ServerStream) error 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Operator_ConsoleServer = grpc.ServerStreamingServer[ConsoleChunk]
 
+func _Operator_Trace_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(TraceRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(OperatorServer).Trace(m, &grpc.GenericServerStream[TraceRequest, TraceChunk]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Operator_TraceServer = grpc.ServerStreamingServer[TraceChunk]
+
 // Operator_ServiceDesc is the grpc.ServiceDesc for Operator service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -687,6 +727,11 @@ var Operator_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Console",
 			Handler:       _Operator_Console_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Trace",
+			Handler:       _Operator_Trace_Handler,
 			ServerStreams: true,
 		},
 	},
@@ -805,6 +850,7 @@ const (
 	Node_ReleaseGuests_FullMethodName = "/fermata.v1.Node/ReleaseGuests"
 	Node_DestroyGuests_FullMethodName = "/fermata.v1.Node/DestroyGuests"
 	Node_ReadConsole_FullMethodName   = "/fermata.v1.Node/ReadConsole"
+	Node_TraceFrames_FullMethodName   = "/fermata.v1.Node/TraceFrames"
 	Node_PrepareRound_FullMethodName  = "/fermata.v1.Node/PrepareRound"
 	Node_CutRound_FullMethodName      = "/fermata.v1.Node/CutRound"
 	Node_PersistRound_FullMethodName  = "/fermata.v1.Node/PersistRound"
@@ -824,6 +870,8 @@ type NodeClient interface {
 	// DestroyGuests ends guests and removes what they left on the node.
 	DestroyGuests(ctx context.Context, in *DestroyGuestsRequest, opts ...grpc.CallOption) (*DestroyGuestsReply, error)
 	ReadConsole(ctx context.Context, in *ConsoleRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ConsoleChunk], error)
+	// TraceFrames is Trace of what the node's own guests send.
+	TraceFrames(ctx context.Context, in *TraceRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TraceChunk], error)
 	// The steps of a checkpoint round, in this order. Any of them may be
 	// followed by FinishRound(committed=false), which undoes all.
 	PrepareRound(ctx context.Context, in *PrepareRoundRequest, opts ...grpc.CallOption) (*PrepareRoundReply, error)
@@ -911,6 +959,25 @@ func (c *nodeClient) ReadConsole(ctx context.Context, in *ConsoleRequest, opts .
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Node_ReadConsoleClient = grpc.ServerStreamingClient[ConsoleChunk]
 
+func (c *nodeClient) TraceFrames(ctx context.Context, in *TraceRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TraceChunk], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Node_ServiceDesc.Streams[2], Node_TraceFrames_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[TraceRequest, TraceChunk]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Node_TraceFramesClient = grpc.ServerStreamingClient[TraceChunk]
+
 func (c *nodeClient) PrepareRound(ctx context.Context, in *PrepareRoundRequest, opts ...grpc.CallOption) (*PrepareRoundReply, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(PrepareRoundReply)
@@ -933,7 +1000,7 @@ func (c *nodeClient) CutRound(ctx context.Context, in *CutRoundRequest, opts ...
 
 func (c *nodeClient) PersistRound(ctx context.Context, in *PersistRoundRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PersistRoundUpdate], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Node_ServiceDesc.Streams[2], Node_PersistRound_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Node_ServiceDesc.Streams[3], Node_PersistRound_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -973,6 +1040,8 @@ type NodeServer interface {
 	// DestroyGuests ends guests and removes what they left on the node.
 	DestroyGuests(context.Context, *DestroyGuestsRequest) (*DestroyGuestsReply, error)
 	ReadConsole(*ConsoleRequest, grpc.ServerStreamingServer[ConsoleChunk]) error
+	// TraceFrames is Trace of what the node's own guests send.
+	TraceFrames(*TraceRequest, grpc.ServerStreamingServer[TraceChunk]) error
 	// The steps of a checkpoint round, in this order. Any of them may be
 	// followed by FinishRound(committed=false), which undoes all.
 	PrepareRound(context.Context, *PrepareRoundRequest) (*PrepareRoundReply, error)
@@ -1006,6 +1075,9 @@ func (UnimplementedNodeServer) DestroyGuests(context.Context, *DestroyGuestsRequ
 }
 func (UnimplementedNodeServer) ReadConsole(*ConsoleRequest, grpc.ServerStreamingServer[ConsoleChunk]) error {
 	return status.Error(codes.Unimplemented, "method ReadConsole not implemented")
+}
+func (UnimplementedNodeServer) TraceFrames(*TraceRequest, grpc.ServerStreamingServer[TraceChunk]) error {
+	return status.Error(codes.Unimplemented, "method TraceFrames not implemented")
 }
 func (UnimplementedNodeServer) PrepareRound(context.Context, *PrepareRoundRequest) (*PrepareRoundReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method PrepareRound not implemented")
@@ -1116,6 +1188,17 @@ func _Node_ReadConsole_Handler(srv interface{}, stream grpc.ServerStream) error 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Node_ReadConsoleServer = grpc.ServerStreamingServer[ConsoleChunk]
 
+func _Node_TraceFrames_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(TraceRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(NodeServer).TraceFrames(m, &grpc.GenericServerStream[TraceRequest, TraceChunk]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Node_TraceFramesServer = grpc.ServerStreamingServer[TraceChunk]
+
 func _Node_PrepareRound_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(PrepareRoundRequest)
 	if err := dec(in); err != nil {
@@ -1222,6 +1305,11 @@ var Node_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "ReadConsole",
 			Handler:       _Node_ReadConsole_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "TraceFrames",
+			Handler:       _Node_TraceFrames_Handler,
 			ServerStreams: true,
 		},
 		{

@@ -37,7 +37,7 @@ func Checkpoints() []*api.Checkpoint {
 			Id: "demo@1", Cluster: "demo", Epoch: 1, Label: "before upgrade", CreatedUnixNs: begun + 2_000_000_000,
 			SkewUs: 1_250, ResumedUs: 8_400, DurableUs: 1_840_000,
 			RawBytes: 768 << 20, NonZeroBytes: 200 << 20, UniqueBytes: 150 << 20, NewBytes: 40 << 20, StoredBytes: 60 << 20,
-			FramesRecorded: 3, ChannelsRecorded: true, QemuVersion: "7.2.22",
+			FramesRecorded: 3, ChannelsRecorded: true, QemuVersion: "7.2.22", Networks: []string{"lan"}, OffFabric: []string{"b"},
 			Guests: []*api.GuestReport{
 				{
 					Name: "b", Node: "node2", PauseUs: 4_100, GateUs: 300, StopUs: 500, DevicesUs: 2_100, MemoryUs: 900, ChannelsUs: 400, ResumeUs: 200,

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 
 	"fermata/cmd/internal/render"
 	"fermata/protocol/api"
@@ -36,6 +37,8 @@ type Checkpoint struct {
 	StoredBytes      uint64      `json:"stored_bytes"`
 	FramesRecorded   uint64      `json:"frames_recorded"`
 	ChannelsRecorded bool        `json:"channels_recorded"`
+	Networks         []string    `json:"networks"`         // whose frames in flight are part of the checkpoint
+	OffFabric        []string    `json:"off_fabric"`       // guests with networks of their own, of which nothing is
 	FramesDiscarded  uint64      `json:"frames_discarded"` // in flight, and left out on demand
 	TakenBytes       uint64      `json:"taken_bytes"`      // memory that had to be read, of guests captured live
 	Damage           string      `json:"damage"`           // why it cannot be restarted; other fields may then be empty
@@ -103,6 +106,7 @@ func OfCheckpoint(m *api.Checkpoint) Checkpoint {
 		RawBytes: m.GetRawBytes(), NonZeroBytes: m.GetNonZeroBytes(),
 		UniqueBytes: m.GetUniqueBytes(), NewBytes: m.GetNewBytes(), StoredBytes: m.GetStoredBytes(),
 		FramesRecorded: m.GetFramesRecorded(), ChannelsRecorded: m.GetChannelsRecorded(), Damage: m.GetDamage(),
+		Networks: append([]string{}, m.GetNetworks()...), OffFabric: append([]string{}, m.GetOffFabric()...),
 		FramesDiscarded: m.GetFramesDiscarded(), TakenBytes: m.GetTakenBytes(),
 		Guests: collect(m.GetGuests(), ofGuestReport, func(g GuestPart) string { return g.Name }),
 	}
@@ -162,9 +166,16 @@ func (c Checkpoint) WriteTable(w io.Writer) error {
 	f.Add("data", fmt.Sprintf("%s of %s not zero, %s%s new, %s stored",
 		render.Bytes(c.NonZeroBytes), render.Bytes(c.RawBytes), distinct, render.Bytes(c.NewBytes), render.Bytes(c.StoredBytes)))
 	if c.ChannelsRecorded {
-		f.Add("channels", fmt.Sprintf("%d frames recorded", c.FramesRecorded))
+		channels := fmt.Sprintf("%d frames recorded", c.FramesRecorded)
+		if len(c.Networks) > 0 {
+			channels += ", networks " + strings.Join(c.Networks, ", ")
+		}
+		f.Add("channels", channels)
 	} else {
 		f.Add("channels", fmt.Sprintf("%d frames discarded: a restart loses what was on the wire", c.FramesDiscarded))
+	}
+	if len(c.OffFabric) > 0 {
+		f.Add("off fabric", strings.Join(c.OffFabric, ", ")+": what was in flight on their own networks is not recorded")
 	}
 	for _, g := range c.Guests {
 		if g.ModeReason != "" {

@@ -1,0 +1,34 @@
+package nodeagent
+
+import (
+	"context"
+	"errors"
+
+	"fermata/nodeagent/fabric"
+	"fermata/protocol/api"
+	"fermata/protocol/fault"
+)
+
+// TraceFrames sends what the node's guests send into a network, until ctx ends. A node
+// without a guest on that network has nothing to send.
+func (a *Agent) TraceFrames(ctx context.Context, req *api.TraceRequest, send func(*api.TraceChunk) error) error {
+	err := a.fabric.Trace(ctx, req.GetCluster(), req.GetNetwork(), func(events []fabric.Traced, lost uint64) error {
+		chunk := &api.TraceChunk{Node: a.cfg.Name, Lost: lost}
+		for _, e := range events {
+			chunk.Frames = append(chunk.Frames, &api.TracedFrame{
+				UnixNs: e.At.UnixNano(), Guest: e.NIC.Guest, Nic: e.NIC.NIC, Mac: e.MAC, Epoch: e.Epoch, Data: e.Data, Point: e.Point,
+			})
+		}
+		return send(chunk)
+	})
+	switch {
+	case errors.Is(err, fabric.ErrUnknownNetwork):
+		<-ctx.Done()
+		return nil
+	case errors.Is(err, fabric.ErrUnknownCluster):
+		return fault.Wrap(fault.NotFound, err, "")
+	case errors.Is(err, fabric.ErrClosed):
+		return fault.Wrap(fault.Aborted, err, "")
+	}
+	return err
+}
