@@ -2,16 +2,18 @@ package nodeagent
 
 import (
 	"context"
+	"errors"
 
 	"fermata/nodeagent/fabric"
 	"fermata/protocol/failpoint"
+	"fermata/protocol/fault"
 )
 
 // beginCut opens the cut on the wire and calls marker for each of the other
 // members once all their markers are here, or broken when they cannot come.
 func (s *saving) beginCut(others []string, marker func(node string), broken func(error)) error {
 	if err := s.agent.fabric.BeginCut(s.cluster.name, s.epoch, others, s.options.CutBudget()); err != nil {
-		return err
+		return fabricFault(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	s.endCut = func() {
@@ -23,7 +25,7 @@ func (s *saving) beginCut(others []string, marker func(node string), broken func
 		switch {
 		case ctx.Err() != nil: // the cut has ended
 		case err != nil:
-			broken(err)
+			broken(fabricFault(err))
 		default:
 			for _, node := range others {
 				marker(node)
@@ -39,7 +41,7 @@ func (s *saving) sendMarkers(ctx context.Context) error {
 		return err
 	}
 	if err := s.agent.fabric.SendMarkers(s.cluster.name, s.epoch); err != nil {
-		return err
+		return fabricFault(err)
 	}
 	return failpoint.Inject(ctx, failpoint.AgentAfterMark)
 }
@@ -60,7 +62,7 @@ func (s *saving) recordChannels(ctx context.Context) error {
 	}
 	state, err := s.agent.fabric.ChannelState(s.cluster.name, s.epoch)
 	if err != nil {
-		return err
+		return fabricFault(err)
 	}
 	for _, sg := range s.guests {
 		for _, n := range sg.nics {
@@ -77,4 +79,18 @@ func (s *saving) recordChannels(ctx context.Context) error {
 		}
 	}
 	return failpoint.Inject(ctx, failpoint.AgentAfterRecordChannels)
+}
+
+// fabricFault gives an error of the fabric its class.
+func fabricFault(err error) error {
+	switch {
+	case errors.Is(err, fabric.ErrNotDrained):
+		return fault.Wrap(fault.Deadline, err, "")
+	case errors.Is(err, fabric.ErrOrphan), errors.Is(err, fabric.ErrChannelFull), errors.Is(err, fabric.ErrStale), errors.Is(err, fabric.ErrClosed):
+		return fault.Wrap(fault.Aborted, err, "") // the next round may well succeed
+	case errors.Is(err, fabric.ErrUnknownCluster):
+		return fault.Wrap(fault.NotFound, err, "")
+	default:
+		return err
+	}
 }

@@ -3,6 +3,7 @@ package nodeagent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"sync/atomic"
@@ -11,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"fermata/nodeagent/fabric"
 	"fermata/protocol/api"
 	"fermata/protocol/fault"
 	"fermata/protocol/round"
@@ -205,5 +207,23 @@ func TestCall_OfARoundThatWasLeftIsAnswered(t *testing.T) {
 		}
 	default:
 		t.Error("a call of round 2 still waits in round 3")
+	}
+}
+
+// What a later round may do without is no internal error.
+func TestFabricFault(t *testing.T) {
+	for err, want := range map[error]fault.Class{
+		fabric.ErrOrphan:         fault.Aborted,
+		fabric.ErrChannelFull:    fault.Aborted,
+		fabric.ErrNotDrained:     fault.Deadline,
+		fabric.ErrUnknownCluster: fault.NotFound,
+		fabric.ErrNotCut:         fault.Internal,
+	} {
+		if got := fault.ClassOf(fabricFault(fmt.Errorf("nic g/n: %w", err))); got != want {
+			t.Errorf("%v is of class %s, want %s", err, got, want)
+		}
+	}
+	if err := fabricFault(nil); err != nil {
+		t.Error(err)
 	}
 }

@@ -217,7 +217,7 @@ func (s *saving) stop(ctx context.Context, sg *savedGuest) error {
 		}
 	}
 	if err := s.agent.fabric.Recolour(ctx, s.cluster.name, s.epoch, sg.spec.Name); err != nil {
-		return err
+		return fabricFault(err)
 	}
 	return failpoint.Inject(ctx, failpoint.AgentAfterStop)
 }

@@ -6,7 +6,6 @@ import (
 
 	"fermata/nodeagent/fabric"
 	"fermata/protocol/api"
-	"fermata/protocol/fault"
 )
 
 // TraceFrames sends what the node's guests send into a network, until ctx ends. A node
@@ -21,14 +20,9 @@ func (a *Agent) TraceFrames(ctx context.Context, req *api.TraceRequest, send fun
 		}
 		return send(chunk)
 	})
-	switch {
-	case errors.Is(err, fabric.ErrUnknownNetwork):
+	if errors.Is(err, fabric.ErrUnknownNetwork) {
 		<-ctx.Done()
 		return nil
-	case errors.Is(err, fabric.ErrUnknownCluster):
-		return fault.Wrap(fault.NotFound, err, "")
-	case errors.Is(err, fabric.ErrClosed):
-		return fault.Wrap(fault.Aborted, err, "")
 	}
-	return err
+	return fabricFault(err)
 }
