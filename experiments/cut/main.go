@@ -14,13 +14,13 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"fermata/experiments/guests"
+	"fermata/experiments/labrun"
 	"fermata/experiments/result"
 	"fermata/protocol/round"
 )
@@ -47,47 +47,34 @@ func parseOptions(args []string, complaints io.Writer) (options, error) {
 	fs := flag.NewFlagSet(name, flag.ContinueOnError)
 	fs.SetOutput(complaints)
 	quick := fs.Bool("quick", false, "two cuts of two guests on two nodes: shows that it works, measures nothing")
-	format := fs.String("o", "table", "`format` of the result: table or json")
 	fs.IntVar(&o.n, "n", 20, "checkpoints by each kind of cut")
 	nodes := fs.String("nodes", "2,3", "how many nodes, a `list`")
-	guests := fs.String("guests", "1,2,4,8", "how many guests, a `list`")
+	counts := fs.String("guests", "1,2,4,8", "how many guests, a `list`")
 	fs.StringVar(&o.svg, "svg", "", "draw the result into this `file`, too")
 	fs.StringVar(&o.guestDir, "guest-dir", "build/guest", "`directory` of the guests' kernel and initial RAM disk")
 	fs.StringVar(&o.scratch, "dir", "/dev/shm", "`directory` for everything that is written")
-	if err := fs.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			return o, err
+	var err error
+	o.json, err = result.ParseFlags(fs, args, func() error {
+		if *quick {
+			o.n, *nodes, *counts = 2, "2", "2"
 		}
-		return o, &result.UsageError{Err: err}
-	}
-	if *quick {
-		o.n, *nodes, *guests = 2, "2", "2"
-	}
-	var errs []error
-	if o.n < 1 {
-		errs = append(errs, fmt.Errorf("-n %d: want 1 or more", o.n))
-	}
-	for _, list := range []struct {
-		flag, text string
-		most       int
-		into       *[]int
-	}{{"-nodes", *nodes, 8, &o.nodes}, {"-guests", *guests, 16, &o.guests}} {
-		var err error
-		if *list.into, err = numbers(list.text, list.most); err != nil {
-			errs = append(errs, fmt.Errorf("%s %s: %w", list.flag, list.text, err))
+		var errs []error
+		if o.n < 1 {
+			errs = append(errs, fmt.Errorf("-n %d: want 1 or more", o.n))
 		}
-	}
-	if *format != "table" && *format != "json" {
-		errs = append(errs, fmt.Errorf("-o %s: want table or json", *format))
-	}
-	if fs.NArg() > 0 {
-		errs = append(errs, fmt.Errorf("unexpected argument %q", fs.Arg(0)))
-	}
-	o.json = *format == "json"
-	if err := errors.Join(errs...); err != nil {
-		return o, &result.UsageError{Err: err}
-	}
-	return o, nil
+		for _, list := range []struct {
+			flag, text string
+			most       int
+			into       *[]int
+		}{{"-nodes", *nodes, 8, &o.nodes}, {"-guests", *counts, 16, &o.guests}} {
+			var err error
+			if *list.into, err = numbers(list.text, list.most); err != nil {
+				errs = append(errs, fmt.Errorf("%s %s: %w", list.flag, list.text, err))
+			}
+		}
+		return errors.Join(errs...)
+	})
+	return o, err
 }
 
 // numbers reads a list of numbers from 1 to most.
@@ -101,28 +88,6 @@ func numbers(text string, most int) ([]int, error) {
 		all = append(all, n)
 	}
 	return all, nil
-}
-
-// missing names what the machine lacks, nil when it has all.
-func (o options) missing() error {
-	var m result.Missing
-	if os.Geteuid() != 0 {
-		m = append(m, "root (network namespaces)")
-	}
-	for _, p := range []string{result.QEMU, setpriv, "go"} {
-		if _, err := exec.LookPath(p); err != nil {
-			m = append(m, p)
-		}
-	}
-	for _, file := range []string{"vmlinuz", "initrd.img"} {
-		if _, err := os.Stat(filepath.Join(o.guestDir, file)); err != nil {
-			m = append(m, fmt.Sprintf("%s (make guests)", filepath.Join(o.guestDir, file)))
-		}
-	}
-	if m == nil {
-		return nil
-	}
-	return m
 }
 
 // row is one kind of cut of one cluster.
@@ -143,53 +108,45 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if err := o.missing(); err != nil {
+	kernel, initrd := guests.ImageFiles(o.guestDir)
+	if err := result.Need([]string{result.QEMU, labrun.Setpriv, "go"}, kernel, initrd); err != nil {
 		return err
 	}
-	doc := result.Document[row]{Experiment: name}
-	if doc.Machine, err = result.Here(ctx); err != nil {
+	doc, err := result.New[row](ctx, name)
+	if err != nil {
 		return err
 	}
-	if doc.Commit, err = result.Commit(ctx, "."); err != nil {
-		return err
-	}
-	begun := time.Now()
-	note := func(format string, args ...any) {
-		fmt.Fprintf(stderr, "[%6.1fs] %s\n", time.Since(begun).Seconds(), fmt.Sprintf(format, args...))
-	}
+	note := result.Notes(stderr)
 	for _, nodes := range o.nodes {
-		for _, guests := range o.guests {
-			rows, err := measure(ctx, o, nodes, guests, note)
+		for _, count := range o.guests {
+			rows, err := measure(ctx, o, nodes, count, note)
 			if err != nil {
-				return fmt.Errorf("%d guests on %d nodes: %w", guests, nodes, err)
+				return fmt.Errorf("%d guests on %d nodes: %w", count, nodes, err)
 			}
 			doc.Rows = append(doc.Rows, rows...)
 		}
 	}
 	doc.Goals = goals(doc.Rows)
 	if o.svg != "" {
-		if err := draw(o.svg, doc.Rows); err != nil {
+		if err := result.Draw(o.svg, panel(doc.Rows)); err != nil {
 			return err
 		}
 	}
-	if o.json {
-		return doc.Encode(stdout)
-	}
-	return doc.WriteTable(stdout, columns())
+	return doc.Print(stdout, o.json, columns())
 }
 
 var cuts = []round.Cut{round.CutColoured, round.CutBarrier}
 
 // measure boots a cluster and takes its checkpoints, first with all nodes alike.
-func measure(ctx context.Context, o options, nodes, guests int, note func(string, ...any)) (rows []row, err error) {
-	note("%d guests on %d nodes: booting", guests, nodes)
-	t, err := start(ctx, o, nodes, guests)
+func measure(ctx context.Context, o options, nodes, count int, note func(string, ...any)) (rows []row, err error) {
+	note("%d guests on %d nodes: booting", count, nodes)
+	t, err := start(ctx, o, nodes, count)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, t.end()) }()
+	defer func() { err = errors.Join(err, t.End()) }()
 	for _, slow := range []bool{false, true} {
-		if slow && guests < 2 {
+		if slow && count < 2 {
 			continue // the slow node has none
 		}
 		if slow {
@@ -199,7 +156,7 @@ func measure(ctx context.Context, o options, nodes, guests int, note func(string
 		}
 		group := make([]row, len(cuts))
 		for i, cut := range cuts {
-			group[i] = row{Nodes: nodes, Guests: guests, Cut: cut.String(), SlowNode: slow}
+			group[i] = row{Nodes: nodes, Guests: count, Cut: cut.String(), SlowNode: slow}
 		}
 		if _, err := t.checkpoint(ctx, round.CutColoured); err != nil { // the first reads all memory
 			return nil, err
@@ -277,8 +234,8 @@ func columns() []result.Column[row] {
 	}
 }
 
-// draw shows the pauses of all guests, by the size of the cluster.
-func draw(path string, rows []row) (err error) {
+// panel shows the pauses of all guests, by the size of the cluster.
+func panel(rows []row) result.Panel {
 	p := result.Panel{Title: "How long a guest stands still", Unit: "ms"}
 	series := map[string]*result.Series{}
 	var order []string
@@ -308,10 +265,5 @@ func draw(path string, rows []row) (err error) {
 		}
 		p.Series = append(p.Series, *s)
 	}
-	f, err := os.Create(path)
-	if err != nil {
-		return fmt.Errorf("draw result: %w", err)
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	return result.WriteSVG(f, p)
+	return p
 }

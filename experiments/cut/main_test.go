@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"fermata/experiments/result"
@@ -22,7 +21,7 @@ func TestRun_Quick(t *testing.T) {
 	scratch := t.TempDir()
 	drawing := filepath.Join(t.TempDir(), "cut.svg")
 	var out bytes.Buffer
-	err = run(t.Context(), []string{"--quick", "-o", "json", "--svg", drawing, "--dir", scratch, "--guest-dir", image}, &out, testLog{t})
+	err = run(t.Context(), []string{"--quick", "-o", "json", "--svg", drawing, "--dir", scratch, "--guest-dir", image}, &out, t.Output())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,11 +59,4 @@ func TestParseOptions_RefusesNonsense(t *testing.T) {
 			t.Errorf("%v was accepted", args)
 		}
 	}
-}
-
-type testLog struct{ t *testing.T }
-
-func (l testLog) Write(b []byte) (int, error) {
-	l.t.Log(strings.TrimRight(string(b), "\n"))
-	return len(b), nil
 }

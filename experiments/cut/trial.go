@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -22,9 +20,6 @@ const (
 	bootBudget  = 10 * time.Minute
 	clusterName = "cut"
 
-	// setpriv (util-linux) ends the lab when this process does.
-	setpriv = "setpriv"
-
 	// slowNode holds at least one of two guests that are spread.
 	slowNode = "n2"
 
@@ -34,46 +29,28 @@ const (
 
 // trial is a lab with one cluster whose guests send each other datagrams.
 type trial struct {
-	lab     *labrun.Lab
-	scratch string
-	guests  int
+	*labrun.Scratch
+	guests int
 }
 
 // start boots the cluster and waits until all guests send. The binary is one with
 // failpoints: the slow node is slowed down by one.
 func start(ctx context.Context, o options, nodes, count int) (_ *trial, err error) {
-	// The name stays short: there are sockets below it.
-	scratch, err := os.MkdirTemp(o.scratch, "fermata-cut-")
+	lab, err := labrun.NewScratch(ctx, o.scratch, name, nodes, "failpoints")
 	if err != nil {
-		return nil, fmt.Errorf("make scratch directory: %w", err)
+		return nil, err
 	}
-	t := &trial{scratch: scratch, guests: count}
+	t := &trial{lab, count}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, t.end())
+			err = errors.Join(err, t.End())
 		}
 	}()
-	binary := filepath.Join(scratch, "fermata")
-	build := exec.CommandContext(ctx, "go", "build", "-tags", "failpoints", "-trimpath", "-o", binary, "fermata/cmd/fermata")
-	if out, err := build.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("build fermata: %w\n%s", err, out)
-	}
-	dir := filepath.Join(scratch, "lab")
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return nil, err
-	}
-	t.lab = &labrun.Lab{
-		Fermata: binary, Dir: dir, Nodes: nodes,
-		Args:   []string{"--log-level", "warn"},
-		Prefix: []string{setpriv, "--pdeathsig", "INT", "--"},
-	}
-	if err := t.lab.Start(ctx); err != nil {
-		return nil, err
-	}
 	guestDir, err := filepath.Abs(o.guestDir)
 	if err != nil {
 		return nil, err
 	}
+	kernel, initrd := guests.ImageFiles(guestDir)
 	app := guests.Cluster{Count: count, Work: guests.RunCanary, Tick: time.Second,
 		Canary: guests.Canary{Rate: 20, SizeBytes: 200, Length: 24 * time.Hour}}
 	if count == 1 {
@@ -84,20 +61,14 @@ func start(ctx context.Context, o options, nodes, count int) (_ *trial, err erro
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "name: %s\nnetworks:\n  - name: lan\ndefaults:\n  accel: tcg\n  memory: %dMiB\n", clusterName, memoryMiB)
-	fmt.Fprintf(&b, "  kernel: %s/vmlinuz\n  initrd: %s/initrd.img\n  nics:\n    - network: lan\nguests:\n", guestDir, guestDir)
+	fmt.Fprintf(&b, "  kernel: %s\n  initrd: %s\n  nics:\n    - network: lan\nguests:\n", kernel, initrd)
 	for i := 1; i <= count; i++ {
 		fmt.Fprintf(&b, "  - name: %s\n    cmdline: %q\n", guests.Name(i), app.Cmdline(i))
 	}
-	spec := filepath.Join(scratch, "cluster.yaml")
-	if err := os.WriteFile(spec, []byte(b.String()), 0o600); err != nil {
+	if err := t.Bring(ctx, clusterName, b.String()); err != nil {
 		return nil, err
 	}
-	for _, args := range [][]string{{"cluster", "create", "-f", spec}, {"cluster", "start", clusterName}} {
-		if err := t.lab.Command(ctx, io.Discard, nil, args...); err != nil {
-			return nil, err
-		}
-	}
-	consoles := labrun.Consoles{Lab: t.lab, Cluster: clusterName, Count: count}
+	consoles := labrun.Consoles{Lab: t.Lab, Cluster: clusterName, Count: count}
 	return t, consoles.Await(ctx, bootBudget, "all guests to be at work", func(all map[string][]byte) (bool, error) {
 		working := 0
 		for _, console := range all {
@@ -122,19 +93,10 @@ func atWork(console []byte, count int) (working bool) {
 	return working
 }
 
-// end ends the lab and removes everything.
-func (t *trial) end() error {
-	var err error
-	if t.lab != nil {
-		err = t.lab.CheckNothingLeft()
-	}
-	return errors.Join(err, os.RemoveAll(t.scratch))
-}
-
 // slowDown has one node begin its cuts late from now on.
 func (t *trial) slowDown(ctx context.Context) error {
 	plan := fmt.Sprintf("%s=delay(%s)", failpoint.AgentBeforeCut, slowBy)
-	return t.lab.RenewAgent(ctx, slowNode, plan, clusterName, t.guests)
+	return t.RenewAgent(ctx, slowNode, plan, clusterName, t.guests)
 }
 
 // report is what of a checkpoint is read here.
@@ -153,7 +115,7 @@ func (t *trial) checkpoint(ctx context.Context, cut round.Cut) (rep report, err 
 	case <-ctx.Done():
 		return rep, context.Cause(ctx)
 	}
-	err = t.lab.Command(ctx, io.Discard, &rep, "checkpoint", clusterName, "--mode", "live", "--cut", cut.String(), "-o", "json")
+	err = t.Command(ctx, io.Discard, &rep, "checkpoint", clusterName, "--mode", "live", "--cut", cut.String(), "-o", "json")
 	if err == nil && len(rep.Guests) != t.guests {
 		err = fmt.Errorf("checkpoint of %d guests, want %d", len(rep.Guests), t.guests)
 	}

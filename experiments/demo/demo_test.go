@@ -2,11 +2,11 @@ package main
 
 import (
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"fermata/experiments/labrun"
 	"fermata/protocol/mustrun"
 )
 
@@ -19,8 +19,8 @@ func TestDemo(t *testing.T) {
 		t.Fatal(err)
 	}
 	fermata := filepath.Join(t.TempDir(), "fermata")
-	if out, err := exec.Command("go", "build", "-o", fermata, "fermata/cmd/fermata").CombinedOutput(); err != nil {
-		t.Fatalf("build fermata: %v\n%s", err, out)
+	if err := labrun.Build(t.Context(), fermata); err != nil {
+		t.Fatal(err)
 	}
 	for _, control := range []bool{false, true} {
 		name := map[bool]string{false: "proof", true: "control"}[control]
@@ -32,7 +32,7 @@ func TestDemo(t *testing.T) {
 			t.Cleanup(func() { os.RemoveAll(dir) })
 			r, err := perform(t.Context(), options{
 				Fermata: fermata, GuestDir: image, Dir: filepath.Join(dir, "lab"), Guests: 4, Quick: true, Control: control,
-			}, testLog{t})
+			}, t.Output())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -44,11 +44,4 @@ func TestDemo(t *testing.T) {
 			}
 		})
 	}
-}
-
-type testLog struct{ t *testing.T }
-
-func (l testLog) Write(b []byte) (int, error) {
-	l.t.Log(strings.TrimRight(string(b), "\n"))
-	return len(b), nil
 }

@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"path/filepath"
 	"strings"
 	"time"
 )
@@ -25,6 +26,12 @@ import (
 // ends QEMU when it runs with -no-reboot. The timer check of early boot may fail
 // for no reason when an emulated processor gets too little of the host's.
 const Console = "console=ttyS0 quiet panic=-1 reboot=t no_timer_check"
+
+// ImageFiles are the guests' kernel and initial RAM disk, in the directory where make
+// guests puts them.
+func ImageFiles(dir string) (kernel, initrd string) {
+	return filepath.Join(dir, "vmlinuz"), filepath.Join(dir, "initrd.img")
+}
 
 // MinMemoryMiB is the least RAM with which a guest of role mpi+canary works.
 const MinMemoryMiB = 128

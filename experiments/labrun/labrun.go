@@ -29,6 +29,12 @@ const (
 	pollEvery     = 200 * time.Millisecond
 )
 
+// Setpriv is setpriv(1), of util-linux.
+const Setpriv = "setpriv"
+
+// Tied is the Prefix of a lab that ends when this process does, however that ends.
+func Tied() []string { return []string{Setpriv, "--pdeathsig", "INT", "--"} }
+
 // Lab is one lab and the processes that belong to it.
 //
 // Concurrency: Command may be called beside itself; the rest by one goroutine.

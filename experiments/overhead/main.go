@@ -16,10 +16,10 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"time"
 
+	"fermata/experiments/guests"
+	"fermata/experiments/labrun"
 	"fermata/experiments/result"
 )
 
@@ -65,61 +65,26 @@ func parseOptions(args []string, complaints io.Writer) (options, error) {
 	fs := flag.NewFlagSet(name, flag.ContinueOnError)
 	fs.SetOutput(complaints)
 	quick := fs.Bool("quick", false, "two short rounds: shows that it works, measures nothing")
-	format := fs.String("o", "table", "`format` of the result: table or json")
 	fs.IntVar(&o.n, "n", 10, "rounds, each with a run of every arm")
 	fs.DurationVar(&o.length, "length", time.Minute, "what counts as a minute; with less, checkpoints are closer than their arm says")
 	fs.StringVar(&o.svg, "svg", "", "draw the result into this `file`, too")
 	fs.StringVar(&o.guestDir, "guest-dir", "build/guest", "`directory` of the guest's kernel and initial RAM disk")
 	fs.StringVar(&o.scratch, "dir", "/dev/shm", "`directory` for everything that is written")
-	if err := fs.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			return o, err
+	var err error
+	o.json, err = result.ParseFlags(fs, args, func() error {
+		if *quick {
+			o.n, o.length = 2, 6*time.Second
 		}
-		return o, &result.UsageError{Err: err}
-	}
-	if *quick {
-		o.n, o.length = 2, 6*time.Second
-	}
-	var errs []error
-	if o.n < 1 {
-		errs = append(errs, fmt.Errorf("-n %d: want 1 or more", o.n))
-	}
-	if o.length < 3*time.Second {
-		errs = append(errs, fmt.Errorf("-length %s: want 3s or more", o.length))
-	}
-	if *format != "table" && *format != "json" {
-		errs = append(errs, fmt.Errorf("-o %s: want table or json", *format))
-	}
-	if fs.NArg() > 0 {
-		errs = append(errs, fmt.Errorf("unexpected argument %q", fs.Arg(0)))
-	}
-	o.json = *format == "json"
-	if err := errors.Join(errs...); err != nil {
-		return o, &result.UsageError{Err: err}
-	}
-	return o, nil
-}
-
-// missing names what the machine lacks, nil when it has all.
-func (o options) missing() error {
-	var m result.Missing
-	if os.Geteuid() != 0 {
-		m = append(m, "root (network namespaces)")
-	}
-	for _, p := range []string{result.QEMU, setpriv, "go"} {
-		if _, err := exec.LookPath(p); err != nil {
-			m = append(m, p)
+		var errs []error
+		if o.n < 1 {
+			errs = append(errs, fmt.Errorf("-n %d: want 1 or more", o.n))
 		}
-	}
-	for _, file := range []string{"vmlinuz", "initrd.img"} {
-		if _, err := os.Stat(filepath.Join(o.guestDir, file)); err != nil {
-			m = append(m, fmt.Sprintf("%s (make guests)", filepath.Join(o.guestDir, file)))
+		if o.length < 3*time.Second {
+			errs = append(errs, fmt.Errorf("-length %s: want 3s or more", o.length))
 		}
-	}
-	if m == nil {
-		return nil
-	}
-	return m
+		return errors.Join(errs...)
+	})
+	return o, err
 }
 
 // row is one arm.
@@ -138,38 +103,30 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	if err != nil {
 		return err
 	}
-	if err := o.missing(); err != nil {
+	kernel, initrd := guests.ImageFiles(o.guestDir)
+	if err := result.Need([]string{result.QEMU, labrun.Setpriv, "go"}, kernel, initrd); err != nil {
 		return err
 	}
-	doc := result.Document[row]{Experiment: name}
-	if doc.Machine, err = result.Here(ctx); err != nil {
+	doc, err := result.New[row](ctx, name)
+	if err != nil {
 		return err
 	}
-	if doc.Commit, err = result.Commit(ctx, "."); err != nil {
-		return err
-	}
-	begun := time.Now()
-	note := func(format string, args ...any) {
-		fmt.Fprintf(stderr, "[%6.1fs] %s\n", time.Since(begun).Seconds(), fmt.Sprintf(format, args...))
-	}
+	note := result.Notes(stderr)
 	t, err := start(ctx, o, note)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, t.end()) }()
+	defer func() { err = errors.Join(err, t.End()) }()
 	if doc.Rows, err = measure(ctx, t, o, note); err != nil {
 		return err
 	}
 	doc.Goals = goals(doc.Rows)
 	if o.svg != "" {
-		if err := draw(o.svg, doc.Rows); err != nil {
+		if err := result.Draw(o.svg, panel(doc.Rows)); err != nil {
 			return err
 		}
 	}
-	if o.json {
-		return doc.Encode(stdout)
-	}
-	return doc.WriteTable(stdout, columns())
+	return doc.Print(stdout, o.json, columns())
 }
 
 // measure runs the rounds.
@@ -225,15 +182,10 @@ func columns() []result.Column[row] {
 	}
 }
 
-func draw(path string, rows []row) (err error) {
+func panel(rows []row) result.Panel {
 	p := result.Panel{Title: "How much slower fixed work gets", Unit: "time, over that without checkpoints", Groups: []string{"512MiB guest"}}
 	for _, r := range rows {
 		p.Series = append(p.Series, result.Series{Name: r.Arm, Samples: []result.Sample{r.OverNone}})
 	}
-	f, err := os.Create(path)
-	if err != nil {
-		return fmt.Errorf("draw result: %w", err)
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	return result.WriteSVG(f, p)
+	return p
 }

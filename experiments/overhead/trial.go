@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -32,52 +31,31 @@ const (
 	settle = 2 * time.Second
 
 	clusterName = "overhead"
-
-	// setpriv (util-linux) ends the lab when this process does.
-	setpriv = "setpriv"
 )
 
 // trial is a lab with one guest at work.
 type trial struct {
-	lab     *labrun.Lab
-	scratch string
+	*labrun.Scratch
 	console string
 }
 
 func start(ctx context.Context, o options, note func(string, ...any)) (_ *trial, err error) {
-	// The name stays short: there are sockets below it.
-	scratch, err := os.MkdirTemp(o.scratch, "fermata-overhead-")
+	note("building fermata")
+	lab, err := labrun.NewScratch(ctx, o.scratch, name, 1)
 	if err != nil {
-		return nil, fmt.Errorf("make scratch directory: %w", err)
+		return nil, err
 	}
-	t := &trial{scratch: scratch}
+	t := &trial{Scratch: lab}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, t.end())
+			err = errors.Join(err, t.End())
 		}
 	}()
-	note("building fermata")
-	binary := filepath.Join(scratch, "fermata")
-	if out, err := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", binary, "fermata/cmd/fermata").CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("build fermata: %w\n%s", err, out)
-	}
-	dir := filepath.Join(scratch, "lab")
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return nil, err
-	}
-	l := &labrun.Lab{
-		Fermata: binary, Dir: dir, Nodes: 1,
-		Args:   []string{"--log-level", "warn"},
-		Prefix: []string{setpriv, "--pdeathsig", "INT", "--"},
-	}
-	t.lab = l
-	if err := l.Start(ctx); err != nil {
-		return nil, err
-	}
 	guestDir, err := filepath.Abs(o.guestDir)
 	if err != nil {
 		return nil, err
 	}
+	kernel, initrd := guests.ImageFiles(guestDir)
 	app := guests.Cluster{Count: 1, Work: guests.RunDirty, Tick: time.Second,
 		Writer: guests.Writer{MiB: loadMiB, BallastMiB: ballastMiB, Every: reportEvery}}
 	if err := app.Validate(); err != nil {
@@ -85,31 +63,16 @@ func start(ctx context.Context, o options, note func(string, ...any)) (_ *trial,
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "name: %s\nguests:\n  - name: %s\n    accel: tcg\n    memory: %dMiB\n", clusterName, guests.Name(1), memoryMiB)
-	fmt.Fprintf(&b, "    kernel: %s/vmlinuz\n    initrd: %s/initrd.img\n    cmdline: %q\n", guestDir, guestDir, app.Cmdline(1))
-	spec := filepath.Join(scratch, "cluster.yaml")
-	if err := os.WriteFile(spec, []byte(b.String()), 0o600); err != nil {
+	fmt.Fprintf(&b, "    kernel: %s\n    initrd: %s\n    cmdline: %q\n", kernel, initrd, app.Cmdline(1))
+	note("booting")
+	if err := t.Bring(ctx, clusterName, b.String()); err != nil {
 		return nil, err
 	}
-	note("booting")
-	for _, args := range [][]string{{"cluster", "create", "-f", spec}, {"cluster", "start", clusterName}} {
-		if err := l.Command(ctx, io.Discard, nil, args...); err != nil {
-			return nil, err
-		}
-	}
-	t.console = filepath.Join(dir, "nodes", "n1", "state", "guests", clusterName+"."+guests.Name(1), "console.log")
+	t.console = filepath.Join(t.Dir, "nodes", "n1", "state", "guests", clusterName+"."+guests.Name(1), "console.log")
 	return t, labrun.Poll(ctx, bootBudget, "the guest to work", func() (bool, error) {
 		written, err := t.written()
 		return written > loadMiB*mib, err
 	})
-}
-
-// end ends the lab and removes everything.
-func (t *trial) end() error {
-	var err error
-	if t.lab != nil {
-		err = t.lab.CheckNothingLeft()
-	}
-	return errors.Join(err, os.RemoveAll(t.scratch))
 }
 
 // written is how many bytes the guest has rewritten, as it said last.
@@ -265,7 +228,7 @@ func (t *trial) run(ctx context.Context, a arm, work uint64, length time.Duratio
 // prepare brings about what an arm begins with. An agent that is renewed tracks
 // nothing; a live checkpoint leaves writes tracked.
 func (t *trial) prepare(ctx context.Context, a arm) error {
-	if err := t.lab.RenewAgent(ctx, "n1", "", clusterName, 1); err != nil {
+	if err := t.RenewAgent(ctx, "n1", "", clusterName, 1); err != nil {
 		return err
 	}
 	if a.tracked {
@@ -284,7 +247,7 @@ func (t *trial) checkpoint(ctx context.Context) (pauseMS float64, err error) {
 			PauseMS float64 `json:"pause_ms"`
 		} `json:"guests"`
 	}
-	if err := t.lab.Command(ctx, io.Discard, &cp, "checkpoint", clusterName, "--mode", "live", "-o", "json"); err != nil {
+	if err := t.Command(ctx, io.Discard, &cp, "checkpoint", clusterName, "--mode", "live", "-o", "json"); err != nil {
 		return 0, err
 	}
 	if len(cp.Guests) != 1 {

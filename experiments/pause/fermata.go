@@ -223,13 +223,13 @@ func emptyRepository(ctx context.Context, l *labrun.Lab) error {
 	return nil
 }
 
-// lab ends when this process does, however that ends: setpriv(1) asks for it.
+// lab is one for a guest, with room for copies.
 func (x *experiment) lab(g guest, dir string) *labrun.Lab {
 	amount := strconv.FormatUint(uint64((g.memory+spareMemory)/mib), 10)
 	return &labrun.Lab{
 		Fermata: x.fermata, Dir: dir, Nodes: 1,
 		Args:   []string{"--node-memory", amount, "--node-capture", amount, "--log-level", "warn"},
-		Prefix: []string{setpriv, "--pdeathsig", "INT", "--"},
+		Prefix: labrun.Tied(),
 	}
 }
 

@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -98,9 +97,4 @@ func (g guest) specification() []byte {
 	fmt.Fprintf(&b, "  kernel: %s\n  initrd: %s\n", g.kernel, g.initrd)
 	fmt.Fprintf(&b, "guests:\n  - name: %s\n    cmdline: %q\n    nics:\n      - network: lan\n", guests.Name(1), g.cmdline)
 	return []byte(b.String())
-}
-
-// imageFiles are the guests' kernel and initial RAM disk in dir.
-func imageFiles(dir string) (kernel, initrd string) {
-	return filepath.Join(dir, "vmlinuz"), filepath.Join(dir, "initrd.img")
 }

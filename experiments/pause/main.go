@@ -17,12 +17,12 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"time"
 
 	"golang.org/x/sys/unix"
 
+	"fermata/experiments/guests"
+	"fermata/experiments/labrun"
 	"fermata/experiments/result"
 )
 
@@ -60,7 +60,6 @@ func parseOptions(args []string, complaints io.Writer) (options, error) {
 	fs := flag.NewFlagSet(name, flag.ContinueOnError)
 	fs.SetOutput(complaints)
 	quick := fs.Bool("quick", false, fmt.Sprintf("two repetitions at %s: shows that it works, measures little", quickSizes))
-	format := fs.String("o", "table", "`format` of the result: table or json")
 	fs.IntVar(&o.n, "n", defaultN, "checkpoints by each method at each size")
 	fs.IntVar(&o.boots, "boots", defaultBoots, "guests that each method and size spreads them over")
 	sizes := fs.String("sizes", defaultSizes, "memory of the guests, a `list`")
@@ -69,31 +68,29 @@ func parseOptions(args []string, complaints io.Writer) (options, error) {
 	fs.StringVar(&o.newer, "qemu-newer", "", fmt.Sprintf("a newer QEMU `binary` to compare with, too; %q: none; when empty %s if it is there", noNewer, newerQEMU))
 	fs.StringVar(&o.guestDir, "guest-dir", "build/guest", "`directory` of the guests' kernel and initial RAM disk")
 	fs.StringVar(&o.scratch, "dir", ramDir, "`directory` for everything that is written; its filesystem is measured, too")
-	if err := fs.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			return o, err
-		}
-		return o, &result.UsageError{Err: err}
-	}
-	given := map[string]bool{}
-	fs.Visit(func(f *flag.Flag) { given[f.Name] = true })
-	if *quick && !given["n"] {
-		o.n = quickN
-	}
-	if *quick && !given["sizes"] {
-		*sizes = quickSizes
-	}
-	var errs []error
 	var err error
-	if o.sizes, err = parseSizes(*sizes); err != nil {
-		errs = append(errs, err)
-	}
-	if o.n < 1 {
-		errs = append(errs, fmt.Errorf("-n %d: want 1 or more", o.n))
-	}
-	if o.boots < 1 {
-		errs = append(errs, fmt.Errorf("-boots %d: want 1 or more", o.boots))
-	}
+	o.json, err = result.ParseFlags(fs, args, func() error {
+		given := map[string]bool{}
+		fs.Visit(func(f *flag.Flag) { given[f.Name] = true })
+		if *quick && !given["n"] {
+			o.n = quickN
+		}
+		if *quick && !given["sizes"] {
+			*sizes = quickSizes
+		}
+		var errs []error
+		var err error
+		if o.sizes, err = parseSizes(*sizes); err != nil {
+			errs = append(errs, err)
+		}
+		if o.n < 1 {
+			errs = append(errs, fmt.Errorf("-n %d: want 1 or more", o.n))
+		}
+		if o.boots < 1 {
+			errs = append(errs, fmt.Errorf("-boots %d: want 1 or more", o.boots))
+		}
+		return errors.Join(errs...)
+	})
 	switch o.newer {
 	case noNewer:
 		o.newer = ""
@@ -102,29 +99,12 @@ func parseOptions(args []string, complaints io.Writer) (options, error) {
 			o.newer = newerQEMU
 		}
 	}
-	if *format != "table" && *format != "json" {
-		errs = append(errs, fmt.Errorf("-o %s: want table or json", *format))
-	}
-	if fs.NArg() > 0 {
-		errs = append(errs, fmt.Errorf("unexpected argument %q", fs.Arg(0)))
-	}
-	o.json = *format == "json"
-	if err := errors.Join(errs...); err != nil {
-		return o, &result.UsageError{Err: err}
-	}
-	return o, nil
+	return o, err
 }
-
-// setpriv is of util-linux.
-const setpriv = "setpriv"
 
 // missing names what the machine lacks, nil when it has all.
 func (o options) missing() error {
-	var m result.Missing
-	if os.Geteuid() != 0 {
-		m = append(m, "root (network namespaces)")
-	}
-	programs := []string{result.QEMU, setpriv}
+	programs := []string{result.QEMU, labrun.Setpriv}
 	if o.fermata == "" {
 		programs = append(programs, "go")
 	} else {
@@ -133,21 +113,8 @@ func (o options) missing() error {
 	if o.newer != "" {
 		programs = append(programs, o.newer)
 	}
-	for _, p := range programs {
-		if _, err := exec.LookPath(p); err != nil {
-			m = append(m, p)
-		}
-	}
-	kernel, initrd := imageFiles(o.guestDir)
-	for _, path := range []string{kernel, initrd} {
-		if _, err := os.Stat(path); err != nil {
-			m = append(m, fmt.Sprintf("%s (make guests)", path))
-		}
-	}
-	if m == nil {
-		return nil
-	}
-	return m
+	kernel, initrd := guests.ImageFiles(o.guestDir)
+	return result.Need(programs, kernel, initrd)
 }
 
 // room refuses sizes for which the machine has no memory: a full tmpfs would
@@ -196,17 +163,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	if err := o.room(); err != nil {
 		return err
 	}
-	doc := result.Document[row]{Experiment: name}
-	if doc.Machine, err = result.Here(ctx); err != nil {
+	doc, err := result.New[row](ctx, name)
+	if err != nil {
 		return err
 	}
-	if doc.Commit, err = result.Commit(ctx, "."); err != nil {
-		return err
-	}
-	begun := time.Now()
-	note := func(format string, args ...any) {
-		fmt.Fprintf(stderr, "[%6.1fs] %s\n", time.Since(begun).Seconds(), fmt.Sprintf(format, args...))
-	}
+	note := result.Notes(stderr)
 	x := &experiment{}
 	// The name stays short: there are sockets below it.
 	if x.dir, err = os.MkdirTemp(o.scratch, "fermata-pause-"); err != nil {
@@ -224,14 +185,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	doc.Rows = newRows(all, results)
 	doc.Goals = goals(all, doc.Rows)
 	if o.svg != "" {
-		if err := draw(o.svg, panels(all, doc.Rows)); err != nil {
+		if err := result.Draw(o.svg, panels(all, doc.Rows)...); err != nil {
 			return err
 		}
 	}
-	if o.json {
-		return doc.Encode(stdout)
-	}
-	return doc.WriteTable(stdout, columns())
+	return doc.Print(stdout, o.json, columns())
 }
 
 // prepare finds and makes what all trials need: the programs and the guests.
@@ -239,9 +197,8 @@ func (x *experiment) prepare(ctx context.Context, o options, note func(string, .
 	x.fermata = filepath.Join(x.dir, "fermata")
 	if o.fermata == "" {
 		note("building fermata")
-		out, err := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", x.fermata, "fermata/cmd/fermata").CombinedOutput()
-		if err != nil {
-			return nil, fmt.Errorf("build fermata: %w\n%s", err, out)
+		if err := labrun.Build(ctx, x.fermata); err != nil {
+			return nil, err
 		}
 	} else {
 		path, err := filepath.Abs(o.fermata)
@@ -272,7 +229,7 @@ func (x *experiment) prepare(ctx context.Context, o options, note func(string, .
 	if err != nil {
 		return nil, fmt.Errorf("find %s: %w", o.guestDir, err)
 	}
-	kernel, initrd := imageFiles(guestDir)
+	kernel, initrd := guests.ImageFiles(guestDir)
 	var all []pair
 	for _, memory := range o.sizes {
 		var p pair
@@ -319,13 +276,4 @@ func (x *experiment) subjects() []subject {
 		all = append(all, idle)
 	}
 	return all
-}
-
-func draw(path string, panels []result.Panel) (err error) {
-	f, err := os.Create(path)
-	if err != nil {
-		return fmt.Errorf("draw result: %w", err)
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	return result.WriteSVG(f, panels...)
 }

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"fermata/experiments/labrun"
 	"fermata/experiments/result"
 )
 
@@ -53,7 +54,7 @@ func TestRun_SaysWhatIsMissingInOneLine(t *testing.T) {
 	if !errors.As(err, &missing) {
 		t.Fatalf("error %v, want what is missing", err)
 	}
-	for _, want := range []string{result.QEMU, setpriv, "go", filepath.Join(nowhere, "vmlinuz"), filepath.Join(nowhere, "initrd.img")} {
+	for _, want := range []string{result.QEMU, labrun.Setpriv, "go", filepath.Join(nowhere, "vmlinuz"), filepath.Join(nowhere, "initrd.img")} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%q does not name %s", err, want)
 		}

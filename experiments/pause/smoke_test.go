@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -13,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"fermata/experiments/guests"
 	"fermata/experiments/labrun"
 	"fermata/experiments/result"
 	"fermata/protocol/mustrun"
@@ -31,7 +31,7 @@ func TestRun_Quick(t *testing.T) {
 	scratch := t.TempDir()
 	drawing := filepath.Join(t.TempDir(), "pause.svg")
 	var out bytes.Buffer
-	err = run(t.Context(), []string{"--quick", "--n", "2", "--boots", "1", "--qemu-newer", "none", "-o", "json", "--svg", drawing, "--dir", scratch, "--guest-dir", image}, &out, testLog{t})
+	err = run(t.Context(), []string{"--quick", "--n", "2", "--boots", "1", "--qemu-newer", "none", "-o", "json", "--svg", drawing, "--dir", scratch, "--guest-dir", image}, &out, t.Output())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,11 +98,11 @@ func TestTrial_Interrupted(t *testing.T) {
 		t.Fatal(err)
 	}
 	binary := filepath.Join(t.TempDir(), "fermata")
-	if out, err := exec.Command("go", "build", "-o", binary, "fermata/cmd/fermata").CombinedOutput(); err != nil {
-		t.Fatalf("build fermata: %v\n%s", err, out)
+	if err := labrun.Build(t.Context(), binary); err != nil {
+		t.Fatal(err)
 	}
 	x := &experiment{dir: t.TempDir(), fermata: binary, qemu: emulator{program: result.QEMU}}
-	kernel, initrd := imageFiles(image)
+	kernel, initrd := guests.ImageFiles(image)
 	g, err := newGuest(minSize, kernel, initrd, false)
 	if err != nil {
 		t.Fatal(err)
@@ -177,11 +177,4 @@ func processes(t *testing.T, dir string) []string {
 		}
 	}
 	return lines
-}
-
-type testLog struct{ t *testing.T }
-
-func (l testLog) Write(b []byte) (int, error) {
-	l.t.Log(strings.TrimRight(string(b), "\n"))
-	return len(b), nil
 }

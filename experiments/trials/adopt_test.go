@@ -218,7 +218,7 @@ func TestAdoption_OfQEMUsThatSomebodyElseStarted(t *testing.T) {
 	}
 	both(stepBudget)
 	err = labrun.Poll(t.Context(), stepBudget, "a checkpoint to succeed again", func() (bool, error) {
-		return r.Command(t.Context(), testLog{t}, &kept, "checkpoint", r.cluster, "--mode", "live", "-o", "json") == nil, nil
+		return r.Command(t.Context(), t.Output(), &kept, "checkpoint", r.cluster, "--mode", "live", "-o", "json") == nil, nil
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -13,6 +13,7 @@ import (
 
 	"fermata/experiments/guests"
 	"fermata/experiments/labrun"
+	"fermata/experiments/result"
 	"fermata/protocol/failpoint"
 	"fermata/protocol/mustrun"
 )
@@ -40,24 +41,24 @@ func TestCut_OneNodeIsLate(t *testing.T) {
 	r.sending()
 
 	traced := r.trace(8 * time.Second)
-	whole := r.lateCheckpoint("--cut", "coloured")
-	if whole.SkewMS < ms(late)*9/10 || whole.MaxPauseMS > ms(late)/2 || whole.FramesRecorded == 0 || whole.Cut != "coloured" {
+	whole := r.checkpoint("--mode", "live", "--cut", "coloured")
+	if whole.SkewMS < result.Milliseconds(late)*9/10 || whole.MaxPauseMS > result.Milliseconds(late)/2 || whole.FramesRecorded == 0 || whole.Cut != "coloured" {
 		t.Errorf("%+v: want a coloured cut that is skewed by %s, where no guest stood still for it, and frames recorded", whole, late)
 	}
 	traced(whole.ID)
-	holey := r.lateCheckpoint("--cut", "coloured", "--discard-channels")
+	holey := r.checkpoint("--mode", "live", "--cut", "coloured", "--discard-channels")
 	if holey.FramesDiscarded == 0 {
 		t.Errorf("%+v: want frames left out", holey)
 	}
-	still := r.lateCheckpoint("--cut", "barrier")
-	if still.MaxPauseMS < ms(late)*9/10 || still.SkewMS < ms(late)*9/10 || still.Cut != "barrier" {
+	still := r.checkpoint("--mode", "live", "--cut", "barrier")
+	if still.MaxPauseMS < result.Milliseconds(late)*9/10 || still.SkewMS < result.Milliseconds(late)*9/10 || still.Cut != "barrier" {
 		t.Errorf("%+v: want a barrier at which the first waited %s for the last", still, late)
 	}
 	if totals := r.counted(); !totals.Clean() {
 		t.Errorf("three checkpoints: %+v, want nothing lost, doubled or reordered", totals)
 	}
 	for _, back := range []struct {
-		to    lateReport
+		to    checkpoint
 		holes bool
 	}{{holey, true}, {whole, false}, {still, false}} {
 		r.must(nil, "rollback", r.cluster, "--from", back.to.ID)
@@ -81,7 +82,7 @@ func (r *rig) trace(length time.Duration) (check func(checkpointID string)) {
 	path := filepath.Join(r.Dir, "trace.pcapng")
 	ended := make(chan error, 1)
 	go func() {
-		ended <- r.Command(r.Context(), testLog{r.T}, nil, "trace", r.cluster, "-w", path, "--for", length.String())
+		ended <- r.Command(r.Context(), r.Output(), nil, "trace", r.cluster, "-w", path, "--for", length.String())
 	}()
 	return func(checkpointID string) {
 		r.Helper()
@@ -135,24 +136,6 @@ func (r *rig) trace(length time.Duration) (check func(checkpointID string)) {
 		}
 	}
 }
-
-// lateReport is what of a checkpoint these trials read.
-type lateReport struct {
-	ID              string  `json:"id"`
-	Cut             string  `json:"cut"`
-	SkewMS          float64 `json:"skew_ms"`
-	MaxPauseMS      float64 `json:"max_pause_ms"`
-	FramesRecorded  uint64  `json:"frames_recorded"`
-	FramesDiscarded uint64  `json:"frames_discarded"`
-}
-
-func (r *rig) lateCheckpoint(flags ...string) (rep lateReport) {
-	r.Helper()
-	r.must(&rep, append([]string{"checkpoint", r.cluster, "--mode", "live", "-o", "json"}, flags...)...)
-	return rep
-}
-
-func ms(d time.Duration) float64 { return float64(d.Milliseconds()) }
 
 // sending waits until every guest sends to all others.
 func (r *rig) sending() {

@@ -78,7 +78,7 @@ func (r *rig) ready() {
 func (r *rig) tried() (committed bool) {
 	r.Helper()
 	before := r.checkpointIDs()
-	_ = r.Command(r.Context(), testLog{r.T}, nil, "checkpoint", r.cluster, "--mode", "live")
+	_ = r.Command(r.Context(), r.Output(), nil, "checkpoint", r.cluster, "--mode", "live")
 	after := r.checkpointIDs()
 	if len(after) < len(before) || !slices.Equal(before, after[:len(before)]) {
 		r.Fatalf("checkpoints %v, were %v", after, before)

@@ -109,7 +109,7 @@ func TestOperator_IsToldWhatIsWrong(t *testing.T) {
 		}
 		// The lab starts another in its place; the guest never noticed.
 		err := labrun.Poll(t.Context(), stepBudget, "a checkpoint to succeed again", func() (bool, error) {
-			return r.Command(t.Context(), testLog{t}, nil, "checkpoint", r.cluster) == nil, nil
+			return r.Command(t.Context(), t.Output(), nil, "checkpoint", r.cluster) == nil, nil
 		})
 		if err != nil {
 			t.Fatal(err)

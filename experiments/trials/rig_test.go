@@ -32,9 +32,8 @@ const (
 func fermataBinary(t *testing.T, tags ...string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "fermata")
-	args := []string{"build", "-tags", strings.Join(tags, ","), "-o", path, "fermata/cmd/fermata"}
-	if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
-		t.Fatalf("build fermata: %v\n%s", err, out)
+	if err := labrun.Build(t.Context(), path, tags...); err != nil {
+		t.Fatal(err)
 	}
 	return path
 }
@@ -123,7 +122,7 @@ func (r *rig) spec(change func(string) string) string {
 // must runs a command that is to succeed.
 func (r *rig) must(into any, args ...string) {
 	r.Helper()
-	if err := r.Command(r.Context(), testLog{r.T}, into, args...); err != nil {
+	if err := r.Command(r.Context(), r.Output(), into, args...); err != nil {
 		r.Fatal(err)
 	}
 }
@@ -131,7 +130,7 @@ func (r *rig) must(into any, args ...string) {
 // refused runs a command that is to fail with a class and to mention all of words.
 func (r *rig) refused(class fault.Class, words []string, args ...string) {
 	r.Helper()
-	err := r.Command(r.Context(), testLog{r.T}, nil, args...)
+	err := r.Command(r.Context(), r.Output(), nil, args...)
 	var failed *labrun.Failed
 	if !errors.As(err, &failed) {
 		r.Errorf("fermata %s: %v, want a refusal of class %s", strings.Join(args, " "), err, class)
@@ -146,13 +145,6 @@ func (r *rig) refused(class fault.Class, words []string, args ...string) {
 			r.Errorf("fermata %s: message %q does not mention %q", strings.Join(args, " "), failed.Said, w)
 		}
 	}
-}
-
-type testLog struct{ t *testing.T }
-
-func (l testLog) Write(b []byte) (int, error) {
-	l.t.Log(strings.TrimRight(string(b), "\n"))
-	return len(b), nil
 }
 
 // bring creates and starts the cluster and waits until every guest ticks.
@@ -200,15 +192,18 @@ func (r *rig) ticking(budget time.Duration) {
 
 // checkpoint is what of `fermata checkpoint -o json` the trials read.
 type checkpoint struct {
-	ID             string `json:"id"`
-	StoredBytes    uint64 `json:"stored_bytes"`
-	FramesRecorded uint64 `json:"frames_recorded"`
+	ID              string  `json:"id"`
+	Cut             string  `json:"cut"`
+	SkewMS          float64 `json:"skew_ms"`
+	MaxPauseMS      float64 `json:"max_pause_ms"`
+	StoredBytes     uint64  `json:"stored_bytes"`
+	FramesRecorded  uint64  `json:"frames_recorded"`
+	FramesDiscarded uint64  `json:"frames_discarded"`
 }
 
-func (r *rig) checkpoint() checkpoint {
+func (r *rig) checkpoint(flags ...string) (cp checkpoint) {
 	r.Helper()
-	var cp checkpoint
-	r.must(&cp, "checkpoint", r.cluster, "-o", "json")
+	r.must(&cp, append([]string{"checkpoint", r.cluster, "-o", "json"}, flags...)...)
 	return cp
 }
 

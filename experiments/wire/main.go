@@ -16,7 +16,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"slices"
 	"strconv"
 	"time"
@@ -44,52 +43,24 @@ func parseOptions(args []string, complaints io.Writer) (options, error) {
 	fs := flag.NewFlagSet(name, flag.ContinueOnError)
 	fs.SetOutput(complaints)
 	quick := fs.Bool("quick", false, "one short round: shows that it works, measures nothing")
-	format := fs.String("o", "table", "`format` of the result: table or json")
 	fs.IntVar(&o.n, "n", 10, "rounds, each with every arm at every size")
 	fs.DurationVar(&o.length, "length", time.Second, "how long an arm is under load in a round")
 	fs.StringVar(&o.scratch, "dir", "/dev/shm", "`directory` for the guests' files")
-	if err := fs.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			return o, err
+	var err error
+	o.json, err = result.ParseFlags(fs, args, func() error {
+		if *quick {
+			o.n, o.length = 1, 50*time.Millisecond
 		}
-		return o, &result.UsageError{Err: err}
-	}
-	if *quick {
-		o.n, o.length = 1, 50*time.Millisecond
-	}
-	var errs []error
-	if o.n < 1 {
-		errs = append(errs, fmt.Errorf("-n %d: want 1 or more", o.n))
-	}
-	if o.length < 10*time.Millisecond {
-		errs = append(errs, fmt.Errorf("-length %s: want 10ms or more", o.length))
-	}
-	if *format != "table" && *format != "json" {
-		errs = append(errs, fmt.Errorf("-o %s: want table or json", *format))
-	}
-	if fs.NArg() > 0 {
-		errs = append(errs, fmt.Errorf("unexpected argument %q", fs.Arg(0)))
-	}
-	o.json = *format == "json"
-	if err := errors.Join(errs...); err != nil {
-		return o, &result.UsageError{Err: err}
-	}
-	return o, nil
-}
-
-// missing names what the machine lacks, nil when it has all.
-func missing() error {
-	var m result.Missing
-	if os.Geteuid() != 0 {
-		m = append(m, "root (network namespaces)")
-	}
-	if _, err := exec.LookPath(result.QEMU); err != nil {
-		m = append(m, result.QEMU)
-	}
-	if m == nil {
-		return nil
-	}
-	return m
+		var errs []error
+		if o.n < 1 {
+			errs = append(errs, fmt.Errorf("-n %d: want 1 or more", o.n))
+		}
+		if o.length < 10*time.Millisecond {
+			errs = append(errs, fmt.Errorf("-length %s: want 10ms or more", o.length))
+		}
+		return errors.Join(errs...)
+	})
+	return o, err
 }
 
 // row is one arm at one size.
@@ -110,20 +81,14 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	if err != nil {
 		return err
 	}
-	if err := missing(); err != nil {
+	if err := result.Need([]string{result.QEMU}); err != nil {
 		return err
 	}
-	doc := result.Document[row]{Experiment: name}
-	if doc.Machine, err = result.Here(ctx); err != nil {
+	doc, err := result.New[row](ctx, name)
+	if err != nil {
 		return err
 	}
-	if doc.Commit, err = result.Commit(ctx, "."); err != nil {
-		return err
-	}
-	begun := time.Now()
-	note := func(format string, args ...any) {
-		fmt.Fprintf(stderr, "[%6.1fs] %s\n", time.Since(begun).Seconds(), fmt.Sprintf(format, args...))
-	}
+	note := result.Notes(stderr)
 	scratch, err := os.MkdirTemp(o.scratch, "fermata-wire-")
 	if err != nil {
 		return fmt.Errorf("make scratch directory: %w", err)
@@ -133,10 +98,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 		return err
 	}
 	doc.Goals = goals(doc.Rows)
-	if o.json {
-		return doc.Encode(stdout)
-	}
-	return doc.WriteTable(stdout, columns())
+	return doc.Print(stdout, o.json, columns())
 }
 
 func measure(ctx context.Context, o options, scratch string, note func(string, ...any)) ([]row, error) {

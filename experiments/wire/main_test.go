@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"os"
-	"strings"
 	"testing"
 
 	"fermata/experiments/result"
@@ -15,7 +14,7 @@ func TestRun_Quick(t *testing.T) {
 	mustrun.Need(t, mustrun.QEMU, mustrun.NetNS)
 	scratch := t.TempDir()
 	var out bytes.Buffer
-	if err := run(t.Context(), []string{"--quick", "-o", "json", "--dir", scratch}, &out, testLog{t}); err != nil {
+	if err := run(t.Context(), []string{"--quick", "-o", "json", "--dir", scratch}, &out, t.Output()); err != nil {
 		t.Fatal(err)
 	}
 	doc, err := result.Decode[row](&out)
@@ -49,11 +48,4 @@ func TestParseOptions_RefusesNonsense(t *testing.T) {
 			t.Errorf("%v was accepted", args)
 		}
 	}
-}
-
-type testLog struct{ t *testing.T }
-
-func (l testLog) Write(b []byte) (int, error) {
-	l.t.Log(strings.TrimRight(string(b), "\n"))
-	return len(b), nil
 }
