@@ -18,6 +18,23 @@ const consoleSilence = 10 * time.Second
 // maxChunkBytes is the limit of ConsoleChunk.data in the wire's definition.
 const maxChunkBytes = 64 << 10
 
+// liveNode returns a client of a node that has just given a sign of life: what is
+// streamed from it may be quiet for long, which is then no sign of a hanging agent.
+func (c *Coordinator) liveNode(ctx context.Context, name string) (api.NodeClient, error) {
+	info, err := c.node(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	client, err := c.nodes.Client(name, info.GetAddress())
+	if err != nil {
+		return nil, err
+	}
+	if _, err := c.deployer.Describe(ctx, nodeOf(info)); err != nil {
+		return nil, err
+	}
+	return client, nil
+}
+
 // console hands on what a guest printed, until its node has no more or, when
 // the reader follows, until the reader goes away.
 func (c *Coordinator) console(ctx context.Context, req *api.ConsoleRequest, send func(*api.ConsoleChunk) error) error {
@@ -29,17 +46,8 @@ func (c *Coordinator) console(ctx context.Context, req *api.ConsoleRequest, send
 	if !assigned {
 		return fault.New(fault.NotFound, "guest %s of cluster %s is on no node", req.GetGuest(), req.GetCluster())
 	}
-	info, err := c.node(ctx, name)
+	client, err := c.liveNode(ctx, name)
 	if err != nil {
-		return err
-	}
-	client, err := c.nodes.Client(name, info.GetAddress())
-	if err != nil {
-		return err
-	}
-	// A quiet guest is no sign of a hanging agent, so a sign of life is asked for
-	// before.
-	if _, err := c.deployer.Describe(ctx, nodeOf(info)); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)

@@ -55,17 +55,8 @@ func (c *Coordinator) trace(ctx context.Context, req *api.TraceRequest, send fun
 }
 
 func (c *Coordinator) traceNode(ctx context.Context, node string, req *api.TraceRequest, send func(*api.TraceChunk) error) error {
-	info, err := c.node(ctx, node)
+	client, err := c.liveNode(ctx, node)
 	if err != nil {
-		return err
-	}
-	client, err := c.nodes.Client(node, info.GetAddress())
-	if err != nil {
-		return err
-	}
-	// A network on which nothing moves is no sign of a hanging agent, so a sign of
-	// life is asked for before.
-	if _, err := c.deployer.Describe(ctx, nodeOf(info)); err != nil {
 		return err
 	}
 	stream, err := client.TraceFrames(ctx, req)

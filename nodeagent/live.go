@@ -129,22 +129,15 @@ func (w *worker) untrack() error {
 // arm protects the memory of the guests that are captured live, while they run.
 // It comes last before the cut: what is written in between costs pause.
 func (s *saving) arm(ctx context.Context) error {
-	return s.eachLive(ctx, "protect", func(ctx context.Context, sg *savedGuest) error {
+	return s.each(ctx, "protect", func(ctx context.Context, sg *savedGuest) error {
+		if sg.tracked == nil {
+			return nil
+		}
 		begun := time.Now()
 		// An audit takes everything, to compare it with what tracking says.
 		err := sg.tracked.tracker.Arm(ctx, sg.tracked.base == nil || s.options.Audit || s.options.Full)
 		sg.report.ArmUs = micros(begun)
 		return err
-	})
-}
-
-// eachLive is each for the guests that are captured live.
-func (s *saving) eachLive(ctx context.Context, step string, f func(context.Context, *savedGuest) error) error {
-	return s.each(ctx, step, func(ctx context.Context, sg *savedGuest) error {
-		if sg.tracked == nil {
-			return nil
-		}
-		return f(ctx, sg)
 	})
 }
 

@@ -122,11 +122,8 @@ func (o *operator) writeTrace(ctx context.Context, stream grpc.ServerStreamingCl
 			err = t.write(chunk)
 		}
 		if err != nil {
-			return errors.Join(err, t.w.Flush())
+			return err
 		}
-	}
-	if err := t.w.Flush(); err != nil {
-		return fmt.Errorf("write trace: %w", err)
 	}
 	lost := uint64(0)
 	for _, n := range t.lost {

@@ -28,7 +28,7 @@ type network struct {
 	name    string   // immutable
 	id      uint64   // immutable
 
-	traces atomic.Pointer[[]*trace] // nil: none; replaced under mu, never changed in place
+	traces atomic.Pointer[[]*trace] // never nil; the list is replaced under mu, never changed in place
 
 	mu sync.Mutex
 	// All guarded by mu. ports and links are replaced, never changed in place, so
@@ -48,12 +48,14 @@ type station struct {
 }
 
 func newNetwork(c *cluster, name string) *network {
-	return &network{
+	n := &network{
 		cluster:  c,
 		name:     name,
 		id:       networkID(c.name, name),
 		stations: make(map[macAddress]station),
 	}
+	n.traces.Store(new([]*trace))
+	return n
 }
 
 // networkID is what link records carry for a network: the same on all nodes

@@ -272,8 +272,7 @@ func (p *Port) sendAtOnce(fr frame) bool {
 	p.writing = false
 	switch {
 	case err == nil:
-		p.counters.sent.Add(1)
-		p.newest = max(p.newest, fr.epoch)
+		p.noteSent(fr)
 	case !p.closed:
 		p.pushFront([]frame{fr}) // before what has come meanwhile
 	default:
@@ -389,8 +388,7 @@ func (p *Port) settle(fr frame, result outcome, unread int) {
 	p.room.raise()
 	switch result {
 	case outcomeSent:
-		p.counters.sent.Add(1)
-		p.newest = max(p.newest, fr.epoch)
+		p.noteSent(fr)
 		p.stalled = false
 	case outcomeStalled:
 		p.counters.stalled.Add(1)
@@ -400,6 +398,14 @@ func (p *Port) settle(fr frame, result outcome, unread int) {
 	default:
 		p.counters.socket.Add(1)
 	}
+}
+
+// noteSent takes into account that fr is in the guest's socket.
+//
+// Preconditions: mu is held.
+func (p *Port) noteSent(fr frame) {
+	p.counters.sent.Add(1)
+	p.newest = max(p.newest, fr.epoch)
 }
 
 // crowded tells whether the queue may have no room, so that sources are held up.

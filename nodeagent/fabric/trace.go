@@ -94,39 +94,25 @@ func (c *cluster) traceNetwork(ctx context.Context, name string, tell func([]Tra
 func (n *network) addTrace(t *trace) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.setTraces(append(slices.Clone(n.tracesNow()), t))
+	all := append(slices.Clone(*n.traces.Load()), t)
+	n.traces.Store(&all)
 }
 
 func (n *network) dropTrace(t *trace) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.setTraces(slices.DeleteFunc(slices.Clone(n.tracesNow()), func(o *trace) bool { return o == t }))
-}
-
-func (n *network) tracesNow() []*trace {
-	if all := n.traces.Load(); all != nil {
-		return *all
-	}
-	return nil
-}
-
-// setTraces keeps nil for none, which costs a frame one look.
-func (n *network) setTraces(all []*trace) {
-	if len(all) == 0 {
-		n.traces.Store(nil)
-		return
-	}
+	all := slices.DeleteFunc(slices.Clone(*n.traces.Load()), func(o *trace) bool { return o == t })
 	n.traces.Store(&all)
 }
 
 // tell tells all traces of what happened at p; data is nil for its guest's point.
 func (n *network) tell(p *Port, epoch uint64, data []byte) {
-	all := n.traces.Load()
-	if all == nil {
+	all := *n.traces.Load()
+	if len(all) == 0 {
 		return
 	}
 	e := Traced{At: time.Now(), NIC: p.key, MAC: p.mac[:], Epoch: epoch, Point: data == nil, Data: data}
-	for _, t := range *all {
+	for _, t := range all {
 		select {
 		case t.events <- e:
 		default:
