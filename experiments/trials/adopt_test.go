@@ -20,6 +20,7 @@ import (
 	"fermata/experiments/labrun"
 	"fermata/protocol/fault"
 	"fermata/protocol/mustrun"
+	"fermata/vmm/vmmtest"
 )
 
 // stranger is a QEMU that no part of Fermata started. Its guest rewrites memory
@@ -89,8 +90,7 @@ func (s *stranger) kill() {
 func (s *stranger) awaitSocket() {
 	s.r.Helper()
 	err := labrun.Poll(s.r.Context(), stepBudget, "guest "+s.name+" to listen", func() (bool, error) {
-		_, err := os.Stat(s.socket)
-		return err == nil, nil
+		return vmmtest.Listens(s.socket)
 	})
 	if err != nil {
 		s.r.Fatal(err)

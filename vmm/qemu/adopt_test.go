@@ -44,7 +44,9 @@ func startForeign(t *testing.T, accel string, extra ...string) *foreign {
 		_ = f.Wait()
 	})
 	for deadline := time.Now().Add(budget); ; time.Sleep(10 * time.Millisecond) { // polls, with a deadline
-		if _, err := os.Stat(f.socket); err == nil {
+		listens, err := vmmtest.Listens(f.socket)
+		must(t, err)
+		if listens {
 			return f
 		}
 		if time.Now().After(deadline) {
@@ -129,14 +131,16 @@ func TestAdopt_SavesAndRestoresWhatSomebodyElseStarted(t *testing.T) {
 		"anonymous": func(string) []string { return []string{"-machine", machineType} },
 		"i440fx":    func(string) []string { return []string{"-machine", "pc-i440fx-7.2"} },
 		"memfd":     func(string) []string { return shared("memory-backend-memfd") },
-		"tmpfs":     func(of string) []string { return shared("memory-backend-file,mem-path=" + filepath.Join(shm, of)) },
+		// A file of its own each: in the RAM of an earlier guest a boot takes the
+		// earlier counter for its own.
+		"tmpfs": func(of string) []string { return shared("memory-backend-file,mem-path=" + filepath.Join(shm, of)) },
 	} {
 		for _, accel := range []string{"tcg", "kvm"} {
 			t.Run(name+"_"+accel, func(t *testing.T) {
 				if accel == "kvm" {
 					mustrun.Need(t, mustrun.KVM)
 				}
-				first := startForeign(t, accel, memory("first")...)
+				first := startForeign(t, accel, memory(accel+"-first")...)
 				m := adopt(t, first, "first")
 				wantStatus(t, m, vmm.StatusRunning)
 				reached := awaitCount(t, m, 50)
@@ -154,7 +158,7 @@ func TestAdopt_SavesAndRestoresWhatSomebodyElseStarted(t *testing.T) {
 					t.Errorf("cut at step %d after step %d", cut.Count, reached)
 				}
 
-				second := startForeign(t, accel, append(memory("second"), "-S", "-incoming", "defer")...)
+				second := startForeign(t, accel, append(memory(accel+"-second"), "-S", "-incoming", "defer")...)
 				r := adopt(t, second, "second")
 				wantStatus(t, r, vmm.StatusIncoming)
 				is, err := r.Describe(t.Context())
