@@ -46,17 +46,18 @@ how many; guests lose none. It ends with Ctrl-C or after --for.`,
 			if f, ok := o.env.Stdout.(*os.File); ok && path == "-" && term.IsTerminal(int(f.Fd())) {
 				return app.Usagef("a trace is not for a terminal: give a file with -w, or a pipe")
 			}
-			ctx := c.Context()
-			if length > 0 {
-				var cancel context.CancelFunc
-				ctx, cancel = context.WithTimeout(ctx, length)
-				defer cancel()
-			}
 			o.env.OnInterrupt("the trace ends, guests keep running")
 			return o.call(c.Context(), "trace "+args[0], func(conn *remote.Conn) error {
-				name, err := networkToTrace(ctx, conn, args[0], network)
+				name, err := networkToTrace(c.Context(), conn, args[0], network)
 				if err != nil {
 					return err
+				}
+				// No deadline, which the other side would know of: it may find that it has
+				// passed before we do, and tell of an error.
+				ctx, cancel := context.WithCancel(c.Context())
+				defer cancel()
+				if length > 0 {
+					defer time.AfterFunc(length, cancel).Stop()
 				}
 				stream, err := conn.Trace(ctx, &api.TraceRequest{Cluster: args[0], Network: name})
 				if err != nil {

@@ -21,6 +21,7 @@ func TestTrace_IsPcapng(t *testing.T) {
 	for name, args := range map[string][]string{
 		"file":   {"trace", "demo", "--network", "lan", "-w", path},
 		"stdout": {"trace", "demo"},
+		"time":   {"trace", "demo", "--for", "1h"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := fermata(t, operatortest.New(t), args...)

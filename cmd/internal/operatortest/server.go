@@ -299,7 +299,8 @@ func (s *Server) Console(r *api.ConsoleRequest, stream grpc.ServerStreamingServe
 	return nil
 }
 
-// Trace tells of a frame, of its sender's point, and of a frame behind that.
+// Trace tells of a frame, of its sender's point, and of a frame behind that. A caller
+// that sets a deadline hears that it has passed.
 func (s *Server) Trace(r *api.TraceRequest, stream grpc.ServerStreamingServer[api.TraceChunk]) error {
 	if err := s.note(r); err != nil {
 		return err
@@ -309,11 +310,17 @@ func (s *Server) Trace(r *api.TraceRequest, stream grpc.ServerStreamingServer[ap
 	}
 	mac := []byte{0x52, 0x54, 0, 0, 0, 1}
 	frame := append(append([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, mac...), 0x08, 0x06, 1, 2, 3)
-	return stream.Send(&api.TraceChunk{Node: "node1", Lost: 2, Frames: []*api.TracedFrame{
+	if err := stream.Send(&api.TraceChunk{Node: "node1", Lost: 2, Frames: []*api.TracedFrame{
 		{UnixNs: begun, Guest: "a", Nic: "net0", Mac: mac, Epoch: 6, Data: frame},
 		{UnixNs: begun + 1, Guest: "a", Nic: "net0", Mac: mac, Epoch: 7, Point: true},
 		{UnixNs: begun + 2, Guest: "a", Nic: "net0", Mac: mac, Epoch: 7, Data: frame},
-	}})
+	}}); err != nil {
+		return err
+	}
+	if _, deadline := stream.Context().Deadline(); deadline {
+		return context.DeadlineExceeded
+	}
+	return nil
 }
 
 func send(stream grpc.ServerStreamingServer[api.Event], events ...*api.Event) error {
