@@ -33,7 +33,7 @@ func seatCanary(t *testing.T, binary string, index, count int) *seat {
 	t.Helper()
 	s := &seat{}
 	cmd := exec.Command(binary, "-i", fmt.Sprint(index), "-c", fmt.Sprint(count), "-n", "10.77.0",
-		"-d", "eth0", "-r", "400", "-s", "256", "-t", "1", "-g", "0.5", "-1")
+		"-d", "eth0", "-r", "400", "-s", "256", "-w", AllWires, "-t", "1", "-g", "0.5", "-1")
 	cmd.Stdout, cmd.Stderr = &s.report, os.Stderr
 	s.wait = cmd.Wait
 	started := make(chan error)
@@ -111,13 +111,15 @@ const (
 	injuries
 )
 
-// badWire is a hub between seats that injures every tenth data datagram.
+// badWire is a hub between seats that injures every tenth data datagram, and drops
+// every fiftieth segment of a stream.
 type badWire struct {
-	mu    sync.Mutex
-	seats []*seat            // immutable
-	data  int                // guarded by mu; data datagrams seen
-	held  map[[2]byte][]byte // guarded by mu; by pair of guests
-	done  [injuries]int      // guarded by mu; injuries that took effect
+	mu       sync.Mutex
+	seats    []*seat            // immutable
+	data     int                // guarded by mu; data datagrams seen
+	segments int                // guarded by mu; of streams
+	held     map[[3]byte][]byte // guarded by mu; by payload's place and pair of guests
+	done     [injuries]int      // guarded by mu; injuries that took effect
 }
 
 // run forwards what seat from sends until its device is closed.
@@ -144,16 +146,39 @@ func (w *badWire) run(from int) error {
 	}
 }
 
+// payloadOf tells where a frame's datagram begins; 0: it has none that may be injured.
+func payloadOf(f []byte) int {
+	const udp, bare, udpPort = 42, 14, 36
+	switch {
+	case len(f) < udp+200:
+		return 0
+	case binary.BigEndian.Uint16(f[12:]) == 0x88b5:
+		return bare
+	case binary.BigEndian.Uint16(f[12:]) == 0x0800 && f[23] == unix.IPPROTO_UDP && binary.BigEndian.Uint16(f[udpPort:]) == 7700:
+		return udp
+	}
+	return 0
+}
+
+// isSegment tells whether a frame is a TCP segment with data.
+func isSegment(f []byte) bool {
+	return len(f) > 100 && binary.BigEndian.Uint16(f[12:]) == 0x0800 && f[23] == unix.IPPROTO_TCP
+}
+
 // injure returns what becomes of one frame.
 func (w *badWire) injure(f []byte) [][]byte {
-	const udpPort, payload = 36, 42
-	if len(f) < payload+200 || binary.BigEndian.Uint16(f[12:]) != 0x0800 || f[23] != unix.IPPROTO_UDP ||
-		binary.BigEndian.Uint16(f[udpPort:]) != 7700 {
-		return [][]byte{f}
-	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	pair := [2]byte{f[11], f[5]}
+	if isSegment(f) {
+		if w.segments++; w.segments%50 == 0 {
+			return nil
+		}
+	}
+	payload := payloadOf(f)
+	if payload == 0 {
+		return [][]byte{f}
+	}
+	pair := [3]byte{byte(payload), f[11], f[5]}
 	if before := w.held[pair]; before != nil {
 		delete(w.held, pair)
 		w.done[holdBack]++
@@ -192,7 +217,7 @@ func TestCanary_CountsEveryInjury(t *testing.T) {
 		t.Fatal(err)
 	}
 	const count = 3
-	w := &badWire{held: map[[2]byte][]byte{}}
+	w := &badWire{held: map[[3]byte][]byte{}}
 	for i := range count {
 		w.seats = append(w.seats, seatCanary(t, filepath.Join(dir, "canary"), i+1, count))
 	}
@@ -241,9 +266,19 @@ func TestCanary_CountsEveryInjury(t *testing.T) {
 			t.Errorf("injury %d never happened: the test proves nothing", kind)
 		}
 	}
+	again := uint64(0)
+	for pair, f := range got.Pairs {
+		if f.Sent == 0 || pair.Wire == "tcp" && f.Lost != 0 {
+			t.Errorf("%+v: %+v", pair, f)
+		}
+	}
 	for guest, k := range got.Kernel {
+		again += k.TCPRetransmits
 		if k.UDPReceiveBuffer != 0 || k.DeviceRxDropped != 0 || k.DeviceTxDropped != 0 {
 			t.Errorf("kernel of %s dropped: %+v", guest, k)
 		}
+	}
+	if again == 0 {
+		t.Error("no kernel sent a segment again, though some were dropped")
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -91,7 +92,14 @@ type Canary struct {
 	SizeBytes int           // of one datagram, 32 to 1472
 	SecondNIC bool          // over eth1 in place of eth0
 	Length    time.Duration // whole seconds; 0 = until the MPI program has ended
+	// Wires is what datagrams are sent in: some of "udp", "eth" (bare Ethernet frames)
+	// and "tcp" (blocks of a stream), with a + between them. Each gets Rate; a stream
+	// less, if it takes less. Default "udp".
+	Wires string
 }
+
+// AllWires is every wire of the canary.
+const AllWires = "udp+eth+tcp"
 
 // DefaultCanary is a rate at which four guests on two cores under TCG lose
 // nothing by themselves, with room to spare.
@@ -162,6 +170,9 @@ func (c Cluster) applyDefaults() Cluster {
 	if c.Writer.Every == 0 {
 		c.Writer.Every = time.Second
 	}
+	if c.Canary.Wires == "" {
+		c.Canary.Wires = "udp"
+	}
 	if !c.Net.IsValid() {
 		c.Net = netip.MustParsePrefix("10.77.0.0/24")
 	}
@@ -187,6 +198,11 @@ func (c Cluster) Validate() error {
 	}
 	if c.Canary.Rate < 1 || c.Canary.SizeBytes < 32 || c.Canary.SizeBytes > 1472 {
 		complain("canary: rate %d, size %d (want 32 to 1472)", c.Canary.Rate, c.Canary.SizeBytes)
+	}
+	for wire := range strings.SplitSeq(c.Canary.Wires, "+") {
+		if !slices.Contains(strings.Split(AllWires, "+"), wire) {
+			complain("canary: wire %q, want some of %s", wire, AllWires)
+		}
 	}
 	if c.Canary.Length < 0 || c.Canary.Length%time.Second != 0 {
 		complain("canary: length %s is not whole seconds", c.Canary.Length)
@@ -224,8 +240,8 @@ func (c Cluster) Cmdline(index int) string {
 		if c.Canary.SecondNIC {
 			device = "eth1"
 		}
-		words = append(words, fmt.Sprintf("fermata.canary=%d,%d,%s,%d",
-			c.Canary.Rate, c.Canary.SizeBytes, device, int(c.Canary.Length.Seconds())))
+		words = append(words, fmt.Sprintf("fermata.canary=%d,%d,%s,%d,%s",
+			c.Canary.Rate, c.Canary.SizeBytes, device, int(c.Canary.Length.Seconds()), c.Canary.Wires))
 	}
 	if c.Work&RunDirty != 0 {
 		words = append(words, fmt.Sprintf("fermata.dirty=%d,%g,%d,%d,%d,%d",

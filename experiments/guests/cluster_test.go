@@ -18,12 +18,12 @@ func TestCluster_Cmdline(t *testing.T) {
 			Canary: Canary{Rate: 300, SizeBytes: 100, SecondNIC: true, Length: 3 * time.Second},
 			Net:    netip.MustParsePrefix("10.1.2.0/24"), Tick: 100 * time.Millisecond, PowerOff: true},
 			"fermata.index=1 fermata.count=4 fermata.net=10.1.2.0/24 fermata.role=mpi+canary fermata.tick=100" +
-				" fermata.mpi=64,10,5 fermata.canary=300,100,eth1,3 fermata.end=poweroff"},
+				" fermata.mpi=64,10,5 fermata.canary=300,100,eth1,3,udp fermata.end=poweroff"},
 		"dirty": {Cluster{Count: 1, Work: RunDirty, Writer: Writer{MiB: 64, BallastMiB: 100, Rate: 2.5, Length: time.Minute, Every: 50 * time.Millisecond}},
 			"fermata.index=1 fermata.count=1 fermata.net=10.77.0.0/24 fermata.role=dirty fermata.tick=1000 fermata.dirty=64,2.5,1,100,60,50"},
 		"dirty by default": {Cluster{Count: 2, Work: RunCanary | RunDirty},
 			"fermata.index=1 fermata.count=2 fermata.net=10.77.0.0/24 fermata.role=canary+dirty fermata.tick=1000" +
-				" fermata.canary=100,200,eth0,0 fermata.dirty=16,0,1,0,0,1000"},
+				" fermata.canary=100,200,eth0,0,udp fermata.dirty=16,0,1,0,0,1000"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if err := c.cluster.Validate(); err != nil {

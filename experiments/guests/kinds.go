@@ -79,6 +79,10 @@ type CanaryKernel struct {
 	UDPReceiveBuffer uint64 // socket buffer full
 	UDPChecksum      uint64 // damaged before it got here: the wire's doing
 	UDPSendBuffer    uint64 // queue full; repeated, so not lost
+	TCPTimeouts      uint64 // retransmission time-outs, of all connections (TCPTimeouts of /proc/net/netstat)
+	TCPRetransmits   uint64 // segments
+	TCPResets        uint64 // of established connections
+	Broken           uint64 // of the canary's own connections
 	DeviceRxDropped  uint64 // of any protocol: after a restart also QEMU's announcements (RARP) of the peers
 	DeviceTxDropped  uint64
 	DeviceErrors     uint64
@@ -86,9 +90,10 @@ type CanaryKernel struct {
 	Slipped          uint64 // sends given up before they had a number: the guest had no processor
 }
 
-// CanaryFinal is the exact account of one direction between two guests.
+// CanaryFinal is the exact account of one direction between two guests on one wire.
 type CanaryFinal struct {
 	Me, From string // receiver and sender
+	Wire     string // udp, eth or tcp
 
 	Sent      uint64 // as told by the sender at the end
 	Received  uint64 // distinct datagrams
@@ -102,6 +107,7 @@ type CanaryFinal struct {
 type CanaryEnd struct {
 	Me      string
 	Peers   int
+	Wires   int    // on which each peer was sent to
 	Corrupt uint64 // datagrams that are not what any guest sent
 }
 
@@ -182,17 +188,19 @@ var decoders = map[string]func(*values) any{
 		return CanaryKernel{Me: v.text("me"),
 			UDPInErrors: v.count("udp-in-errors"), UDPReceiveBuffer: v.count("udp-receive-buffer"),
 			UDPChecksum: v.count("udp-checksum"), UDPSendBuffer: v.count("udp-send-buffer"),
+			TCPTimeouts: v.count("tcp-timeouts"), TCPRetransmits: v.count("tcp-retransmits"),
+			TCPResets: v.count("tcp-resets"), Broken: v.count("broken"),
 			DeviceRxDropped: v.count("device-rx-dropped"), DeviceTxDropped: v.count("device-tx-dropped"),
 			DeviceErrors: v.count("device-errors"), Refused: v.count("refused"), Slipped: v.count("slipped")}
 	},
 	"CANARY-FINAL": func(v *values) any {
-		f := CanaryFinal{Me: v.text("me"), From: v.text("from"), Sent: v.count("sent"), Received: v.count("received"),
-			Doubled: v.count("doubled"), Reordered: v.count("reordered"), Gap: v.seconds("gap")}
+		f := CanaryFinal{Me: v.text("me"), From: v.text("from"), Wire: v.text("wire"),
+			Sent: v.count("sent"), Received: v.count("received"), Doubled: v.count("doubled"), Reordered: v.count("reordered"), Gap: v.seconds("gap")}
 		f.Lost = int64(f.Sent) - int64(f.Received)
 		return f
 	},
 	"CANARY-END": func(v *values) any {
-		return CanaryEnd{Me: v.text("me"), Peers: v.integer("peers"), Corrupt: v.count("corrupt")}
+		return CanaryEnd{Me: v.text("me"), Peers: v.integer("peers"), Wires: v.integer("wires"), Corrupt: v.count("corrupt")}
 	},
 	"DIRTY-START": func(v *values) any {
 		return DirtyStart{Pages: v.count("pages"), Ballast: v.count("ballast"), Threads: v.integer("threads"), Rate: v.number("rate"),

@@ -31,7 +31,7 @@ func TestParse(t *testing.T) {
 		"not a number":    {sealed("FERMATA TICK n=x uptime=1.5 wall=1.5"), Line{}, false},
 		"word with no =":  {sealed("FERMATA NOVELTY word"), Line{}, false},
 		"prefix no kind":  {sealed("FERMATA"), Line{}, false},
-		"negative number": {sealed("FERMATA CANARY-END me=g1 peers=1 corrupt=-1"), Line{}, false},
+		"negative number": {sealed("FERMATA CANARY-END me=g1 peers=1 wires=1 corrupt=-1"), Line{}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, ok := Parse(c.text)

@@ -9,8 +9,8 @@ import (
 	"slices"
 )
 
-// Pair is one direction between two guests.
-type Pair struct{ From, To string }
+// Pair is one direction between two guests on one wire.
+type Pair struct{ From, To, Wire string }
 
 // Totals adds up the canaries of a cluster.
 type Totals struct {
@@ -19,11 +19,13 @@ type Totals struct {
 	Doubled        uint64
 	Reordered      uint64
 	Corrupt        uint64 // canary's own checks and the kernels' UDP checksums
+	Broken         uint64 // TCP connections
 }
 
-// Clean tells whether every datagram arrived once, whole and in its turn.
+// Clean tells whether every datagram arrived once, whole and in its turn, and no
+// connection broke.
 func (t Totals) Clean() bool {
-	return t.Lost == 0 && t.Doubled == 0 && t.Reordered == 0 && t.Corrupt == 0
+	return t.Lost == 0 && t.Doubled == 0 && t.Reordered == 0 && t.Corrupt == 0 && t.Broken == 0
 }
 
 // Summary is the verdict of one run.
@@ -85,8 +87,8 @@ func Summarise(consoles map[string]io.Reader) (Summary, error) {
 }
 
 func (s *Summary) add(r canaryReport) {
-	for from, f := range r.finals {
-		s.Pairs[Pair{From: from, To: f.Me}] = f
+	for pair, f := range r.finals {
+		s.Pairs[pair] = f
 		s.Totals.Sent += f.Sent
 		s.Totals.Received += f.Received
 		s.Totals.Lost += f.Lost
@@ -95,13 +97,14 @@ func (s *Summary) add(r canaryReport) {
 	}
 	s.Kernel[r.end.Me] = r.kernel
 	s.Totals.Corrupt += r.end.Corrupt + r.kernel.UDPChecksum
+	s.Totals.Broken += r.kernel.Broken
 }
 
 // canaryReport is one guest's complete report: the lines from CANARY-KERNEL to
 // CANARY-END.
 type canaryReport struct {
 	kernel CanaryKernel
-	finals map[string]CanaryFinal // by sender
+	finals map[Pair]CanaryFinal
 	end    CanaryEnd
 }
 
@@ -167,13 +170,13 @@ func (v *verdict) step(line Line) {
 			v.canary, v.open = nil, nil
 		}
 	case CanaryKernel:
-		v.open = &canaryReport{kernel: b, finals: map[string]CanaryFinal{}}
+		v.open = &canaryReport{kernel: b, finals: map[Pair]CanaryFinal{}}
 	case CanaryFinal:
 		if v.open != nil {
-			v.open.finals[b.From] = b
+			v.open.finals[Pair{From: b.From, To: b.Me, Wire: b.Wire}] = b
 		}
 	case CanaryEnd:
-		if v.open != nil && len(v.open.finals) == b.Peers {
+		if v.open != nil && len(v.open.finals) == b.Peers*b.Wires {
 			v.open.end = b
 			v.canary, v.canaryTick = v.open, v.tick
 		}

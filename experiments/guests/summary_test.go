@@ -52,7 +52,7 @@ func TestSummarise_CleanRun(t *testing.T) {
 	if !s.Totals.Clean() || s.Totals.Sent == 0 || s.Totals.Sent != s.Totals.Received {
 		t.Errorf("totals %+v", s.Totals)
 	}
-	if len(s.Pairs) != 2 || s.Pairs[Pair{From: "g1", To: "g2"}].Sent == 0 {
+	if len(s.Pairs) != 2 || s.Pairs[Pair{From: "g1", To: "g2", Wire: "udp"}].Sent == 0 {
 		t.Errorf("pairs %+v", s.Pairs)
 	}
 }

@@ -26,7 +26,7 @@ type program struct {
 
 var compiled = []program{
 	{name: "say", sources: []string{"say.c", "line.c"}},
-	{name: "canary", sources: []string{"canary.c", "books.c", "wire.c", "kernel.c", "line.c"}},
+	{name: "canary", sources: []string{"canary.c", "books.c", "wire.c", "stream.c", "kernel.c", "line.c"}},
 	{name: "dirty", sources: []string{"dirty.c", "pattern.c", "records.c", "line.c"}},
 	{name: "jacobi", sources: []string{"jacobi.c", "line.c"}, mpi: true},
 }

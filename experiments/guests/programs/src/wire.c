@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <linux/errqueue.h>
 #include <net/if_arp.h>
+#include <netpacket/packet.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,16 +18,16 @@
  * several seconds of every peer's traffic. */
 #define RECEIVE_BUFFER (16 << 20)
 
-static void die(const char *what)
+void die(const char *what)
 {
 	fprintf(stderr, "canary: %s: %s\n", what, strerror(errno));
 	exit(2);
 }
 
-/* fill writes size bytes that only (src, dst, value) of d determine. */
+/* fill writes size bytes that only (src, dst, wire, value) of d determine. */
 static void fill(unsigned char *out, size_t size, const struct datagram *d)
 {
-	uint64_t x = d->value * 0x9e3779b97f4a7c15ull + ((uint64_t)d->src << 8 | d->dst) + 1;
+	uint64_t x = d->value * 0x9e3779b97f4a7c15ull + ((uint64_t)d->wire << 16 | (uint64_t)d->src << 8 | d->dst) + 1;
 
 	for (size_t i = 0; i < size; i++) {
 		if (i % 8 == 0) {
@@ -63,16 +64,43 @@ bool intact(const void *bytes, size_t size)
 	return memcmp(copy + sizeof d, filler, size - sizeof d) == 0;
 }
 
-int open_socket(uint16_t port, const char *device)
+static int with_buffer(int fd)
 {
-	struct sockaddr_in here = { .sin_family = AF_INET, .sin_port = htons(port) };
-	int size = RECEIVE_BUFFER, on = 1;
-	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	int size = RECEIVE_BUFFER;
 
 	if (fd < 0)
 		die("socket");
 	if (setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &size, sizeof size) != 0)
 		die("receive buffer");
+	return fd;
+}
+
+static struct sockaddr_ll packet_address(const char *device)
+{
+	struct sockaddr_ll a = {
+		.sll_family = AF_PACKET, .sll_protocol = htons(ETHERTYPE_DATA), .sll_halen = 6,
+		.sll_ifindex = (int)if_nametoindex(device),
+	};
+
+	return a;
+}
+
+int open_packet_socket(const char *device)
+{
+	struct sockaddr_ll here = packet_address(device);
+	int fd = with_buffer(socket(AF_PACKET, SOCK_DGRAM | SOCK_CLOEXEC, htons(ETHERTYPE_DATA)));
+
+	if (bind(fd, (struct sockaddr *)&here, sizeof here) != 0)
+		die("bind to device");
+	return fd;
+}
+
+int open_socket(uint16_t port, const char *device)
+{
+	struct sockaddr_in here = { .sin_family = AF_INET, .sin_port = htons(port) };
+	int on = 1;
+	int fd = with_buffer(socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+
 	if (setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, device, (socklen_t)strlen(device) + 1) != 0)
 		die(device);
 	/* Without IP_RECVERR the kernel hides from send() that its queue dropped
@@ -93,11 +121,11 @@ static void drop_socket_errors(int fd)
 		;
 }
 
-void send_whole(int fd, const struct sockaddr_in *to, const void *bytes, size_t size, uint64_t *refused)
+void send_whole(int fd, const struct sockaddr *to, socklen_t to_size, const void *bytes, size_t size, uint64_t *refused)
 {
 	static const struct timespec pause = { 0, 1000000 };
 
-	while (sendto(fd, bytes, size, 0, (const struct sockaddr *)to, sizeof *to) < 0) {
+	while (sendto(fd, bytes, size, 0, to, to_size) < 0) {
 		if (errno == EINTR)
 			continue;
 		/* ENOBUFS: a full queue. The rest are answers to earlier
@@ -110,7 +138,15 @@ void send_whole(int fd, const struct sockaddr_in *to, const void *bytes, size_t 
 	}
 }
 
-void pin_neighbour(int fd, const struct sockaddr_in *to, const char *device)
+void send_packet(int fd, const unsigned char hardware[6], const char *device, const void *bytes, size_t size, uint64_t *refused)
+{
+	struct sockaddr_ll to = packet_address(device);
+
+	memcpy(to.sll_addr, hardware, 6);
+	send_whole(fd, (struct sockaddr *)&to, sizeof to, bytes, size, refused);
+}
+
+void pin_neighbour(int fd, const struct sockaddr_in *to, const char *device, unsigned char hardware[6])
 {
 	struct arpreq entry;
 
@@ -120,6 +156,7 @@ void pin_neighbour(int fd, const struct sockaddr_in *to, const char *device)
 	strncpy(entry.arp_dev, device, sizeof entry.arp_dev - 1);
 	if (ioctl(fd, SIOCGARP, &entry) != 0)
 		die("read neighbour");
+	memcpy(hardware, entry.arp_ha.sa_data, 6);
 	entry.arp_flags = ATF_COM | ATF_PERM;
 	if (ioctl(fd, SIOCSARP, &entry) != 0)
 		die("pin neighbour");
