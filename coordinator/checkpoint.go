@@ -81,7 +81,7 @@ func (t *term) checkpoint(ctx context.Context, req *api.CheckpointRequest, p pro
 	id := round.ID{Cluster: name, Epoch: round.Epoch(epoch)}
 	verdict := &judge{repo: t.c.repo, id: id, taken: record.Taken{
 		Cluster: name, Epoch: epoch, Label: req.GetLabel(), Spec: c.Spec, Fence: t.fence.API(),
-		ChannelsRecorded: !req.GetDiscardChannels(), Cut: options.Cut, Networks: networksOf(s), OffFabric: adoptedOf(s), Begun: begun,
+		ChannelsRecorded: !req.GetDiscardChannels(), Cut: options.Cut, Networks: networksOf(s), Bypassed: bypassedOf(s), OffFabric: offFabric(s), Begun: begun,
 	}}
 	err = t.drive.Run(t.ctx, ctx, rounds.Job{
 		Round: id, Fence: t.fence.API(), Members: members,
@@ -145,13 +145,13 @@ func guestsOn(c store.Cluster, node string) []string {
 	return guests
 }
 
-// cutFor is the kind of cut asked for, or the one that suits the cluster: frames on
-// the networks of adopted guests carry no colour.
+// cutFor is the kind of cut asked for, or the one that suits the cluster: frames that
+// go past the fabric carry no colour.
 func cutFor(req *api.CheckpointRequest, s *spec.Spec) round.Cut {
 	if req.Cut != nil {
 		return round.Cut(req.GetCut())
 	}
-	if len(adoptedOf(s)) > 0 {
+	if len(offFabric(s)) > 0 {
 		return round.CutBarrier
 	}
 	return round.CutColoured
@@ -160,15 +160,28 @@ func cutFor(req *api.CheckpointRequest, s *spec.Spec) round.Cut {
 // networksOf are the cluster's networks on the fabric.
 func networksOf(s *spec.Spec) (names []string) {
 	for _, n := range s.Networks {
-		names = append(names, n.Name)
+		if n.Bridge == "" {
+			names = append(names, n.Name)
+		}
 	}
 	return names
 }
 
-// adoptedOf are the guests whose networks are not the fabric's.
-func adoptedOf(s *spec.Spec) (names []string) {
+// bypassedOf are the cluster's networks that are bridges of the nodes.
+func bypassedOf(s *spec.Spec) (names []string) {
+	for _, n := range s.Networks {
+		if n.Bridge != "" {
+			names = append(names, n.Name)
+		}
+	}
+	return names
+}
+
+// offFabric are the guests that are, or may be, on networks that are not the fabric's.
+func offFabric(s *spec.Spec) (names []string) {
+	bypassed := bypassedOf(s)
 	for _, g := range s.Guests {
-		if g.Adopt != "" {
+		if g.Adopt != "" || slices.ContainsFunc(g.NICs, func(n spec.NIC) bool { return slices.Contains(bypassed, n.Network) }) {
 			names = append(names, g.Name)
 		}
 	}

@@ -3,6 +3,7 @@ package coordinator
 import (
 	"cmp"
 	"context"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -63,6 +64,13 @@ func (c *Coordinator) withGuests(ctx context.Context, recs []store.Cluster) ([]*
 		}
 		for _, g := range s.GuestSpecs() {
 			out.Guests = append(out.Guests, guestStatus(rec, g, live))
+		}
+		for _, node := range slices.Sorted(maps.Keys(live)) {
+			for _, u := range live[node].GetUplinks() {
+				if u.GetCluster() == rec.Name {
+					out.Uplinks = append(out.Uplinks, u)
+				}
+			}
 		}
 		all = append(all, out)
 	}

@@ -50,7 +50,38 @@ func plan(s *spec.Spec, seen *survey, r restriction) ([]deploy.Part, map[string]
 	for _, a := range assigned {
 		where[a.Guest] = a.Node
 	}
-	return split(s, seen, where), where, nil
+	parts := split(s, seen, where)
+	if err := joinOutside(s, seen, parts); err != nil {
+		return nil, nil, err
+	}
+	return parts, where, nil
+}
+
+// joinOutside has each uplink opened by the first node of the cluster that offers its
+// bridge, and refuses a placement where a bridge is missing.
+func joinOutside(s *spec.Spec, seen *survey, parts []deploy.Part) error {
+	offers := func(part deploy.Part, bridge string) bool {
+		return slices.Contains(seen.find(part.Node.Name).info.GetBridges(), bridge)
+	}
+	for _, part := range parts {
+		for _, g := range part.Guests {
+			for _, n := range g.GetNics() {
+				if n.GetBridge() != "" && !offers(part, n.GetBridge()) {
+					return fault.New(fault.Mismatch, "guest %s of cluster %s needs bridge %s for network %s, which node %s does not offer: name it under bridges in its agent.yaml, or place the guest elsewhere",
+						g.GetName(), s.Name, n.GetBridge(), n.GetNetwork(), part.Node.Name)
+				}
+			}
+		}
+	}
+	for _, u := range s.Uplinks() {
+		i := slices.IndexFunc(parts, func(part deploy.Part) bool { return offers(part, u.GetBridge()) })
+		if i < 0 {
+			return fault.New(fault.Mismatch, "network %s of cluster %s has uplink %s, which no node of the cluster offers: name it under bridges in the agent.yaml of one, or place a guest on a node that does",
+				u.GetNetwork(), s.Name, u.GetBridge())
+		}
+		parts[i].Uplinks = append(parts[i].Uplinks, u)
+	}
+	return nil
 }
 
 // split makes one part for each node, in the order of node names, with its

@@ -15,11 +15,20 @@ import (
 )
 
 // makeCards makes a socket pair for each NIC and joins its near end to the
-// switch, with closed ingress.
+// switch, with closed ingress; or a TAP device on a bridge of the node, which the
+// switch knows nothing of.
 func (m *maker) makeCards() ([]qemu.NIC, error) {
 	g := m.guest
 	var cards []qemu.NIC
 	for _, spec := range g.spec.Nics {
+		if spec.Bridge != "" {
+			tap, err := m.agent.openTAP(spec.Bridge, spec.Mtu)
+			if err != nil {
+				return cards, fmt.Errorf("card %s: %w", spec.Name, err)
+			}
+			cards = append(cards, qemu.NIC{Name: spec.Name, MAC: spec.Mac, MTU: int(spec.Mtu), TAP: true, File: tap})
+			continue
+		}
 		near, far, err := fabric.NewPair()
 		if err != nil {
 			return nil, err

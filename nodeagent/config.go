@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -34,6 +35,10 @@ type Config struct {
 
 	MemoryBytes  int64 // for guests, in all. Default: 80 % of what is available at start
 	CaptureBytes int64 // for copies of stopped guests. Default: 50 % of what remains beside MemoryBytes
+
+	// Bridges are the Linux bridges of this node that clusters may be joined to, by the
+	// names that specifications know them by. None: clusters are closed here.
+	Bridges map[string]string
 
 	QEMU  string   // binary. Default: qemu-system-x86_64
 	Guard []string // command that runs guard.Serve. Default: this binary with "guard"
@@ -111,6 +116,14 @@ func (c *Config) Validate() error {
 		errs = append(errs, errors.New("certificate: missing (or ask for plain text on loopback)"))
 	case c.Identity != nil && c.Identity.Peer().Name != c.Name:
 		errs = append(errs, fmt.Errorf("name: %q, but the certificate is for %s", c.Name, c.Identity.Peer()))
+	}
+	for name, device := range c.Bridges {
+		if err := checkName("bridge", name); err != nil {
+			errs = append(errs, fmt.Errorf("bridges: %w", err))
+		}
+		if device == "" || len(device) >= unix.IFNAMSIZ || strings.ContainsAny(device, "/ ") {
+			errs = append(errs, fmt.Errorf("bridges: %s: %q cannot be the name of a bridge", name, device))
+		}
 	}
 	if c.MemoryBytes < 0 || c.CaptureBytes < 0 {
 		errs = append(errs, errors.New("memory: negative"))

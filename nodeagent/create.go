@@ -176,12 +176,16 @@ func (a *Agent) beginLife(c *cluster, req *api.CreateGuestsRequest) error {
 		for _, p := range req.Peers {
 			rec.Peers[p.Node] = p.FabricAddress
 		}
+		rec.Uplinks = uplinksOf(req)
 	})
 	if err != nil {
 		return err
 	}
 	c.setRunning(false)
-	return a.joinFabric(c)
+	if err := a.joinFabric(c); err != nil {
+		return err
+	}
+	return a.openUplinks(c.name, c.record().Uplinks)
 }
 
 // leaveFabric takes a cluster without guests off the wire.
@@ -215,6 +219,9 @@ func checkCreate(req *api.CreateGuestsRequest) error {
 		return fault.New(fault.Invalid, "create: no guests")
 	case n > maxGuests:
 		return fault.New(fault.Invalid, "create: %d guests, limit %d", n, maxGuests)
+	}
+	if n := len(req.GetUplinks()); n > maxUplinks {
+		return fault.New(fault.Invalid, "create: %d uplinks, limit %d", n, maxUplinks)
 	}
 	if n := len(req.Images); n != 0 && n != len(req.Guests) {
 		return fault.New(fault.Invalid, "create: %d images for %d guests", n, len(req.Guests))
@@ -250,6 +257,9 @@ func checkGuest(spec *api.GuestSpec) error {
 	names := map[string]bool{}
 	for _, n := range spec.GetNics() {
 		errs = append(errs, checkName("card", n.GetName()), checkName("network", n.GetNetwork()))
+		if n.GetBridge() != "" {
+			errs = append(errs, checkName("bridge", n.GetBridge()))
+		}
 		if mac, err := net.ParseMAC(n.GetMac()); err != nil || len(mac) != 6 {
 			invalid("card %s: %q is not a MAC address", n.GetName(), n.GetMac())
 		}

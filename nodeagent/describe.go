@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -27,6 +29,7 @@ func (a *Agent) Describe(ctx context.Context) (*api.NodeInfo, error) {
 		MemoryBytes: uint64(a.cfg.MemoryBytes), MemoryFreeBytes: uint64(max(a.memoryFree(), 0)),
 		Cpus: uint32(runtime.NumCPU()), QemuVersion: a.qemu.Version.String(), Kernel: kernelRelease(),
 		Kvm: canKVM(), Version: a.cfg.Version, Incarnation: a.incarnation,
+		Bridges: slices.Sorted(maps.Keys(a.cfg.Bridges)),
 	}
 	// All are asked at once: however many monitors hang, the answer is not late.
 	var wg sync.WaitGroup
@@ -37,6 +40,7 @@ func (a *Agent) Describe(ctx context.Context) (*api.NodeInfo, error) {
 			wg.Go(func() { askMachine(ctx, g, s) })
 		}
 		info.Guests = append(info.Guests, a.lostGuests(c)...)
+		info.Uplinks = append(info.Uplinks, a.uplinkStatus(c)...)
 	}
 	wg.Wait()
 	return info, nil
@@ -82,6 +86,11 @@ func askMachine(ctx context.Context, g *guest, s *api.GuestStatus) {
 			s.State = api.GuestState_GUEST_STATE_PAUSED
 		case vmm.StatusDead:
 			s.State = api.GuestState_GUEST_STATE_DEAD
+		}
+	}
+	for _, n := range g.spec.Nics {
+		if n.Bridge != "" {
+			s.Nics = append(s.Nics, &api.NICStatus{Name: n.Name, Network: n.Network, Mac: n.Mac, Bridge: n.Bridge})
 		}
 	}
 	for _, n := range g.nics {

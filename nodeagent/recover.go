@@ -58,6 +58,10 @@ func (a *Agent) recover(ctx context.Context) error {
 		if err := a.joinFabric(c); err != nil {
 			return err
 		}
+		if err := a.openUplinks(c.name, c.record().Uplinks); err != nil {
+			// Its guests run on without the world outside.
+			a.log.Error("uplink cannot be opened again", "cluster", c.name, "error", err)
+		}
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(attachWidth)
@@ -155,6 +159,9 @@ func (a *Agent) takeBack(ctx context.Context, g *guest, state qemu.State) error 
 	}
 	g.machine, g.process = m, nil
 	for _, n := range g.spec.Nics {
+		if n.Bridge != "" {
+			continue // its TAP device is the machine's alone
+		}
 		near, far, err := m.NICFiles(n.Name)
 		if err != nil {
 			select {

@@ -38,6 +38,8 @@ type agentFile struct {
 	CaptureMiB  int64         `yaml:"capture_mib"`
 	QEMU        string        `yaml:"qemu"`
 	DrainBudget time.Duration `yaml:"drain_budget"`
+
+	Bridges map[string]string `yaml:"bridges"`
 }
 
 func (f agentFile) config(log hclog.Logger) (nodeagent.Config, error) {
@@ -46,7 +48,7 @@ func (f agentFile) config(log hclog.Logger) (nodeagent.Config, error) {
 		Listen: f.Listen, Advertise: f.Advertise, FabricListen: f.FabricListen, FabricAdvertise: f.FabricAdvertise,
 		Coordinators: f.Coordinators, Plaintext: f.Plaintext,
 		MemoryBytes: f.MemoryMiB << 20, CaptureBytes: f.CaptureMiB << 20,
-		QEMU: f.QEMU, DrainBudget: f.DrainBudget, Logger: log, Version: app.Version(),
+		QEMU: f.QEMU, DrainBudget: f.DrainBudget, Bridges: f.Bridges, Logger: log, Version: app.Version(),
 	}
 	if f.Plaintext {
 		return cfg, nil

@@ -85,6 +85,9 @@ func networkToTrace(ctx context.Context, conn *remote.Conn, cluster, asked strin
 	found := ""
 	for _, g := range c.GetGuests() {
 		for _, n := range g.GetNics() {
+			if n.GetBridge() != "" {
+				continue // not ours to see
+			}
 			switch found {
 			case "", n.GetNetwork():
 				found = n.GetNetwork()

@@ -45,6 +45,8 @@ type Part struct {
 	Guests []*api.GuestSpec
 	Images []*api.GuestImage // in the order of Guests; nil: boot afresh
 	Packs  []string          // that hold the images
+
+	Uplinks []*api.Uplink // that the node opens
 }
 
 // Life is one life of a cluster: from one start or restart to its end.
@@ -130,7 +132,7 @@ func (d *Deployer) createOn(ctx context.Context, life Life, p Part, peers []*api
 	}
 	req := &api.CreateGuestsRequest{
 		Fence: life.Fence, Cluster: life.Cluster, Epoch: life.Epoch,
-		Guests: p.Guests, Peers: peers, Images: p.Images, Packs: p.Packs,
+		Guests: p.Guests, Peers: peers, Images: p.Images, Packs: p.Packs, Uplinks: p.Uplinks,
 	}
 	created := make(map[string]bool, len(p.Guests))
 	frames := make(map[string]uint64, len(p.Guests)) // a stream opened again repeats itself

@@ -41,6 +41,7 @@ type Taken struct {
 	ChannelsRecorded bool
 	Cut              round.Cut
 	Networks         []string // of the fabric
+	Bypassed         []string // that are bridges of the nodes
 	OffFabric        []string // guests on networks of their own
 
 	Begun   time.Time // the operator's request
@@ -57,6 +58,7 @@ type summary struct {
 // networks is what a manifest says of the cluster's networks.
 type networks struct {
 	Recorded  []string `json:"recorded"`             // their frames in flight are part of the checkpoint
+	Bypassed  []string `json:"bypassed,omitempty"`   // theirs are not: they are bridges of the nodes
 	OffFabric []string `json:"off_fabric,omitempty"` // guests with networks of their own, of which nothing is
 }
 
@@ -94,7 +96,7 @@ func Manifest(t Taken) (*manifest.Manifest, error) {
 	slices.SortFunc(m.Guests, func(a, b manifest.Guest) int { return cmp.Compare(a.Name, b.Name) })
 	m.Packs = sortedSet(m.Packs)
 	sum.QEMUVersion = strings.Join(sortedSet(versions), ", ")
-	nets := networks{OffFabric: t.OffFabric}
+	nets := networks{OffFabric: t.OffFabric, Bypassed: t.Bypassed}
 	if t.ChannelsRecorded {
 		nets.Recorded = t.Networks
 	}

@@ -38,7 +38,7 @@ func taken() record.Taken {
 	return record.Taken{
 		Cluster: "c", Epoch: 7, Label: "before", Spec: []byte("name: c\n"), Fence: &api.Fence{Token: 5, Store: 6},
 		Images: []*api.NodeImage{image("n1", "b", "a"), image("n2", "z")}, ChannelsRecorded: true,
-		Cut: round.CutBarrier, Networks: []string{"lan"}, OffFabric: []string{"z"},
+		Cut: round.CutBarrier, Networks: []string{"lan"}, Bypassed: []string{"theirs"}, OffFabric: []string{"z"},
 		Begun: begun, Resumed: begun.Add(30 * time.Millisecond),
 	}
 }
@@ -69,7 +69,7 @@ func TestCheckpoint_SurvivesTheManifest(t *testing.T) {
 		SkewUs: 1000, ResumedUs: 30_000, DurableUs: 2_000_000,
 		RawBytes: 3 * 4096, NonZeroBytes: 3 * 1024, NewBytes: 2048, StoredBytes: 200,
 		FramesRecorded: 6, ChannelsRecorded: true, Guests: reports, QemuVersion: "7.2.22",
-		Cut: api.Cut_CUT_BARRIER, Networks: []string{"lan"}, OffFabric: []string{"z"},
+		Cut: api.Cut_CUT_BARRIER, Networks: []string{"lan"}, Bypassed: []string{"theirs"}, OffFabric: []string{"z"},
 	}
 	if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" {
 		t.Errorf("checkpoint (-want +got):\n%s", diff)

@@ -63,7 +63,7 @@ func Checkpoint(m *manifest.Manifest) (*api.Checkpoint, error) {
 		SkewUs: m.Stats.TimingsUS[timingSkew], ResumedUs: m.Stats.TimingsUS[timingResumed], DurableUs: m.Stats.TimingsUS[timingDurable],
 		RawBytes: m.Stats.RawBytes, NonZeroBytes: m.Stats.NonZeroBytes, NewBytes: m.Stats.NewBytes, StoredBytes: m.Stats.StoredBytes,
 		FramesRecorded: sum.FramesRecorded, ChannelsRecorded: m.ChannelsRecorded, QemuVersion: sum.QEMUVersion, Cut: api.Cut(cut),
-		Networks: nets.Recorded, OffFabric: nets.OffFabric,
+		Networks: nets.Recorded, OffFabric: nets.OffFabric, Bypassed: nets.Bypassed,
 	}
 	for _, g := range m.Guests {
 		r, err := decodeReport(g)

@@ -44,14 +44,14 @@ func decodeSpec(root place) *Spec {
 	} else {
 		missing(root, "name")
 	}
+	if at, given := f["policies"]; given {
+		s.decodePolicies(at)
+	}
 	if at, given := f["networks"]; given {
-		s.Networks = decodeNetworks(at)
+		s.Networks = decodeNetworks(at, s.Policies.Outside)
 	}
 	if at, given := f["placement"]; given {
 		s.decodePlacement(at)
-	}
-	if at, given := f["policies"]; given {
-		s.decodePolicies(at)
 	}
 	if at, given := f["guests"]; given {
 		s.decodeGuests(at, f["defaults"])
@@ -61,10 +61,11 @@ func decodeSpec(root place) *Spec {
 	return s
 }
 
-func decodeNetworks(at place) []Network {
+// decodeNetworks reads the networks. Uplinks that say no policy have that of the cluster.
+func decodeNetworks(at place, outside Outside) []Network {
 	var list []Network
 	for _, item := range at.items(maxNetworks) {
-		f, ok := item.fields("name", "mtu")
+		f, ok := item.fields("name", "mtu", "uplink", "outside", "bridge")
 		if !ok {
 			continue
 		}
@@ -80,10 +81,27 @@ func decodeNetworks(at place) []Network {
 		if mtu, given := f["mtu"]; given {
 			n.MTU = mtu.number(minMTU, maxMTU)
 		}
+		if uplink, given := f["uplink"]; given {
+			n.Uplink, n.Outside = uplink.word(), outside
+		}
+		if policy, given := f["outside"]; given {
+			n.Outside = Outside(policy.oneOf(outsidePolicies...))
+			if n.Uplink == "" {
+				policy.problem("says what goes out by an uplink, and the network has none")
+			}
+		}
+		if bridge, given := f["bridge"]; given {
+			n.Bridge = bridge.word()
+			if n.Uplink != "" {
+				bridge.problem("the network is the fabric's with an uplink, or a bridge, not both")
+			}
+		}
 		list = append(list, n)
 	}
 	return list
 }
+
+var outsidePolicies = []string{string(OutsideDrop), string(OutsideAllow), string(OutsideHold)}
 
 func (s *Spec) decodePlacement(at place) {
 	f, _ := at.fields("policy")
@@ -101,7 +119,7 @@ func (s *Spec) decodePolicies(at place) {
 		s.Policies.SkewBudget = p.duration(0, maxSkewBudget)
 	}
 	if p, given := f["outside"]; given {
-		s.Policies.Outside = Outside(p.oneOf(string(OutsideDrop)))
+		s.Policies.Outside = Outside(p.oneOf(outsidePolicies...))
 	}
 }
 

@@ -17,8 +17,11 @@ type (
 		Policies  filePolicies  `yaml:"policies"`
 	}
 	fileNetwork struct {
-		Name string `yaml:"name"`
-		MTU  uint32 `yaml:"mtu"`
+		Name    string `yaml:"name"`
+		MTU     uint32 `yaml:"mtu"`
+		Uplink  string `yaml:"uplink,omitempty"`
+		Outside string `yaml:"outside,omitempty"`
+		Bridge  string `yaml:"bridge,omitempty"`
 	}
 	filePlacement struct {
 		Policy string `yaml:"policy"`
@@ -68,7 +71,7 @@ func (s *Spec) Encode() ([]byte, error) {
 		},
 	}
 	for _, n := range s.Networks {
-		f.Networks = append(f.Networks, fileNetwork(n))
+		f.Networks = append(f.Networks, fileNetwork{Name: n.Name, MTU: n.MTU, Uplink: n.Uplink, Outside: string(n.Outside), Bridge: n.Bridge})
 	}
 	for i := range s.Guests {
 		f.Guests = append(f.Guests, fileGuestOf(&s.Guests[i]))

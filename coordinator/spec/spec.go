@@ -63,11 +63,16 @@ const (
 	Pack   Policy = "pack"   // on as few nodes as will hold them
 )
 
-// Outside says what happens to frames from and to peers outside the cluster.
+// Outside says what happens to frames that guests send out of their cluster, by an
+// uplink of a network.
 type Outside string
 
-// OutsideDrop drops them: the cluster's networks are closed.
-const OutsideDrop Outside = "drop"
+// The policies. What comes in is delivered under all of them.
+const (
+	OutsideDrop  Outside = "drop"               // nothing goes out; the default
+	OutsideAllow Outside = "allow"              // everything goes out at once
+	OutsideHold  Outside = "hold-until-durable" // a frame goes out when no restart from the newest checkpoint undoes it
+)
 
 // Spec is a complete cluster specification, as Decode makes it.
 type Spec struct {
@@ -82,6 +87,14 @@ type Spec struct {
 type Network struct {
 	Name string
 	MTU  uint32
+
+	// Uplink is a bridge, by its name in the agents' configuration, that the network is
+	// joined to on one node; empty: none. Outside is the policy there.
+	Uplink  string
+	Outside Outside
+	// Bridge is a bridge that the network is, on every node, instead of the fabric's:
+	// what is in flight there is not recorded. Not with Uplink.
+	Bridge string
 }
 
 // Policies are what the cluster promises during a checkpoint.
@@ -92,7 +105,7 @@ type Policies struct {
 	// SkewBudget is how far apart the guests may be cut, each on its own. A
 	// checkpoint whose cut takes longer fails; no guest stands still for it.
 	SkewBudget time.Duration
-	Outside    Outside
+	Outside    Outside // of uplinks that say none
 }
 
 // Guest is one virtual machine.
@@ -150,11 +163,43 @@ func (s *Spec) GuestSpecs() []*api.GuestSpec {
 			a.Disks = append(a.Disks, &api.DiskSpec{Name: d.Name, Path: d.Path, Format: d.Format, ReadOnly: d.ReadOnly})
 		}
 		for _, n := range g.NICs {
-			a.Nics = append(a.Nics, &api.NICSpec{Name: n.Name, Network: n.Network, Mac: n.MAC, Mtu: s.mtu(n.Network)})
+			a.Nics = append(a.Nics, &api.NICSpec{Name: n.Name, Network: n.Network, Mac: n.MAC, Mtu: s.mtu(n.Network), Bridge: s.bridge(n.Network)})
 		}
 		specs = append(specs, a)
 	}
 	return specs
+}
+
+// bridge is what a network is instead of the fabric's; empty: it is the fabric's.
+func (s *Spec) bridge(network string) string {
+	for _, n := range s.Networks {
+		if n.Name == network {
+			return n.Bridge
+		}
+	}
+	return ""
+}
+
+// Uplinks are what joins the networks to the world, as it travels to the nodes.
+func (s *Spec) Uplinks() []*api.Uplink {
+	var all []*api.Uplink
+	for _, n := range s.Networks {
+		if n.Uplink != "" {
+			all = append(all, &api.Uplink{Network: n.Name, Bridge: n.Uplink, Outside: n.Outside.wire(), Mtu: s.mtu(n.Name)})
+		}
+	}
+	return all
+}
+
+func (o Outside) wire() api.Outside {
+	switch o {
+	case OutsideAllow:
+		return api.Outside_OUTSIDE_ALLOW
+	case OutsideHold:
+		return api.Outside_OUTSIDE_HOLD_UNTIL_DURABLE
+	default:
+		return api.Outside_OUTSIDE_DROP
+	}
 }
 
 // mtu is what a network's cards tell their guests; 0 where it is what every guest

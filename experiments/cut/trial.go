@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path/filepath"
-	"strings"
 	"time"
 
 	"fermata/experiments/guests"
@@ -17,7 +15,6 @@ import (
 
 const (
 	memoryMiB   = guests.MinMemoryMiB
-	bootBudget  = 10 * time.Minute
 	clusterName = "cut"
 
 	// slowNode holds at least one of two guests that are spread.
@@ -46,38 +43,12 @@ func start(ctx context.Context, o options, nodes, count int) (_ *trial, err erro
 			err = errors.Join(err, t.End())
 		}
 	}()
-	guestDir, err := filepath.Abs(o.guestDir)
-	if err != nil {
-		return nil, err
-	}
-	kernel, initrd := guests.ImageFiles(guestDir)
 	app := guests.Cluster{Count: count, Work: guests.RunCanary, Tick: time.Second,
 		Canary: guests.Canary{Rate: 20, SizeBytes: 200, Length: 24 * time.Hour}}
 	if count == 1 {
 		app.Work = guests.Idle // nobody to send to
 	}
-	if err := app.Validate(); err != nil {
-		return nil, fmt.Errorf("describe guests: %w", err)
-	}
-	var b strings.Builder
-	fmt.Fprintf(&b, "name: %s\nnetworks:\n  - name: lan\ndefaults:\n  accel: tcg\n  memory: %dMiB\n", clusterName, memoryMiB)
-	fmt.Fprintf(&b, "  kernel: %s\n  initrd: %s\n  nics:\n    - network: lan\nguests:\n", kernel, initrd)
-	for i := 1; i <= count; i++ {
-		fmt.Fprintf(&b, "  - name: %s\n    cmdline: %q\n", guests.Name(i), app.Cmdline(i))
-	}
-	if err := t.Bring(ctx, clusterName, b.String()); err != nil {
-		return nil, err
-	}
-	consoles := labrun.Consoles{Lab: t.Lab, Cluster: clusterName, Count: count}
-	return t, consoles.Await(ctx, bootBudget, "all guests to be at work", func(all map[string][]byte) (bool, error) {
-		working := 0
-		for _, console := range all {
-			if atWork(console, count) {
-				working++
-			}
-		}
-		return working == count, nil
-	})
+	return t, t.BringGuests(ctx, clusterName, o.guestDir, memoryMiB, app, func(console []byte) bool { return atWork(console, count) })
 }
 
 // atWork tells whether a guest sends to its peers, or ticks when it has none.

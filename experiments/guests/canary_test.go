@@ -152,7 +152,7 @@ func payloadOf(f []byte) int {
 	switch {
 	case len(f) < udp+200:
 		return 0
-	case binary.BigEndian.Uint16(f[12:]) == 0x88b5:
+	case binary.BigEndian.Uint16(f[12:]) == 0x88b6:
 		return bare
 	case binary.BigEndian.Uint16(f[12:]) == 0x0800 && f[23] == unix.IPPROTO_UDP && binary.BigEndian.Uint16(f[udpPort:]) == 7700:
 		return udp

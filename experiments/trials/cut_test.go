@@ -25,14 +25,15 @@ const late = 2 * time.Second
 // time, one of them two seconds after the others. What the others send it meanwhile
 // is from behind the cut: if any of it got into its image, a rollback would have it
 // twice. What it sends them meanwhile is of before: a rollback without the recorded
-// frames loses it, which is the control. No guest stands still for the late one,
+// frames loses it, which is the control. And the checkpoint itself is searched for every
+// datagram that was on the wire. No guest stands still for the late one,
 // except in a barrier cut.
 func TestCut_OneNodeIsLate(t *testing.T) {
 	mustrun.Need(t, mustrun.UFFD)
 	r := newRig(t, 3)
 	r.Fermata = fermataBinary(t, "failpoints")
 	r.app.Count, r.app.Work = 3, guests.RunCanary
-	r.app.Canary = guests.Canary{Rate: 200, SizeBytes: 200, Length: 30 * time.Second}
+	r.app.Canary = guests.Canary{Rate: 100, SizeBytes: 200, Length: 30 * time.Second, Wires: guests.AllWires}
 	r.start()
 	r.must(nil, "cluster", "create", "-f", r.spec(nil))
 	r.must(nil, "cluster", "start", r.cluster)
@@ -45,7 +46,7 @@ func TestCut_OneNodeIsLate(t *testing.T) {
 	if whole.SkewMS < result.Milliseconds(late)*9/10 || whole.MaxPauseMS > result.Milliseconds(late)/2 || whole.FramesRecorded == 0 || whole.Cut != "coloured" {
 		t.Errorf("%+v: want a coloured cut that is skewed by %s, where no guest stood still for it, and frames recorded", whole, late)
 	}
-	traced(whole.ID)
+	r.searchOrphans(whole.ID, traced(whole.ID))
 	holey := r.checkpoint("--mode", "live", "--cut", "coloured", "--discard-channels")
 	if holey.FramesDiscarded == 0 {
 		t.Errorf("%+v: want frames left out", holey)
@@ -74,17 +75,25 @@ func TestCut_OneNodeIsLate(t *testing.T) {
 	}
 }
 
+// tracedFrame is a frame that a guest has sent.
+type tracedFrame struct {
+	guest  string
+	behind bool // its sender's point on the cut
+	data   []byte
+}
+
 // trace writes a trace of the cluster's network for some time. The returned function
-// waits for its end and checks that the checkpoint's cut is in it: one point of each
-// guest, with the older frames of the guest before it and the newer ones behind.
-func (r *rig) trace(length time.Duration) (check func(checkpointID string)) {
+// waits for its end, checks that the checkpoint's cut is in it: one point of each
+// guest, with the older frames of the guest before it and the newer ones behind; and
+// returns the frames.
+func (r *rig) trace(length time.Duration) (check func(checkpointID string) []tracedFrame) {
 	r.Helper()
 	path := filepath.Join(r.Dir, "trace.pcapng")
 	ended := make(chan error, 1)
 	go func() {
 		ended <- r.Command(r.Context(), r.Output(), nil, "trace", r.cluster, "-w", path, "--for", length.String())
 	}()
-	return func(checkpointID string) {
+	return func(checkpointID string) (frames []tracedFrame) {
 		r.Helper()
 		if err := <-ended; err != nil {
 			r.Fatal(err)
@@ -101,7 +110,7 @@ func (r *rig) trace(length time.Duration) (check func(checkpointID string)) {
 		_, epoch, _ := strings.Cut(checkpointID, "@")
 		points, older, newer := map[string]int{}, map[string]int{}, map[string]int{}
 		for {
-			_, info, opts, err := reader.ReadPacketDataWithOptions()
+			data, info, opts, err := reader.ReadPacketDataWithOptions()
 			if errors.Is(err, io.EOF) {
 				break
 			}
@@ -112,20 +121,24 @@ func (r *rig) trace(length time.Duration) (check func(checkpointID string)) {
 			if err != nil {
 				r.Fatal(err)
 			}
+			guest, _, _ := strings.Cut(card.Name, "/")
+			behind := points[card.Name] > 0
 			switch comment := strings.Join(opts.Comments, " "); {
 			case strings.HasPrefix(comment, "cut "+epoch+":"):
 				points[card.Name]++
+				continue
 			case comment == "epoch "+epoch:
 				newer[card.Name]++
-				if points[card.Name] == 0 {
+				if !behind {
 					r.Errorf("%s has sent a frame of epoch %s before its point", card.Name, epoch)
 				}
 			default:
 				older[card.Name]++
-				if points[card.Name] > 0 {
+				if behind {
 					r.Errorf("%s has sent a frame of %s behind its point", card.Name, comment)
 				}
 			}
+			frames = append(frames, tracedFrame{guest: guest, behind: behind, data: data})
 		}
 		r.Logf("trace: points %v, older frames %v, newer frames %v", points, older, newer)
 		for i := 1; i <= r.app.Count; i++ {
@@ -134,6 +147,7 @@ func (r *rig) trace(length time.Duration) (check func(checkpointID string)) {
 				r.Errorf("trace of %s: %d points, %d older and %d newer frames", card, points[card], older[card], newer[card])
 			}
 		}
+		return frames
 	}
 }
 

@@ -199,6 +199,9 @@ type checkpoint struct {
 	StoredBytes     uint64  `json:"stored_bytes"`
 	FramesRecorded  uint64  `json:"frames_recorded"`
 	FramesDiscarded uint64  `json:"frames_discarded"`
+
+	Networks, Bypassed []string
+	OffFabric          []string `json:"off_fabric"`
 }
 
 func (r *rig) checkpoint(flags ...string) (cp checkpoint) {

@@ -129,6 +129,10 @@ func (f *Fabric) ClusterStats(cluster string) (ClusterStats, error) {
 	for _, node := range slices.Sorted(maps.Keys(links)) {
 		s.Links = append(s.Links, links[node].stats())
 	}
+	for _, u := range c.uplinks() {
+		s.Uplinks = append(s.Uplinks, u.snapshot())
+	}
+	slices.SortFunc(s.Uplinks, func(a, b UplinkStats) int { return strings.Compare(a.Network, b.Network) })
 	return s, nil
 }
 
@@ -199,16 +203,9 @@ func (c *cluster) addPort(p *Port, name string) error {
 	if c.ports[p.key] != nil {
 		return fmt.Errorf("nic: %w", ErrExists)
 	}
-	n := c.networks[name]
-	if n == nil {
-		n = newNetwork(c, name)
-		for _, other := range c.networks {
-			if other.id == n.id {
-				return fmt.Errorf("networks %s and %s have the same id: rename one", name, other.name)
-			}
-		}
-		n.setLinks(c.links)
-		c.networks[name] = n
+	n, err := c.networkLocked(name)
+	if err != nil {
+		return err
 	}
 	p.network = n
 	if !n.addPort(p) {
@@ -216,6 +213,24 @@ func (c *cluster) addPort(p *Port, name string) error {
 	}
 	c.ports[p.key] = p
 	return nil
+}
+
+// networkLocked returns the network of that name and makes it when it is new.
+//
+// Preconditions: mu is held.
+func (c *cluster) networkLocked(name string) (*network, error) {
+	if n := c.networks[name]; n != nil {
+		return n, nil
+	}
+	n := newNetwork(c, name)
+	for _, other := range c.networks {
+		if other.id == n.id {
+			return nil, fmt.Errorf("networks %s and %s have the same id: rename one", name, other.name)
+		}
+	}
+	n.setLinks(c.links)
+	c.networks[name] = n
+	return n, nil
 }
 
 func (c *cluster) dropPort(p *Port) {
@@ -273,6 +288,9 @@ func (c *cluster) close() error {
 
 	close(c.done)
 	var errs []error
+	for _, u := range c.uplinks() {
+		errs = append(errs, u.close())
+	}
 	for _, p := range c.allPorts() {
 		errs = append(errs, p.Detach())
 	}

@@ -18,6 +18,7 @@
 // what waits in the port's queue to the guest. A network
 // is one Ethernet domain of one cluster; it learns addresses and floods what it
 // does not know. A link carries one cluster's frames from this node to one peer.
+// An uplink joins a network to a device of the node, on one node of the cluster.
 // The wire format is drawn in record.go and hello.go, recorded frames in
 // framelist.go.
 //
@@ -37,6 +38,9 @@
 //	    frames dropped.
 //	F6  Frames of an earlier life of a cluster are refused: each life has a floor,
 //	    both ends of a link must agree on it, and no frame is below it.
+//	F7  With OutsideHold no frame goes out before a checkpoint is durable whose cut
+//	    its sender has passed since. The world outside may lose frames: what waits
+//	    goes with the life of the cluster, and with the agent.
 //
 // What F2 cannot cover: a node that is lost takes its queues with it. Its peers
 // keep what they have for it, and hold up their guests when that is full, until
@@ -118,6 +122,7 @@
 //	Fabric.mu
 //	  cluster.mu
 //	    network.mu
+//	    uplink.mu
 //	    link.mu
 //	    Port.mu
 //

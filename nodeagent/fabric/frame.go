@@ -28,8 +28,13 @@ func (m macAddress) isGroup() bool { return m[0]&1 == 1 }
 // that a flooded frame is shared by all its receivers.
 type frame struct {
 	data  []byte
-	epoch uint64 // of the sender's node when the frame was sent
+	epoch uint64 // the sender's colour when the frame was sent
 }
+
+// colourless is the epoch of a frame from outside the cluster. It takes the colour of
+// the first queue that it waits in: a link's, which is that of its last marker, or the
+// receiver's own.
+const colourless = 0
 
 func (f frame) cost() int { return len(f.data) + frameOverhead }
 

@@ -93,6 +93,9 @@ func (l *link) sendFrame(network uint64, fr frame, stop <-chan struct{}) bool {
 	if l.closed {
 		return false
 	}
+	if r.epoch == colourless {
+		r.epoch = l.marked
+	}
 	l.push(r)
 	return true
 }

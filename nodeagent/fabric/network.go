@@ -35,16 +35,25 @@ type network struct {
 	// that a frame is flooded without mu.
 	ports    []*Port
 	links    map[string]*link // by node
+	uplink   *uplink          // nil: none on this node
 	stations map[macAddress]station
 	swept    time.Time // last search for aged stations
 }
 
-// station is where frames for an address go: a local port or another node.
+// station is where frames for an address go: a local port, the uplink or another node.
 type station struct {
-	port *Port     // nil: another node
-	node string    // when port is nil
-	own  bool      // a NIC's configured address: never learnt away, never forgotten
-	seen time.Time // last frame from it
+	port    *Port     // nil: not a local guest
+	outside bool      // behind the uplink
+	node    string    // when neither
+	own     bool      // a NIC's configured address: never learnt away, never forgotten
+	seen    time.Time // last frame from it
+}
+
+// outlets are all ways out of a network on this node.
+type outlets struct {
+	ports  []*Port
+	links  map[string]*link
+	uplink *uplink // nil: none
 }
 
 func newNetwork(c *cluster, name string) *network {
@@ -71,24 +80,29 @@ func networkID(cluster, network string) uint64 {
 func (n *network) switchFromPort(src *Port, data []byte) {
 	fr := frame{data: data, epoch: src.epoch.Load()}
 	n.tell(src, fr.epoch, data)
-	to, known, ports, links := n.route(station{port: src}, data)
+	to, known, all := n.route(station{port: src}, data)
 	if known {
 		switch {
 		case to.port == src:
 		case to.port != nil:
 			to.port.enqueue(fr, src.done)
+		case to.outside:
+			all.uplink.send(fr)
 		default:
-			n.sendOver(links[to.node], src, fr)
+			n.sendOver(all.links[to.node], src, fr)
 		}
 		return
 	}
-	for _, p := range ports {
+	for _, p := range all.ports {
 		if p != src {
 			p.enqueue(fr, src.done)
 		}
 	}
-	for _, l := range links {
+	for _, l := range all.links {
 		n.sendOver(l, src, fr)
+	}
+	if all.uplink != nil {
+		all.uplink.send(fr)
 	}
 }
 
@@ -99,23 +113,53 @@ func (n *network) sendOver(l *link, src *Port, fr frame) {
 }
 
 // switchFromLink delivers a frame of another node to the local guests it
-// concerns. It never goes out on a link again: nodes are fully meshed.
+// concerns, or to the outside. It never goes out on a link again: nodes are fully
+// meshed.
 func (n *network) switchFromLink(node string, fr frame, stop <-chan struct{}) {
-	to, known, ports, _ := n.route(station{node: node}, fr.data)
+	to, known, all := n.route(station{node: node}, fr.data)
 	if known {
-		if to.port != nil {
+		switch {
+		case to.port != nil:
 			to.port.enqueue(fr, stop)
+		case to.outside:
+			all.uplink.send(fr)
 		}
 		return
 	}
-	for _, p := range ports {
+	for _, p := range all.ports {
 		p.enqueue(fr, stop)
+	}
+	if all.uplink != nil {
+		all.uplink.send(fr)
+	}
+}
+
+// switchFromUplink sends a frame from outside on its way. It has no colour: nothing
+// that is rolled back has sent it.
+func (n *network) switchFromUplink(u *uplink, data []byte) {
+	fr := frame{data: data, epoch: colourless}
+	to, known, all := n.route(station{outside: true}, data)
+	if known {
+		switch {
+		case to.outside:
+		case to.port != nil:
+			to.port.enqueue(fr, u.done)
+		default:
+			all.links[to.node].sendFrame(n.id, fr, u.done)
+		}
+		return
+	}
+	for _, p := range all.ports {
+		p.enqueue(fr, u.done)
+	}
+	for _, l := range all.links {
+		l.sendFrame(n.id, fr, u.done)
 	}
 }
 
 // route learns where the frame's sender is and tells where it goes: to one
-// station when known, else to all ports and links.
-func (n *network) route(from station, data []byte) (to station, known bool, ports []*Port, links map[string]*link) {
+// station when known, else to all outlets.
+func (n *network) route(from station, data []byte) (to station, known bool, all outlets) {
 	src, dst := source(data), destination(data)
 	now := time.Now()
 	n.mu.Lock()
@@ -123,9 +167,33 @@ func (n *network) route(from station, data []byte) (to station, known bool, port
 	n.learn(src, from, now)
 	if !dst.isGroup() {
 		to, known = n.stations[dst]
-		known = known && (to.own || now.Sub(to.seen) < stationAge) && (to.port != nil || n.links[to.node] != nil)
+		known = known && (to.own || now.Sub(to.seen) < stationAge) && n.reaches(to)
 	}
-	return to, known, n.ports, n.links
+	return to, known, outlets{ports: n.ports, links: n.links, uplink: n.uplink}
+}
+
+// reaches tells whether there still is a way to a station.
+//
+// Preconditions: mu is held.
+func (n *network) reaches(to station) bool {
+	return to.port != nil || to.outside && n.uplink != nil || !to.outside && n.links[to.node] != nil
+}
+
+// setUplink joins u. False: there is one.
+func (n *network) setUplink(u *uplink) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.uplink != nil {
+		return false
+	}
+	n.uplink = u
+	return true
+}
+
+func (n *network) theUplink() *uplink {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.uplink
 }
 
 // learn remembers where addr was seen.
@@ -189,6 +257,6 @@ func (n *network) setLinks(links map[string]*link) {
 	defer n.mu.Unlock()
 	n.links = links
 	maps.DeleteFunc(n.stations, func(_ macAddress, s station) bool {
-		return s.port == nil && links[s.node] == nil
+		return s.port == nil && !s.outside && links[s.node] == nil
 	})
 }

@@ -244,6 +244,9 @@ func (p *Port) enqueue(fr frame, stop <-chan struct{}) {
 		p.counters.closed.Add(1)
 		return
 	}
+	if fr.epoch == colourless {
+		fr.epoch = p.epoch.Load()
+	}
 	if p.gated {
 		p.counters.held.Add(1)
 	}

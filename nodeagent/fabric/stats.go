@@ -39,6 +39,7 @@ type ClusterStats struct {
 	NoDomain uint64 // frames for a network without a NIC on this node
 	Closed   uint64 // frames that a removed peer or cluster left on a link
 	Links    []LinkStats
+	Uplinks  []UplinkStats // on this node
 }
 
 // LinkStats is the state of the link to one peer.

@@ -41,6 +41,15 @@ type Cluster struct {
 	// Released is true from the moment before its guests first run.
 	Released bool              `json:"released"`
 	Peers    map[string]string `json:"peers"` // node -> fabric address
+	Uplinks  []Uplink          `json:"uplinks,omitempty"`
+}
+
+// Uplink joins a network of a cluster to a bridge of this node.
+type Uplink struct {
+	Network string `json:"network"`
+	Bridge  string `json:"bridge"` // name in the configuration
+	Outside int    `json:"outside"`
+	MTU     uint32 `json:"mtu,omitempty"`
 }
 
 // Guest is what a node must know to find a guest again, or to clean up after

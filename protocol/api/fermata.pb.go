@@ -241,6 +241,59 @@ func (GuestState) EnumDescriptor() ([]byte, []int) {
 	return file_fermata_proto_rawDescGZIP(), []int{3}
 }
 
+// Outside says what becomes of frames that guests send out of their cluster.
+type Outside int32
+
+const (
+	Outside_OUTSIDE_UNSPECIFIED        Outside = 0
+	Outside_OUTSIDE_DROP               Outside = 1
+	Outside_OUTSIDE_ALLOW              Outside = 2
+	Outside_OUTSIDE_HOLD_UNTIL_DURABLE Outside = 3 // until a restart from the newest checkpoint cannot undo them
+)
+
+// Enum value maps for Outside.
+var (
+	Outside_name = map[int32]string{
+		0: "OUTSIDE_UNSPECIFIED",
+		1: "OUTSIDE_DROP",
+		2: "OUTSIDE_ALLOW",
+		3: "OUTSIDE_HOLD_UNTIL_DURABLE",
+	}
+	Outside_value = map[string]int32{
+		"OUTSIDE_UNSPECIFIED":        0,
+		"OUTSIDE_DROP":               1,
+		"OUTSIDE_ALLOW":              2,
+		"OUTSIDE_HOLD_UNTIL_DURABLE": 3,
+	}
+)
+
+func (x Outside) Enum() *Outside {
+	p := new(Outside)
+	*p = x
+	return p
+}
+
+func (x Outside) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Outside) Descriptor() protoreflect.EnumDescriptor {
+	return file_fermata_proto_enumTypes[4].Descriptor()
+}
+
+func (Outside) Type() protoreflect.EnumType {
+	return &file_fermata_proto_enumTypes[4]
+}
+
+func (x Outside) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Outside.Descriptor instead.
+func (Outside) EnumDescriptor() ([]byte, []int) {
+	return file_fermata_proto_rawDescGZIP(), []int{4}
+}
+
 type CreateClusterRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SpecYaml      []byte                 `protobuf:"bytes,1,opt,name=spec_yaml,json=specYaml,proto3" json:"spec_yaml,omitempty"` // cluster specification, at most 1 MiB
@@ -1646,6 +1699,7 @@ type Cluster struct {
 	Guests        []*GuestStatus         `protobuf:"bytes,5,rep,name=guests,proto3" json:"guests,omitempty"`
 	Reason        string                 `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"` // of a broken state
 	CreatedUnixNs int64                  `protobuf:"varint,7,opt,name=created_unix_ns,json=createdUnixNs,proto3" json:"created_unix_ns,omitempty"`
+	Uplinks       []*UplinkStatus        `protobuf:"bytes,8,rep,name=uplinks,proto3" json:"uplinks,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1727,6 +1781,13 @@ func (x *Cluster) GetCreatedUnixNs() int64 {
 		return x.CreatedUnixNs
 	}
 	return 0
+}
+
+func (x *Cluster) GetUplinks() []*UplinkStatus {
+	if x != nil {
+		return x.Uplinks
+	}
+	return nil
 }
 
 type GuestStatus struct {
@@ -1846,6 +1907,7 @@ type NICStatus struct {
 	FramesSent     uint64                 `protobuf:"varint,5,opt,name=frames_sent,json=framesSent,proto3" json:"frames_sent,omitempty"`             // by the fabric, to the guest
 	FramesDropped  uint64                 `protobuf:"varint,6,opt,name=frames_dropped,json=framesDropped,proto3" json:"frames_dropped,omitempty"`
 	FramesHeld     uint64                 `protobuf:"varint,7,opt,name=frames_held,json=framesHeld,proto3" json:"frames_held,omitempty"` // now waiting for the guest
+	Bridge         string                 `protobuf:"bytes,8,opt,name=bridge,proto3" json:"bridge,omitempty"`                            // of the node, where the card is past the fabric; nothing is counted then
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -1929,6 +1991,13 @@ func (x *NICStatus) GetFramesHeld() uint64 {
 	return 0
 }
 
+func (x *NICStatus) GetBridge() string {
+	if x != nil {
+		return x.Bridge
+	}
+	return ""
+}
+
 // Checkpoint is the report of one committed checkpoint.
 type Checkpoint struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1965,6 +2034,7 @@ type Checkpoint struct {
 	// off_fabric are the guests that are on networks of their own: what was in flight
 	// there is in no checkpoint, and nobody can count it.
 	OffFabric     []string `protobuf:"bytes,23,rep,name=off_fabric,json=offFabric,proto3" json:"off_fabric,omitempty"`
+	Bypassed      []string `protobuf:"bytes,24,rep,name=bypassed,proto3" json:"bypassed,omitempty"` // networks that are bridges of the nodes: their frames are not recorded
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2156,6 +2226,13 @@ func (x *Checkpoint) GetNetworks() []string {
 func (x *Checkpoint) GetOffFabric() []string {
 	if x != nil {
 		return x.OffFabric
+	}
+	return nil
+}
+
+func (x *Checkpoint) GetBypassed() []string {
+	if x != nil {
+		return x.Bypassed
 	}
 	return nil
 }
@@ -2685,6 +2762,8 @@ type NodeInfo struct {
 	Alive           bool                   `protobuf:"varint,12,opt,name=alive,proto3" json:"alive,omitempty"`
 	Version         string                 `protobuf:"bytes,13,opt,name=version,proto3" json:"version,omitempty"`         // of fermata
 	Incarnation     string                 `protobuf:"bytes,14,opt,name=incarnation,proto3" json:"incarnation,omitempty"` // changes when the agent restarts
+	Bridges         []string               `protobuf:"bytes,15,rep,name=bridges,proto3" json:"bridges,omitempty"`         // that networks may be joined to, by their names in the agent's configuration
+	Uplinks         []*UplinkStatus        `protobuf:"bytes,16,rep,name=uplinks,proto3" json:"uplinks,omitempty"`         // of all clusters, on this node
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -2817,6 +2896,181 @@ func (x *NodeInfo) GetIncarnation() string {
 	return ""
 }
 
+func (x *NodeInfo) GetBridges() []string {
+	if x != nil {
+		return x.Bridges
+	}
+	return nil
+}
+
+func (x *NodeInfo) GetUplinks() []*UplinkStatus {
+	if x != nil {
+		return x.Uplinks
+	}
+	return nil
+}
+
+// Uplink joins a network to a bridge of a node, on one node of its cluster.
+type Uplink struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Network       string                 `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
+	Bridge        string                 `protobuf:"bytes,2,opt,name=bridge,proto3" json:"bridge,omitempty"` // name in the agent's configuration
+	Outside       Outside                `protobuf:"varint,3,opt,name=outside,proto3,enum=fermata.v1.Outside" json:"outside,omitempty"`
+	Mtu           uint32                 `protobuf:"varint,4,opt,name=mtu,proto3" json:"mtu,omitempty"` // 0: 1500
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Uplink) Reset() {
+	*x = Uplink{}
+	mi := &file_fermata_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Uplink) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Uplink) ProtoMessage() {}
+
+func (x *Uplink) ProtoReflect() protoreflect.Message {
+	mi := &file_fermata_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Uplink.ProtoReflect.Descriptor instead.
+func (*Uplink) Descriptor() ([]byte, []int) {
+	return file_fermata_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *Uplink) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
+func (x *Uplink) GetBridge() string {
+	if x != nil {
+		return x.Bridge
+	}
+	return ""
+}
+
+func (x *Uplink) GetOutside() Outside {
+	if x != nil {
+		return x.Outside
+	}
+	return Outside_OUTSIDE_UNSPECIFIED
+}
+
+func (x *Uplink) GetMtu() uint32 {
+	if x != nil {
+		return x.Mtu
+	}
+	return 0
+}
+
+type UplinkStatus struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Cluster        string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Node           string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	Uplink         *Uplink                `protobuf:"bytes,3,opt,name=uplink,proto3" json:"uplink,omitempty"`
+	FramesReceived uint64                 `protobuf:"varint,4,opt,name=frames_received,json=framesReceived,proto3" json:"frames_received,omitempty"` // from outside
+	FramesSent     uint64                 `protobuf:"varint,5,opt,name=frames_sent,json=framesSent,proto3" json:"frames_sent,omitempty"`             // to the outside
+	FramesWaiting  uint64                 `protobuf:"varint,6,opt,name=frames_waiting,json=framesWaiting,proto3" json:"frames_waiting,omitempty"`    // for a checkpoint
+	FramesDropped  uint64                 `protobuf:"varint,7,opt,name=frames_dropped,json=framesDropped,proto3" json:"frames_dropped,omitempty"`    // by the policy, or for want of room
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *UplinkStatus) Reset() {
+	*x = UplinkStatus{}
+	mi := &file_fermata_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UplinkStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UplinkStatus) ProtoMessage() {}
+
+func (x *UplinkStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_fermata_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UplinkStatus.ProtoReflect.Descriptor instead.
+func (*UplinkStatus) Descriptor() ([]byte, []int) {
+	return file_fermata_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *UplinkStatus) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *UplinkStatus) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *UplinkStatus) GetUplink() *Uplink {
+	if x != nil {
+		return x.Uplink
+	}
+	return nil
+}
+
+func (x *UplinkStatus) GetFramesReceived() uint64 {
+	if x != nil {
+		return x.FramesReceived
+	}
+	return 0
+}
+
+func (x *UplinkStatus) GetFramesSent() uint64 {
+	if x != nil {
+		return x.FramesSent
+	}
+	return 0
+}
+
+func (x *UplinkStatus) GetFramesWaiting() uint64 {
+	if x != nil {
+		return x.FramesWaiting
+	}
+	return 0
+}
+
+func (x *UplinkStatus) GetFramesDropped() uint64 {
+	if x != nil {
+		return x.FramesDropped
+	}
+	return 0
+}
+
 type RegisterRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Node          *NodeInfo              `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"` // name must equal the name in the certificate
@@ -2826,7 +3080,7 @@ type RegisterRequest struct {
 
 func (x *RegisterRequest) Reset() {
 	*x = RegisterRequest{}
-	mi := &file_fermata_proto_msgTypes[35]
+	mi := &file_fermata_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2838,7 +3092,7 @@ func (x *RegisterRequest) String() string {
 func (*RegisterRequest) ProtoMessage() {}
 
 func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[35]
+	mi := &file_fermata_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2851,7 +3105,7 @@ func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterRequest.ProtoReflect.Descriptor instead.
 func (*RegisterRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{35}
+	return file_fermata_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RegisterRequest) GetNode() *NodeInfo {
@@ -2870,7 +3124,7 @@ type RegisterReply struct {
 
 func (x *RegisterReply) Reset() {
 	*x = RegisterReply{}
-	mi := &file_fermata_proto_msgTypes[36]
+	mi := &file_fermata_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2882,7 +3136,7 @@ func (x *RegisterReply) String() string {
 func (*RegisterReply) ProtoMessage() {}
 
 func (x *RegisterReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[36]
+	mi := &file_fermata_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2895,7 +3149,7 @@ func (x *RegisterReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterReply.ProtoReflect.Descriptor instead.
 func (*RegisterReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{36}
+	return file_fermata_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *RegisterReply) GetLeaseTtlMs() uint64 {
@@ -2919,7 +3173,7 @@ type Fence struct {
 
 func (x *Fence) Reset() {
 	*x = Fence{}
-	mi := &file_fermata_proto_msgTypes[37]
+	mi := &file_fermata_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2931,7 +3185,7 @@ func (x *Fence) String() string {
 func (*Fence) ProtoMessage() {}
 
 func (x *Fence) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[37]
+	mi := &file_fermata_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2944,7 +3198,7 @@ func (x *Fence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fence.ProtoReflect.Descriptor instead.
 func (*Fence) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{37}
+	return file_fermata_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Fence) GetToken() uint64 {
@@ -2969,7 +3223,7 @@ type DescribeRequest struct {
 
 func (x *DescribeRequest) Reset() {
 	*x = DescribeRequest{}
-	mi := &file_fermata_proto_msgTypes[38]
+	mi := &file_fermata_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2981,7 +3235,7 @@ func (x *DescribeRequest) String() string {
 func (*DescribeRequest) ProtoMessage() {}
 
 func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[38]
+	mi := &file_fermata_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2994,7 +3248,7 @@ func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeRequest.ProtoReflect.Descriptor instead.
 func (*DescribeRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{38}
+	return file_fermata_proto_rawDescGZIP(), []int{40}
 }
 
 // GuestSpec is everything the guest's virtual machine is made of.
@@ -3020,7 +3274,7 @@ type GuestSpec struct {
 
 func (x *GuestSpec) Reset() {
 	*x = GuestSpec{}
-	mi := &file_fermata_proto_msgTypes[39]
+	mi := &file_fermata_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3032,7 +3286,7 @@ func (x *GuestSpec) String() string {
 func (*GuestSpec) ProtoMessage() {}
 
 func (x *GuestSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[39]
+	mi := &file_fermata_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3045,7 +3299,7 @@ func (x *GuestSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestSpec.ProtoReflect.Descriptor instead.
 func (*GuestSpec) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{39}
+	return file_fermata_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *GuestSpec) GetName() string {
@@ -3144,7 +3398,7 @@ type DiskSpec struct {
 
 func (x *DiskSpec) Reset() {
 	*x = DiskSpec{}
-	mi := &file_fermata_proto_msgTypes[40]
+	mi := &file_fermata_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3156,7 +3410,7 @@ func (x *DiskSpec) String() string {
 func (*DiskSpec) ProtoMessage() {}
 
 func (x *DiskSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[40]
+	mi := &file_fermata_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3169,7 +3423,7 @@ func (x *DiskSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskSpec.ProtoReflect.Descriptor instead.
 func (*DiskSpec) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{40}
+	return file_fermata_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *DiskSpec) GetName() string {
@@ -3201,18 +3455,21 @@ func (x *DiskSpec) GetReadOnly() bool {
 }
 
 type NICSpec struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Network       string                 `protobuf:"bytes,2,opt,name=network,proto3" json:"network,omitempty"`
-	Mac           string                 `protobuf:"bytes,3,opt,name=mac,proto3" json:"mac,omitempty"`
-	Mtu           uint32                 `protobuf:"varint,4,opt,name=mtu,proto3" json:"mtu,omitempty"` // that the card tells the guest; 0: 1500
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Name    string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Network string                 `protobuf:"bytes,2,opt,name=network,proto3" json:"network,omitempty"`
+	Mac     string                 `protobuf:"bytes,3,opt,name=mac,proto3" json:"mac,omitempty"`
+	Mtu     uint32                 `protobuf:"varint,4,opt,name=mtu,proto3" json:"mtu,omitempty"` // that the card tells the guest; 0: 1500
+	// bridge is set of a card that is on a bridge of the node and not on the fabric:
+	// its name in the agent's configuration.
+	Bridge        string `protobuf:"bytes,5,opt,name=bridge,proto3" json:"bridge,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NICSpec) Reset() {
 	*x = NICSpec{}
-	mi := &file_fermata_proto_msgTypes[41]
+	mi := &file_fermata_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3224,7 +3481,7 @@ func (x *NICSpec) String() string {
 func (*NICSpec) ProtoMessage() {}
 
 func (x *NICSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[41]
+	mi := &file_fermata_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3237,7 +3494,7 @@ func (x *NICSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NICSpec.ProtoReflect.Descriptor instead.
 func (*NICSpec) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{41}
+	return file_fermata_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *NICSpec) GetName() string {
@@ -3268,6 +3525,13 @@ func (x *NICSpec) GetMtu() uint32 {
 	return 0
 }
 
+func (x *NICSpec) GetBridge() string {
+	if x != nil {
+		return x.Bridge
+	}
+	return ""
+}
+
 // Peer is another node that holds guests of the same cluster.
 type Peer struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3279,7 +3543,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_fermata_proto_msgTypes[42]
+	mi := &file_fermata_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3291,7 +3555,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[42]
+	mi := &file_fermata_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3304,7 +3568,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{42}
+	return file_fermata_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Peer) GetNode() string {
@@ -3331,14 +3595,15 @@ type CreateGuestsRequest struct {
 	Peers  []*Peer      `protobuf:"bytes,5,rep,name=peers,proto3" json:"peers,omitempty"`
 	// images, one a guest, in the order of guests; empty for a fresh boot.
 	Images        []*GuestImage `protobuf:"bytes,6,rep,name=images,proto3" json:"images,omitempty"`
-	Packs         []string      `protobuf:"bytes,7,rep,name=packs,proto3" json:"packs,omitempty"` // that hold the images
+	Packs         []string      `protobuf:"bytes,7,rep,name=packs,proto3" json:"packs,omitempty"`     // that hold the images
+	Uplinks       []*Uplink     `protobuf:"bytes,8,rep,name=uplinks,proto3" json:"uplinks,omitempty"` // that this node opens
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateGuestsRequest) Reset() {
 	*x = CreateGuestsRequest{}
-	mi := &file_fermata_proto_msgTypes[43]
+	mi := &file_fermata_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3350,7 +3615,7 @@ func (x *CreateGuestsRequest) String() string {
 func (*CreateGuestsRequest) ProtoMessage() {}
 
 func (x *CreateGuestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[43]
+	mi := &file_fermata_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3363,7 +3628,7 @@ func (x *CreateGuestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateGuestsRequest.ProtoReflect.Descriptor instead.
 func (*CreateGuestsRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{43}
+	return file_fermata_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *CreateGuestsRequest) GetFence() *Fence {
@@ -3415,6 +3680,13 @@ func (x *CreateGuestsRequest) GetPacks() []string {
 	return nil
 }
 
+func (x *CreateGuestsRequest) GetUplinks() []*Uplink {
+	if x != nil {
+		return x.Uplinks
+	}
+	return nil
+}
+
 type CreateGuestsUpdate struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Guest          string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
@@ -3428,7 +3700,7 @@ type CreateGuestsUpdate struct {
 
 func (x *CreateGuestsUpdate) Reset() {
 	*x = CreateGuestsUpdate{}
-	mi := &file_fermata_proto_msgTypes[44]
+	mi := &file_fermata_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3440,7 +3712,7 @@ func (x *CreateGuestsUpdate) String() string {
 func (*CreateGuestsUpdate) ProtoMessage() {}
 
 func (x *CreateGuestsUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[44]
+	mi := &file_fermata_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3453,7 +3725,7 @@ func (x *CreateGuestsUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateGuestsUpdate.ProtoReflect.Descriptor instead.
 func (*CreateGuestsUpdate) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{44}
+	return file_fermata_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *CreateGuestsUpdate) GetGuest() string {
@@ -3501,7 +3773,7 @@ type ReleaseGuestsRequest struct {
 
 func (x *ReleaseGuestsRequest) Reset() {
 	*x = ReleaseGuestsRequest{}
-	mi := &file_fermata_proto_msgTypes[45]
+	mi := &file_fermata_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3513,7 +3785,7 @@ func (x *ReleaseGuestsRequest) String() string {
 func (*ReleaseGuestsRequest) ProtoMessage() {}
 
 func (x *ReleaseGuestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[45]
+	mi := &file_fermata_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3526,7 +3798,7 @@ func (x *ReleaseGuestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseGuestsRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseGuestsRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{45}
+	return file_fermata_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ReleaseGuestsRequest) GetFence() *Fence {
@@ -3552,7 +3824,7 @@ type ReleaseGuestsReply struct {
 
 func (x *ReleaseGuestsReply) Reset() {
 	*x = ReleaseGuestsReply{}
-	mi := &file_fermata_proto_msgTypes[46]
+	mi := &file_fermata_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3564,7 +3836,7 @@ func (x *ReleaseGuestsReply) String() string {
 func (*ReleaseGuestsReply) ProtoMessage() {}
 
 func (x *ReleaseGuestsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[46]
+	mi := &file_fermata_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3577,7 +3849,7 @@ func (x *ReleaseGuestsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseGuestsReply.ProtoReflect.Descriptor instead.
 func (*ReleaseGuestsReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{46}
+	return file_fermata_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ReleaseGuestsReply) GetGuests() []*GuestStatus {
@@ -3597,7 +3869,7 @@ type DestroyGuestsRequest struct {
 
 func (x *DestroyGuestsRequest) Reset() {
 	*x = DestroyGuestsRequest{}
-	mi := &file_fermata_proto_msgTypes[47]
+	mi := &file_fermata_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3609,7 +3881,7 @@ func (x *DestroyGuestsRequest) String() string {
 func (*DestroyGuestsRequest) ProtoMessage() {}
 
 func (x *DestroyGuestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[47]
+	mi := &file_fermata_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3622,7 +3894,7 @@ func (x *DestroyGuestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyGuestsRequest.ProtoReflect.Descriptor instead.
 func (*DestroyGuestsRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{47}
+	return file_fermata_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *DestroyGuestsRequest) GetFence() *Fence {
@@ -3647,7 +3919,7 @@ type DestroyGuestsReply struct {
 
 func (x *DestroyGuestsReply) Reset() {
 	*x = DestroyGuestsReply{}
-	mi := &file_fermata_proto_msgTypes[48]
+	mi := &file_fermata_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3659,7 +3931,7 @@ func (x *DestroyGuestsReply) String() string {
 func (*DestroyGuestsReply) ProtoMessage() {}
 
 func (x *DestroyGuestsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[48]
+	mi := &file_fermata_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3672,7 +3944,7 @@ func (x *DestroyGuestsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyGuestsReply.ProtoReflect.Descriptor instead.
 func (*DestroyGuestsReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{48}
+	return file_fermata_proto_rawDescGZIP(), []int{50}
 }
 
 // Round names one run of the protocol. It is the key of idempotence.
@@ -3687,7 +3959,7 @@ type Round struct {
 
 func (x *Round) Reset() {
 	*x = Round{}
-	mi := &file_fermata_proto_msgTypes[49]
+	mi := &file_fermata_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3699,7 +3971,7 @@ func (x *Round) String() string {
 func (*Round) ProtoMessage() {}
 
 func (x *Round) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[49]
+	mi := &file_fermata_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3712,7 +3984,7 @@ func (x *Round) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Round.ProtoReflect.Descriptor instead.
 func (*Round) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{49}
+	return file_fermata_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Round) GetFence() *Fence {
@@ -3753,7 +4025,7 @@ type PrepareRoundRequest struct {
 
 func (x *PrepareRoundRequest) Reset() {
 	*x = PrepareRoundRequest{}
-	mi := &file_fermata_proto_msgTypes[50]
+	mi := &file_fermata_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3765,7 +4037,7 @@ func (x *PrepareRoundRequest) String() string {
 func (*PrepareRoundRequest) ProtoMessage() {}
 
 func (x *PrepareRoundRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[50]
+	mi := &file_fermata_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3778,7 +4050,7 @@ func (x *PrepareRoundRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareRoundRequest.ProtoReflect.Descriptor instead.
 func (*PrepareRoundRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{50}
+	return file_fermata_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *PrepareRoundRequest) GetRound() *Round {
@@ -3853,7 +4125,7 @@ type PrepareRoundReply struct {
 
 func (x *PrepareRoundReply) Reset() {
 	*x = PrepareRoundReply{}
-	mi := &file_fermata_proto_msgTypes[51]
+	mi := &file_fermata_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3865,7 +4137,7 @@ func (x *PrepareRoundReply) String() string {
 func (*PrepareRoundReply) ProtoMessage() {}
 
 func (x *PrepareRoundReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[51]
+	mi := &file_fermata_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3878,7 +4150,7 @@ func (x *PrepareRoundReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareRoundReply.ProtoReflect.Descriptor instead.
 func (*PrepareRoundReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{51}
+	return file_fermata_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *PrepareRoundReply) GetGuests() []string {
@@ -3897,7 +4169,7 @@ type CutRoundRequest struct {
 
 func (x *CutRoundRequest) Reset() {
 	*x = CutRoundRequest{}
-	mi := &file_fermata_proto_msgTypes[52]
+	mi := &file_fermata_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3909,7 +4181,7 @@ func (x *CutRoundRequest) String() string {
 func (*CutRoundRequest) ProtoMessage() {}
 
 func (x *CutRoundRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[52]
+	mi := &file_fermata_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3922,7 +4194,7 @@ func (x *CutRoundRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CutRoundRequest.ProtoReflect.Descriptor instead.
 func (*CutRoundRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{52}
+	return file_fermata_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *CutRoundRequest) GetRound() *Round {
@@ -3941,7 +4213,7 @@ type CutRoundReply struct {
 
 func (x *CutRoundReply) Reset() {
 	*x = CutRoundReply{}
-	mi := &file_fermata_proto_msgTypes[53]
+	mi := &file_fermata_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3953,7 +4225,7 @@ func (x *CutRoundReply) String() string {
 func (*CutRoundReply) ProtoMessage() {}
 
 func (x *CutRoundReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[53]
+	mi := &file_fermata_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3966,7 +4238,7 @@ func (x *CutRoundReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CutRoundReply.ProtoReflect.Descriptor instead.
 func (*CutRoundReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{53}
+	return file_fermata_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *CutRoundReply) GetGuests() []*GuestReport {
@@ -3985,7 +4257,7 @@ type PersistRoundRequest struct {
 
 func (x *PersistRoundRequest) Reset() {
 	*x = PersistRoundRequest{}
-	mi := &file_fermata_proto_msgTypes[54]
+	mi := &file_fermata_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3997,7 +4269,7 @@ func (x *PersistRoundRequest) String() string {
 func (*PersistRoundRequest) ProtoMessage() {}
 
 func (x *PersistRoundRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[54]
+	mi := &file_fermata_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4010,7 +4282,7 @@ func (x *PersistRoundRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PersistRoundRequest.ProtoReflect.Descriptor instead.
 func (*PersistRoundRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{54}
+	return file_fermata_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *PersistRoundRequest) GetRound() *Round {
@@ -4031,7 +4303,7 @@ type PersistRoundUpdate struct {
 
 func (x *PersistRoundUpdate) Reset() {
 	*x = PersistRoundUpdate{}
-	mi := &file_fermata_proto_msgTypes[55]
+	mi := &file_fermata_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4043,7 +4315,7 @@ func (x *PersistRoundUpdate) String() string {
 func (*PersistRoundUpdate) ProtoMessage() {}
 
 func (x *PersistRoundUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[55]
+	mi := &file_fermata_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4056,7 +4328,7 @@ func (x *PersistRoundUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PersistRoundUpdate.ProtoReflect.Descriptor instead.
 func (*PersistRoundUpdate) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{55}
+	return file_fermata_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *PersistRoundUpdate) GetDoneBytes() uint64 {
@@ -4096,7 +4368,7 @@ type NodeImage struct {
 
 func (x *NodeImage) Reset() {
 	*x = NodeImage{}
-	mi := &file_fermata_proto_msgTypes[56]
+	mi := &file_fermata_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4108,7 +4380,7 @@ func (x *NodeImage) String() string {
 func (*NodeImage) ProtoMessage() {}
 
 func (x *NodeImage) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[56]
+	mi := &file_fermata_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4121,7 +4393,7 @@ func (x *NodeImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeImage.ProtoReflect.Descriptor instead.
 func (*NodeImage) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{56}
+	return file_fermata_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *NodeImage) GetNode() string {
@@ -4184,7 +4456,7 @@ type GuestImage struct {
 
 func (x *GuestImage) Reset() {
 	*x = GuestImage{}
-	mi := &file_fermata_proto_msgTypes[57]
+	mi := &file_fermata_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4196,7 +4468,7 @@ func (x *GuestImage) String() string {
 func (*GuestImage) ProtoMessage() {}
 
 func (x *GuestImage) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[57]
+	mi := &file_fermata_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4209,7 +4481,7 @@ func (x *GuestImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestImage.ProtoReflect.Descriptor instead.
 func (*GuestImage) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{57}
+	return file_fermata_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *GuestImage) GetGuest() string {
@@ -4247,7 +4519,7 @@ type ImageObject struct {
 
 func (x *ImageObject) Reset() {
 	*x = ImageObject{}
-	mi := &file_fermata_proto_msgTypes[58]
+	mi := &file_fermata_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4259,7 +4531,7 @@ func (x *ImageObject) String() string {
 func (*ImageObject) ProtoMessage() {}
 
 func (x *ImageObject) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[58]
+	mi := &file_fermata_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4272,7 +4544,7 @@ func (x *ImageObject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageObject.ProtoReflect.Descriptor instead.
 func (*ImageObject) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{58}
+	return file_fermata_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ImageObject) GetKind() string {
@@ -4320,7 +4592,7 @@ type FinishRoundRequest struct {
 
 func (x *FinishRoundRequest) Reset() {
 	*x = FinishRoundRequest{}
-	mi := &file_fermata_proto_msgTypes[59]
+	mi := &file_fermata_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4332,7 +4604,7 @@ func (x *FinishRoundRequest) String() string {
 func (*FinishRoundRequest) ProtoMessage() {}
 
 func (x *FinishRoundRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[59]
+	mi := &file_fermata_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4345,7 +4617,7 @@ func (x *FinishRoundRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishRoundRequest.ProtoReflect.Descriptor instead.
 func (*FinishRoundRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{59}
+	return file_fermata_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *FinishRoundRequest) GetRound() *Round {
@@ -4370,7 +4642,7 @@ type FinishRoundReply struct {
 
 func (x *FinishRoundReply) Reset() {
 	*x = FinishRoundReply{}
-	mi := &file_fermata_proto_msgTypes[60]
+	mi := &file_fermata_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4382,7 +4654,7 @@ func (x *FinishRoundReply) String() string {
 func (*FinishRoundReply) ProtoMessage() {}
 
 func (x *FinishRoundReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[60]
+	mi := &file_fermata_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4395,7 +4667,7 @@ func (x *FinishRoundReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishRoundReply.ProtoReflect.Descriptor instead.
 func (*FinishRoundReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{60}
+	return file_fermata_proto_rawDescGZIP(), []int{62}
 }
 
 var File_fermata_proto protoreflect.FileDescriptor
@@ -4498,7 +4770,7 @@ const file_fermata_proto_rawDesc = "" +
 	"checkpoint\x125\n" +
 	"\arestart\x18\f \x01(\v2\x19.fermata.v1.RestartReportH\x00R\arestart\x122\n" +
 	"\x06verify\x18\r \x01(\v2\x18.fermata.v1.VerifyReportH\x00R\x06verifyB\b\n" +
-	"\x06result\"\xf1\x01\n" +
+	"\x06result\"\xa5\x02\n" +
 	"\aCluster\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12.\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x18.fermata.v1.ClusterStateR\x05state\x12\x14\n" +
@@ -4506,7 +4778,8 @@ const file_fermata_proto_rawDesc = "" +
 	"\tspec_yaml\x18\x04 \x01(\fR\bspecYaml\x12/\n" +
 	"\x06guests\x18\x05 \x03(\v2\x17.fermata.v1.GuestStatusR\x06guests\x12\x16\n" +
 	"\x06reason\x18\x06 \x01(\tR\x06reason\x12&\n" +
-	"\x0fcreated_unix_ns\x18\a \x01(\x03R\rcreatedUnixNs\"\x8d\x02\n" +
+	"\x0fcreated_unix_ns\x18\a \x01(\x03R\rcreatedUnixNs\x122\n" +
+	"\auplinks\x18\b \x03(\v2\x18.fermata.v1.UplinkStatusR\auplinks\"\x8d\x02\n" +
 	"\vGuestStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12,\n" +
@@ -4516,7 +4789,7 @@ const file_fermata_proto_rawDesc = "" +
 	"\x03pid\x18\x06 \x01(\x05R\x03pid\x12)\n" +
 	"\x04nics\x18\a \x03(\v2\x15.fermata.v1.NICStatusR\x04nics\x12\x18\n" +
 	"\acluster\x18\b \x01(\tR\acluster\x12\x18\n" +
-	"\aadopted\x18\t \x01(\bR\aadopted\"\xdd\x01\n" +
+	"\aadopted\x18\t \x01(\bR\aadopted\"\xf5\x01\n" +
 	"\tNICStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\anetwork\x18\x02 \x01(\tR\anetwork\x12\x10\n" +
@@ -4526,7 +4799,8 @@ const file_fermata_proto_rawDesc = "" +
 	"framesSent\x12%\n" +
 	"\x0eframes_dropped\x18\x06 \x01(\x04R\rframesDropped\x12\x1f\n" +
 	"\vframes_held\x18\a \x01(\x04R\n" +
-	"framesHeld\"\xf3\x05\n" +
+	"framesHeld\x12\x16\n" +
+	"\x06bridge\x18\b \x01(\tR\x06bridge\"\x8f\x06\n" +
 	"\n" +
 	"Checkpoint\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
@@ -4556,7 +4830,8 @@ const file_fermata_proto_rawDesc = "" +
 	"\x03cut\x18\x15 \x01(\x0e2\x0f.fermata.v1.CutR\x03cut\x12\x1a\n" +
 	"\bnetworks\x18\x16 \x03(\tR\bnetworks\x12\x1d\n" +
 	"\n" +
-	"off_fabric\x18\x17 \x03(\tR\toffFabric\"\xb3\x06\n" +
+	"off_fabric\x18\x17 \x03(\tR\toffFabric\x12\x1a\n" +
+	"\bbypassed\x18\x18 \x03(\tR\bbypassed\"\xb3\x06\n" +
 	"\vGuestReport\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x19\n" +
@@ -4610,7 +4885,7 @@ const file_fermata_proto_rawDesc = "" +
 	"\x06Damage\x12\x16\n" +
 	"\x06object\x18\x01 \x01(\tR\x06object\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x16\n" +
-	"\x06guests\x18\x03 \x03(\tR\x06guests\"\xbd\x03\n" +
+	"\x06guests\x18\x03 \x03(\tR\x06guests\"\x8b\x04\n" +
 	"\bNodeInfo\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12%\n" +
@@ -4626,7 +4901,23 @@ const file_fermata_proto_rawDesc = "" +
 	"\x11last_seen_unix_ns\x18\v \x01(\x03R\x0elastSeenUnixNs\x12\x14\n" +
 	"\x05alive\x18\f \x01(\bR\x05alive\x12\x18\n" +
 	"\aversion\x18\r \x01(\tR\aversion\x12 \n" +
-	"\vincarnation\x18\x0e \x01(\tR\vincarnation\";\n" +
+	"\vincarnation\x18\x0e \x01(\tR\vincarnation\x12\x18\n" +
+	"\abridges\x18\x0f \x03(\tR\abridges\x122\n" +
+	"\auplinks\x18\x10 \x03(\v2\x18.fermata.v1.UplinkStatusR\auplinks\"{\n" +
+	"\x06Uplink\x12\x18\n" +
+	"\anetwork\x18\x01 \x01(\tR\anetwork\x12\x16\n" +
+	"\x06bridge\x18\x02 \x01(\tR\x06bridge\x12-\n" +
+	"\aoutside\x18\x03 \x01(\x0e2\x13.fermata.v1.OutsideR\aoutside\x12\x10\n" +
+	"\x03mtu\x18\x04 \x01(\rR\x03mtu\"\x80\x02\n" +
+	"\fUplinkStatus\x12\x18\n" +
+	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12*\n" +
+	"\x06uplink\x18\x03 \x01(\v2\x12.fermata.v1.UplinkR\x06uplink\x12'\n" +
+	"\x0fframes_received\x18\x04 \x01(\x04R\x0eframesReceived\x12\x1f\n" +
+	"\vframes_sent\x18\x05 \x01(\x04R\n" +
+	"framesSent\x12%\n" +
+	"\x0eframes_waiting\x18\x06 \x01(\x04R\rframesWaiting\x12%\n" +
+	"\x0eframes_dropped\x18\a \x01(\x04R\rframesDropped\";\n" +
 	"\x0fRegisterRequest\x12(\n" +
 	"\x04node\x18\x01 \x01(\v2\x14.fermata.v1.NodeInfoR\x04node\"1\n" +
 	"\rRegisterReply\x12 \n" +
@@ -4654,15 +4945,16 @@ const file_fermata_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x16\n" +
 	"\x06format\x18\x03 \x01(\tR\x06format\x12\x1b\n" +
-	"\tread_only\x18\x04 \x01(\bR\breadOnly\"[\n" +
+	"\tread_only\x18\x04 \x01(\bR\breadOnly\"s\n" +
 	"\aNICSpec\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\anetwork\x18\x02 \x01(\tR\anetwork\x12\x10\n" +
 	"\x03mac\x18\x03 \x01(\tR\x03mac\x12\x10\n" +
-	"\x03mtu\x18\x04 \x01(\rR\x03mtu\"A\n" +
+	"\x03mtu\x18\x04 \x01(\rR\x03mtu\x12\x16\n" +
+	"\x06bridge\x18\x05 \x01(\tR\x06bridge\"A\n" +
 	"\x04Peer\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12%\n" +
-	"\x0efabric_address\x18\x02 \x01(\tR\rfabricAddress\"\x8b\x02\n" +
+	"\x0efabric_address\x18\x02 \x01(\tR\rfabricAddress\"\xb9\x02\n" +
 	"\x13CreateGuestsRequest\x12'\n" +
 	"\x05fence\x18\x01 \x01(\v2\x11.fermata.v1.FenceR\x05fence\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\tR\acluster\x12\x14\n" +
@@ -4670,7 +4962,8 @@ const file_fermata_proto_rawDesc = "" +
 	"\x06guests\x18\x04 \x03(\v2\x15.fermata.v1.GuestSpecR\x06guests\x12&\n" +
 	"\x05peers\x18\x05 \x03(\v2\x10.fermata.v1.PeerR\x05peers\x12.\n" +
 	"\x06images\x18\x06 \x03(\v2\x16.fermata.v1.GuestImageR\x06images\x12\x14\n" +
-	"\x05packs\x18\a \x03(\tR\x05packs\"\xad\x01\n" +
+	"\x05packs\x18\a \x03(\tR\x05packs\x12,\n" +
+	"\auplinks\x18\b \x03(\v2\x12.fermata.v1.UplinkR\auplinks\"\xad\x01\n" +
 	"\x12CreateGuestsUpdate\x12\x14\n" +
 	"\x05guest\x18\x01 \x01(\tR\x05guest\x12\x1d\n" +
 	"\n" +
@@ -4761,7 +5054,12 @@ const file_fermata_proto_rawDesc = "" +
 	"\x13GUEST_STATE_RUNNING\x10\x02\x12\x16\n" +
 	"\x12GUEST_STATE_PAUSED\x10\x03\x12\x14\n" +
 	"\x10GUEST_STATE_DEAD\x10\x04\x12\x17\n" +
-	"\x13GUEST_STATE_UNKNOWN\x10\x052\x95\t\n" +
+	"\x13GUEST_STATE_UNKNOWN\x10\x05*g\n" +
+	"\aOutside\x12\x17\n" +
+	"\x13OUTSIDE_UNSPECIFIED\x10\x00\x12\x10\n" +
+	"\fOUTSIDE_DROP\x10\x01\x12\x11\n" +
+	"\rOUTSIDE_ALLOW\x10\x02\x12\x1e\n" +
+	"\x1aOUTSIDE_HOLD_UNTIL_DURABLE\x10\x032\x95\t\n" +
 	"\bOperator\x12F\n" +
 	"\rCreateCluster\x12 .fermata.v1.CreateClusterRequest\x1a\x13.fermata.v1.Cluster\x12N\n" +
 	"\fListClusters\x12\x1f.fermata.v1.ListClustersRequest\x1a\x1d.fermata.v1.ListClustersReply\x12@\n" +
@@ -4806,180 +5104,188 @@ func file_fermata_proto_rawDescGZIP() []byte {
 	return file_fermata_proto_rawDescData
 }
 
-var file_fermata_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_fermata_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
+var file_fermata_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
+var file_fermata_proto_msgTypes = make([]protoimpl.MessageInfo, 65)
 var file_fermata_proto_goTypes = []any{
 	(Cut)(0),                        // 0: fermata.v1.Cut
 	(CaptureMode)(0),                // 1: fermata.v1.CaptureMode
 	(ClusterState)(0),               // 2: fermata.v1.ClusterState
 	(GuestState)(0),                 // 3: fermata.v1.GuestState
-	(*CreateClusterRequest)(nil),    // 4: fermata.v1.CreateClusterRequest
-	(*ListClustersRequest)(nil),     // 5: fermata.v1.ListClustersRequest
-	(*ListClustersReply)(nil),       // 6: fermata.v1.ListClustersReply
-	(*GetClusterRequest)(nil),       // 7: fermata.v1.GetClusterRequest
-	(*StartClusterRequest)(nil),     // 8: fermata.v1.StartClusterRequest
-	(*StopClusterRequest)(nil),      // 9: fermata.v1.StopClusterRequest
-	(*DeleteClusterRequest)(nil),    // 10: fermata.v1.DeleteClusterRequest
-	(*DeleteClusterReply)(nil),      // 11: fermata.v1.DeleteClusterReply
-	(*CheckpointRequest)(nil),       // 12: fermata.v1.CheckpointRequest
-	(*ListCheckpointsRequest)(nil),  // 13: fermata.v1.ListCheckpointsRequest
-	(*ListCheckpointsReply)(nil),    // 14: fermata.v1.ListCheckpointsReply
-	(*GetCheckpointRequest)(nil),    // 15: fermata.v1.GetCheckpointRequest
-	(*VerifyCheckpointRequest)(nil), // 16: fermata.v1.VerifyCheckpointRequest
-	(*DeleteCheckpointRequest)(nil), // 17: fermata.v1.DeleteCheckpointRequest
-	(*DeleteCheckpointReply)(nil),   // 18: fermata.v1.DeleteCheckpointReply
-	(*RestartRequest)(nil),          // 19: fermata.v1.RestartRequest
-	(*ListNodesRequest)(nil),        // 20: fermata.v1.ListNodesRequest
-	(*ListNodesReply)(nil),          // 21: fermata.v1.ListNodesReply
-	(*GetNodeRequest)(nil),          // 22: fermata.v1.GetNodeRequest
-	(*ConsoleRequest)(nil),          // 23: fermata.v1.ConsoleRequest
-	(*ConsoleChunk)(nil),            // 24: fermata.v1.ConsoleChunk
-	(*TraceRequest)(nil),            // 25: fermata.v1.TraceRequest
-	(*TraceChunk)(nil),              // 26: fermata.v1.TraceChunk
-	(*TracedFrame)(nil),             // 27: fermata.v1.TracedFrame
-	(*Event)(nil),                   // 28: fermata.v1.Event
-	(*Cluster)(nil),                 // 29: fermata.v1.Cluster
-	(*GuestStatus)(nil),             // 30: fermata.v1.GuestStatus
-	(*NICStatus)(nil),               // 31: fermata.v1.NICStatus
-	(*Checkpoint)(nil),              // 32: fermata.v1.Checkpoint
-	(*GuestReport)(nil),             // 33: fermata.v1.GuestReport
-	(*RestartReport)(nil),           // 34: fermata.v1.RestartReport
-	(*Assignment)(nil),              // 35: fermata.v1.Assignment
-	(*VerifyReport)(nil),            // 36: fermata.v1.VerifyReport
-	(*Damage)(nil),                  // 37: fermata.v1.Damage
-	(*NodeInfo)(nil),                // 38: fermata.v1.NodeInfo
-	(*RegisterRequest)(nil),         // 39: fermata.v1.RegisterRequest
-	(*RegisterReply)(nil),           // 40: fermata.v1.RegisterReply
-	(*Fence)(nil),                   // 41: fermata.v1.Fence
-	(*DescribeRequest)(nil),         // 42: fermata.v1.DescribeRequest
-	(*GuestSpec)(nil),               // 43: fermata.v1.GuestSpec
-	(*DiskSpec)(nil),                // 44: fermata.v1.DiskSpec
-	(*NICSpec)(nil),                 // 45: fermata.v1.NICSpec
-	(*Peer)(nil),                    // 46: fermata.v1.Peer
-	(*CreateGuestsRequest)(nil),     // 47: fermata.v1.CreateGuestsRequest
-	(*CreateGuestsUpdate)(nil),      // 48: fermata.v1.CreateGuestsUpdate
-	(*ReleaseGuestsRequest)(nil),    // 49: fermata.v1.ReleaseGuestsRequest
-	(*ReleaseGuestsReply)(nil),      // 50: fermata.v1.ReleaseGuestsReply
-	(*DestroyGuestsRequest)(nil),    // 51: fermata.v1.DestroyGuestsRequest
-	(*DestroyGuestsReply)(nil),      // 52: fermata.v1.DestroyGuestsReply
-	(*Round)(nil),                   // 53: fermata.v1.Round
-	(*PrepareRoundRequest)(nil),     // 54: fermata.v1.PrepareRoundRequest
-	(*PrepareRoundReply)(nil),       // 55: fermata.v1.PrepareRoundReply
-	(*CutRoundRequest)(nil),         // 56: fermata.v1.CutRoundRequest
-	(*CutRoundReply)(nil),           // 57: fermata.v1.CutRoundReply
-	(*PersistRoundRequest)(nil),     // 58: fermata.v1.PersistRoundRequest
-	(*PersistRoundUpdate)(nil),      // 59: fermata.v1.PersistRoundUpdate
-	(*NodeImage)(nil),               // 60: fermata.v1.NodeImage
-	(*GuestImage)(nil),              // 61: fermata.v1.GuestImage
-	(*ImageObject)(nil),             // 62: fermata.v1.ImageObject
-	(*FinishRoundRequest)(nil),      // 63: fermata.v1.FinishRoundRequest
-	(*FinishRoundReply)(nil),        // 64: fermata.v1.FinishRoundReply
-	nil,                             // 65: fermata.v1.StartClusterRequest.OnEntry
-	nil,                             // 66: fermata.v1.RestartRequest.OnEntry
+	(Outside)(0),                    // 4: fermata.v1.Outside
+	(*CreateClusterRequest)(nil),    // 5: fermata.v1.CreateClusterRequest
+	(*ListClustersRequest)(nil),     // 6: fermata.v1.ListClustersRequest
+	(*ListClustersReply)(nil),       // 7: fermata.v1.ListClustersReply
+	(*GetClusterRequest)(nil),       // 8: fermata.v1.GetClusterRequest
+	(*StartClusterRequest)(nil),     // 9: fermata.v1.StartClusterRequest
+	(*StopClusterRequest)(nil),      // 10: fermata.v1.StopClusterRequest
+	(*DeleteClusterRequest)(nil),    // 11: fermata.v1.DeleteClusterRequest
+	(*DeleteClusterReply)(nil),      // 12: fermata.v1.DeleteClusterReply
+	(*CheckpointRequest)(nil),       // 13: fermata.v1.CheckpointRequest
+	(*ListCheckpointsRequest)(nil),  // 14: fermata.v1.ListCheckpointsRequest
+	(*ListCheckpointsReply)(nil),    // 15: fermata.v1.ListCheckpointsReply
+	(*GetCheckpointRequest)(nil),    // 16: fermata.v1.GetCheckpointRequest
+	(*VerifyCheckpointRequest)(nil), // 17: fermata.v1.VerifyCheckpointRequest
+	(*DeleteCheckpointRequest)(nil), // 18: fermata.v1.DeleteCheckpointRequest
+	(*DeleteCheckpointReply)(nil),   // 19: fermata.v1.DeleteCheckpointReply
+	(*RestartRequest)(nil),          // 20: fermata.v1.RestartRequest
+	(*ListNodesRequest)(nil),        // 21: fermata.v1.ListNodesRequest
+	(*ListNodesReply)(nil),          // 22: fermata.v1.ListNodesReply
+	(*GetNodeRequest)(nil),          // 23: fermata.v1.GetNodeRequest
+	(*ConsoleRequest)(nil),          // 24: fermata.v1.ConsoleRequest
+	(*ConsoleChunk)(nil),            // 25: fermata.v1.ConsoleChunk
+	(*TraceRequest)(nil),            // 26: fermata.v1.TraceRequest
+	(*TraceChunk)(nil),              // 27: fermata.v1.TraceChunk
+	(*TracedFrame)(nil),             // 28: fermata.v1.TracedFrame
+	(*Event)(nil),                   // 29: fermata.v1.Event
+	(*Cluster)(nil),                 // 30: fermata.v1.Cluster
+	(*GuestStatus)(nil),             // 31: fermata.v1.GuestStatus
+	(*NICStatus)(nil),               // 32: fermata.v1.NICStatus
+	(*Checkpoint)(nil),              // 33: fermata.v1.Checkpoint
+	(*GuestReport)(nil),             // 34: fermata.v1.GuestReport
+	(*RestartReport)(nil),           // 35: fermata.v1.RestartReport
+	(*Assignment)(nil),              // 36: fermata.v1.Assignment
+	(*VerifyReport)(nil),            // 37: fermata.v1.VerifyReport
+	(*Damage)(nil),                  // 38: fermata.v1.Damage
+	(*NodeInfo)(nil),                // 39: fermata.v1.NodeInfo
+	(*Uplink)(nil),                  // 40: fermata.v1.Uplink
+	(*UplinkStatus)(nil),            // 41: fermata.v1.UplinkStatus
+	(*RegisterRequest)(nil),         // 42: fermata.v1.RegisterRequest
+	(*RegisterReply)(nil),           // 43: fermata.v1.RegisterReply
+	(*Fence)(nil),                   // 44: fermata.v1.Fence
+	(*DescribeRequest)(nil),         // 45: fermata.v1.DescribeRequest
+	(*GuestSpec)(nil),               // 46: fermata.v1.GuestSpec
+	(*DiskSpec)(nil),                // 47: fermata.v1.DiskSpec
+	(*NICSpec)(nil),                 // 48: fermata.v1.NICSpec
+	(*Peer)(nil),                    // 49: fermata.v1.Peer
+	(*CreateGuestsRequest)(nil),     // 50: fermata.v1.CreateGuestsRequest
+	(*CreateGuestsUpdate)(nil),      // 51: fermata.v1.CreateGuestsUpdate
+	(*ReleaseGuestsRequest)(nil),    // 52: fermata.v1.ReleaseGuestsRequest
+	(*ReleaseGuestsReply)(nil),      // 53: fermata.v1.ReleaseGuestsReply
+	(*DestroyGuestsRequest)(nil),    // 54: fermata.v1.DestroyGuestsRequest
+	(*DestroyGuestsReply)(nil),      // 55: fermata.v1.DestroyGuestsReply
+	(*Round)(nil),                   // 56: fermata.v1.Round
+	(*PrepareRoundRequest)(nil),     // 57: fermata.v1.PrepareRoundRequest
+	(*PrepareRoundReply)(nil),       // 58: fermata.v1.PrepareRoundReply
+	(*CutRoundRequest)(nil),         // 59: fermata.v1.CutRoundRequest
+	(*CutRoundReply)(nil),           // 60: fermata.v1.CutRoundReply
+	(*PersistRoundRequest)(nil),     // 61: fermata.v1.PersistRoundRequest
+	(*PersistRoundUpdate)(nil),      // 62: fermata.v1.PersistRoundUpdate
+	(*NodeImage)(nil),               // 63: fermata.v1.NodeImage
+	(*GuestImage)(nil),              // 64: fermata.v1.GuestImage
+	(*ImageObject)(nil),             // 65: fermata.v1.ImageObject
+	(*FinishRoundRequest)(nil),      // 66: fermata.v1.FinishRoundRequest
+	(*FinishRoundReply)(nil),        // 67: fermata.v1.FinishRoundReply
+	nil,                             // 68: fermata.v1.StartClusterRequest.OnEntry
+	nil,                             // 69: fermata.v1.RestartRequest.OnEntry
 }
 var file_fermata_proto_depIdxs = []int32{
-	29, // 0: fermata.v1.ListClustersReply.clusters:type_name -> fermata.v1.Cluster
-	65, // 1: fermata.v1.StartClusterRequest.on:type_name -> fermata.v1.StartClusterRequest.OnEntry
+	30, // 0: fermata.v1.ListClustersReply.clusters:type_name -> fermata.v1.Cluster
+	68, // 1: fermata.v1.StartClusterRequest.on:type_name -> fermata.v1.StartClusterRequest.OnEntry
 	1,  // 2: fermata.v1.CheckpointRequest.mode:type_name -> fermata.v1.CaptureMode
 	0,  // 3: fermata.v1.CheckpointRequest.cut:type_name -> fermata.v1.Cut
-	32, // 4: fermata.v1.ListCheckpointsReply.checkpoints:type_name -> fermata.v1.Checkpoint
-	66, // 5: fermata.v1.RestartRequest.on:type_name -> fermata.v1.RestartRequest.OnEntry
-	38, // 6: fermata.v1.ListNodesReply.nodes:type_name -> fermata.v1.NodeInfo
-	27, // 7: fermata.v1.TraceChunk.frames:type_name -> fermata.v1.TracedFrame
-	29, // 8: fermata.v1.Event.cluster:type_name -> fermata.v1.Cluster
-	32, // 9: fermata.v1.Event.checkpoint:type_name -> fermata.v1.Checkpoint
-	34, // 10: fermata.v1.Event.restart:type_name -> fermata.v1.RestartReport
-	36, // 11: fermata.v1.Event.verify:type_name -> fermata.v1.VerifyReport
+	33, // 4: fermata.v1.ListCheckpointsReply.checkpoints:type_name -> fermata.v1.Checkpoint
+	69, // 5: fermata.v1.RestartRequest.on:type_name -> fermata.v1.RestartRequest.OnEntry
+	39, // 6: fermata.v1.ListNodesReply.nodes:type_name -> fermata.v1.NodeInfo
+	28, // 7: fermata.v1.TraceChunk.frames:type_name -> fermata.v1.TracedFrame
+	30, // 8: fermata.v1.Event.cluster:type_name -> fermata.v1.Cluster
+	33, // 9: fermata.v1.Event.checkpoint:type_name -> fermata.v1.Checkpoint
+	35, // 10: fermata.v1.Event.restart:type_name -> fermata.v1.RestartReport
+	37, // 11: fermata.v1.Event.verify:type_name -> fermata.v1.VerifyReport
 	2,  // 12: fermata.v1.Cluster.state:type_name -> fermata.v1.ClusterState
-	30, // 13: fermata.v1.Cluster.guests:type_name -> fermata.v1.GuestStatus
-	3,  // 14: fermata.v1.GuestStatus.state:type_name -> fermata.v1.GuestState
-	31, // 15: fermata.v1.GuestStatus.nics:type_name -> fermata.v1.NICStatus
-	33, // 16: fermata.v1.Checkpoint.guests:type_name -> fermata.v1.GuestReport
-	0,  // 17: fermata.v1.Checkpoint.cut:type_name -> fermata.v1.Cut
-	35, // 18: fermata.v1.RestartReport.plan:type_name -> fermata.v1.Assignment
-	37, // 19: fermata.v1.VerifyReport.damage:type_name -> fermata.v1.Damage
-	30, // 20: fermata.v1.NodeInfo.guests:type_name -> fermata.v1.GuestStatus
-	38, // 21: fermata.v1.RegisterRequest.node:type_name -> fermata.v1.NodeInfo
-	44, // 22: fermata.v1.GuestSpec.disks:type_name -> fermata.v1.DiskSpec
-	45, // 23: fermata.v1.GuestSpec.nics:type_name -> fermata.v1.NICSpec
-	41, // 24: fermata.v1.CreateGuestsRequest.fence:type_name -> fermata.v1.Fence
-	43, // 25: fermata.v1.CreateGuestsRequest.guests:type_name -> fermata.v1.GuestSpec
-	46, // 26: fermata.v1.CreateGuestsRequest.peers:type_name -> fermata.v1.Peer
-	61, // 27: fermata.v1.CreateGuestsRequest.images:type_name -> fermata.v1.GuestImage
-	41, // 28: fermata.v1.ReleaseGuestsRequest.fence:type_name -> fermata.v1.Fence
-	30, // 29: fermata.v1.ReleaseGuestsReply.guests:type_name -> fermata.v1.GuestStatus
-	41, // 30: fermata.v1.DestroyGuestsRequest.fence:type_name -> fermata.v1.Fence
-	41, // 31: fermata.v1.Round.fence:type_name -> fermata.v1.Fence
-	53, // 32: fermata.v1.PrepareRoundRequest.round:type_name -> fermata.v1.Round
-	1,  // 33: fermata.v1.PrepareRoundRequest.mode:type_name -> fermata.v1.CaptureMode
-	0,  // 34: fermata.v1.PrepareRoundRequest.cut:type_name -> fermata.v1.Cut
-	53, // 35: fermata.v1.CutRoundRequest.round:type_name -> fermata.v1.Round
-	33, // 36: fermata.v1.CutRoundReply.guests:type_name -> fermata.v1.GuestReport
-	53, // 37: fermata.v1.PersistRoundRequest.round:type_name -> fermata.v1.Round
-	60, // 38: fermata.v1.PersistRoundUpdate.image:type_name -> fermata.v1.NodeImage
-	61, // 39: fermata.v1.NodeImage.guests:type_name -> fermata.v1.GuestImage
-	33, // 40: fermata.v1.NodeImage.reports:type_name -> fermata.v1.GuestReport
-	62, // 41: fermata.v1.GuestImage.objects:type_name -> fermata.v1.ImageObject
-	53, // 42: fermata.v1.FinishRoundRequest.round:type_name -> fermata.v1.Round
-	4,  // 43: fermata.v1.Operator.CreateCluster:input_type -> fermata.v1.CreateClusterRequest
-	5,  // 44: fermata.v1.Operator.ListClusters:input_type -> fermata.v1.ListClustersRequest
-	7,  // 45: fermata.v1.Operator.GetCluster:input_type -> fermata.v1.GetClusterRequest
-	8,  // 46: fermata.v1.Operator.StartCluster:input_type -> fermata.v1.StartClusterRequest
-	9,  // 47: fermata.v1.Operator.StopCluster:input_type -> fermata.v1.StopClusterRequest
-	10, // 48: fermata.v1.Operator.DeleteCluster:input_type -> fermata.v1.DeleteClusterRequest
-	12, // 49: fermata.v1.Operator.TakeCheckpoint:input_type -> fermata.v1.CheckpointRequest
-	13, // 50: fermata.v1.Operator.ListCheckpoints:input_type -> fermata.v1.ListCheckpointsRequest
-	15, // 51: fermata.v1.Operator.GetCheckpoint:input_type -> fermata.v1.GetCheckpointRequest
-	16, // 52: fermata.v1.Operator.VerifyCheckpoint:input_type -> fermata.v1.VerifyCheckpointRequest
-	17, // 53: fermata.v1.Operator.DeleteCheckpoint:input_type -> fermata.v1.DeleteCheckpointRequest
-	19, // 54: fermata.v1.Operator.Restart:input_type -> fermata.v1.RestartRequest
-	20, // 55: fermata.v1.Operator.ListNodes:input_type -> fermata.v1.ListNodesRequest
-	22, // 56: fermata.v1.Operator.GetNode:input_type -> fermata.v1.GetNodeRequest
-	23, // 57: fermata.v1.Operator.Console:input_type -> fermata.v1.ConsoleRequest
-	25, // 58: fermata.v1.Operator.Trace:input_type -> fermata.v1.TraceRequest
-	39, // 59: fermata.v1.Registry.Register:input_type -> fermata.v1.RegisterRequest
-	42, // 60: fermata.v1.Node.Describe:input_type -> fermata.v1.DescribeRequest
-	47, // 61: fermata.v1.Node.CreateGuests:input_type -> fermata.v1.CreateGuestsRequest
-	49, // 62: fermata.v1.Node.ReleaseGuests:input_type -> fermata.v1.ReleaseGuestsRequest
-	51, // 63: fermata.v1.Node.DestroyGuests:input_type -> fermata.v1.DestroyGuestsRequest
-	23, // 64: fermata.v1.Node.ReadConsole:input_type -> fermata.v1.ConsoleRequest
-	25, // 65: fermata.v1.Node.TraceFrames:input_type -> fermata.v1.TraceRequest
-	54, // 66: fermata.v1.Node.PrepareRound:input_type -> fermata.v1.PrepareRoundRequest
-	56, // 67: fermata.v1.Node.CutRound:input_type -> fermata.v1.CutRoundRequest
-	58, // 68: fermata.v1.Node.PersistRound:input_type -> fermata.v1.PersistRoundRequest
-	63, // 69: fermata.v1.Node.FinishRound:input_type -> fermata.v1.FinishRoundRequest
-	29, // 70: fermata.v1.Operator.CreateCluster:output_type -> fermata.v1.Cluster
-	6,  // 71: fermata.v1.Operator.ListClusters:output_type -> fermata.v1.ListClustersReply
-	29, // 72: fermata.v1.Operator.GetCluster:output_type -> fermata.v1.Cluster
-	28, // 73: fermata.v1.Operator.StartCluster:output_type -> fermata.v1.Event
-	28, // 74: fermata.v1.Operator.StopCluster:output_type -> fermata.v1.Event
-	11, // 75: fermata.v1.Operator.DeleteCluster:output_type -> fermata.v1.DeleteClusterReply
-	28, // 76: fermata.v1.Operator.TakeCheckpoint:output_type -> fermata.v1.Event
-	14, // 77: fermata.v1.Operator.ListCheckpoints:output_type -> fermata.v1.ListCheckpointsReply
-	32, // 78: fermata.v1.Operator.GetCheckpoint:output_type -> fermata.v1.Checkpoint
-	28, // 79: fermata.v1.Operator.VerifyCheckpoint:output_type -> fermata.v1.Event
-	18, // 80: fermata.v1.Operator.DeleteCheckpoint:output_type -> fermata.v1.DeleteCheckpointReply
-	28, // 81: fermata.v1.Operator.Restart:output_type -> fermata.v1.Event
-	21, // 82: fermata.v1.Operator.ListNodes:output_type -> fermata.v1.ListNodesReply
-	38, // 83: fermata.v1.Operator.GetNode:output_type -> fermata.v1.NodeInfo
-	24, // 84: fermata.v1.Operator.Console:output_type -> fermata.v1.ConsoleChunk
-	26, // 85: fermata.v1.Operator.Trace:output_type -> fermata.v1.TraceChunk
-	40, // 86: fermata.v1.Registry.Register:output_type -> fermata.v1.RegisterReply
-	38, // 87: fermata.v1.Node.Describe:output_type -> fermata.v1.NodeInfo
-	48, // 88: fermata.v1.Node.CreateGuests:output_type -> fermata.v1.CreateGuestsUpdate
-	50, // 89: fermata.v1.Node.ReleaseGuests:output_type -> fermata.v1.ReleaseGuestsReply
-	52, // 90: fermata.v1.Node.DestroyGuests:output_type -> fermata.v1.DestroyGuestsReply
-	24, // 91: fermata.v1.Node.ReadConsole:output_type -> fermata.v1.ConsoleChunk
-	26, // 92: fermata.v1.Node.TraceFrames:output_type -> fermata.v1.TraceChunk
-	55, // 93: fermata.v1.Node.PrepareRound:output_type -> fermata.v1.PrepareRoundReply
-	57, // 94: fermata.v1.Node.CutRound:output_type -> fermata.v1.CutRoundReply
-	59, // 95: fermata.v1.Node.PersistRound:output_type -> fermata.v1.PersistRoundUpdate
-	64, // 96: fermata.v1.Node.FinishRound:output_type -> fermata.v1.FinishRoundReply
-	70, // [70:97] is the sub-list for method output_type
-	43, // [43:70] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	31, // 13: fermata.v1.Cluster.guests:type_name -> fermata.v1.GuestStatus
+	41, // 14: fermata.v1.Cluster.uplinks:type_name -> fermata.v1.UplinkStatus
+	3,  // 15: fermata.v1.GuestStatus.state:type_name -> fermata.v1.GuestState
+	32, // 16: fermata.v1.GuestStatus.nics:type_name -> fermata.v1.NICStatus
+	34, // 17: fermata.v1.Checkpoint.guests:type_name -> fermata.v1.GuestReport
+	0,  // 18: fermata.v1.Checkpoint.cut:type_name -> fermata.v1.Cut
+	36, // 19: fermata.v1.RestartReport.plan:type_name -> fermata.v1.Assignment
+	38, // 20: fermata.v1.VerifyReport.damage:type_name -> fermata.v1.Damage
+	31, // 21: fermata.v1.NodeInfo.guests:type_name -> fermata.v1.GuestStatus
+	41, // 22: fermata.v1.NodeInfo.uplinks:type_name -> fermata.v1.UplinkStatus
+	4,  // 23: fermata.v1.Uplink.outside:type_name -> fermata.v1.Outside
+	40, // 24: fermata.v1.UplinkStatus.uplink:type_name -> fermata.v1.Uplink
+	39, // 25: fermata.v1.RegisterRequest.node:type_name -> fermata.v1.NodeInfo
+	47, // 26: fermata.v1.GuestSpec.disks:type_name -> fermata.v1.DiskSpec
+	48, // 27: fermata.v1.GuestSpec.nics:type_name -> fermata.v1.NICSpec
+	44, // 28: fermata.v1.CreateGuestsRequest.fence:type_name -> fermata.v1.Fence
+	46, // 29: fermata.v1.CreateGuestsRequest.guests:type_name -> fermata.v1.GuestSpec
+	49, // 30: fermata.v1.CreateGuestsRequest.peers:type_name -> fermata.v1.Peer
+	64, // 31: fermata.v1.CreateGuestsRequest.images:type_name -> fermata.v1.GuestImage
+	40, // 32: fermata.v1.CreateGuestsRequest.uplinks:type_name -> fermata.v1.Uplink
+	44, // 33: fermata.v1.ReleaseGuestsRequest.fence:type_name -> fermata.v1.Fence
+	31, // 34: fermata.v1.ReleaseGuestsReply.guests:type_name -> fermata.v1.GuestStatus
+	44, // 35: fermata.v1.DestroyGuestsRequest.fence:type_name -> fermata.v1.Fence
+	44, // 36: fermata.v1.Round.fence:type_name -> fermata.v1.Fence
+	56, // 37: fermata.v1.PrepareRoundRequest.round:type_name -> fermata.v1.Round
+	1,  // 38: fermata.v1.PrepareRoundRequest.mode:type_name -> fermata.v1.CaptureMode
+	0,  // 39: fermata.v1.PrepareRoundRequest.cut:type_name -> fermata.v1.Cut
+	56, // 40: fermata.v1.CutRoundRequest.round:type_name -> fermata.v1.Round
+	34, // 41: fermata.v1.CutRoundReply.guests:type_name -> fermata.v1.GuestReport
+	56, // 42: fermata.v1.PersistRoundRequest.round:type_name -> fermata.v1.Round
+	63, // 43: fermata.v1.PersistRoundUpdate.image:type_name -> fermata.v1.NodeImage
+	64, // 44: fermata.v1.NodeImage.guests:type_name -> fermata.v1.GuestImage
+	34, // 45: fermata.v1.NodeImage.reports:type_name -> fermata.v1.GuestReport
+	65, // 46: fermata.v1.GuestImage.objects:type_name -> fermata.v1.ImageObject
+	56, // 47: fermata.v1.FinishRoundRequest.round:type_name -> fermata.v1.Round
+	5,  // 48: fermata.v1.Operator.CreateCluster:input_type -> fermata.v1.CreateClusterRequest
+	6,  // 49: fermata.v1.Operator.ListClusters:input_type -> fermata.v1.ListClustersRequest
+	8,  // 50: fermata.v1.Operator.GetCluster:input_type -> fermata.v1.GetClusterRequest
+	9,  // 51: fermata.v1.Operator.StartCluster:input_type -> fermata.v1.StartClusterRequest
+	10, // 52: fermata.v1.Operator.StopCluster:input_type -> fermata.v1.StopClusterRequest
+	11, // 53: fermata.v1.Operator.DeleteCluster:input_type -> fermata.v1.DeleteClusterRequest
+	13, // 54: fermata.v1.Operator.TakeCheckpoint:input_type -> fermata.v1.CheckpointRequest
+	14, // 55: fermata.v1.Operator.ListCheckpoints:input_type -> fermata.v1.ListCheckpointsRequest
+	16, // 56: fermata.v1.Operator.GetCheckpoint:input_type -> fermata.v1.GetCheckpointRequest
+	17, // 57: fermata.v1.Operator.VerifyCheckpoint:input_type -> fermata.v1.VerifyCheckpointRequest
+	18, // 58: fermata.v1.Operator.DeleteCheckpoint:input_type -> fermata.v1.DeleteCheckpointRequest
+	20, // 59: fermata.v1.Operator.Restart:input_type -> fermata.v1.RestartRequest
+	21, // 60: fermata.v1.Operator.ListNodes:input_type -> fermata.v1.ListNodesRequest
+	23, // 61: fermata.v1.Operator.GetNode:input_type -> fermata.v1.GetNodeRequest
+	24, // 62: fermata.v1.Operator.Console:input_type -> fermata.v1.ConsoleRequest
+	26, // 63: fermata.v1.Operator.Trace:input_type -> fermata.v1.TraceRequest
+	42, // 64: fermata.v1.Registry.Register:input_type -> fermata.v1.RegisterRequest
+	45, // 65: fermata.v1.Node.Describe:input_type -> fermata.v1.DescribeRequest
+	50, // 66: fermata.v1.Node.CreateGuests:input_type -> fermata.v1.CreateGuestsRequest
+	52, // 67: fermata.v1.Node.ReleaseGuests:input_type -> fermata.v1.ReleaseGuestsRequest
+	54, // 68: fermata.v1.Node.DestroyGuests:input_type -> fermata.v1.DestroyGuestsRequest
+	24, // 69: fermata.v1.Node.ReadConsole:input_type -> fermata.v1.ConsoleRequest
+	26, // 70: fermata.v1.Node.TraceFrames:input_type -> fermata.v1.TraceRequest
+	57, // 71: fermata.v1.Node.PrepareRound:input_type -> fermata.v1.PrepareRoundRequest
+	59, // 72: fermata.v1.Node.CutRound:input_type -> fermata.v1.CutRoundRequest
+	61, // 73: fermata.v1.Node.PersistRound:input_type -> fermata.v1.PersistRoundRequest
+	66, // 74: fermata.v1.Node.FinishRound:input_type -> fermata.v1.FinishRoundRequest
+	30, // 75: fermata.v1.Operator.CreateCluster:output_type -> fermata.v1.Cluster
+	7,  // 76: fermata.v1.Operator.ListClusters:output_type -> fermata.v1.ListClustersReply
+	30, // 77: fermata.v1.Operator.GetCluster:output_type -> fermata.v1.Cluster
+	29, // 78: fermata.v1.Operator.StartCluster:output_type -> fermata.v1.Event
+	29, // 79: fermata.v1.Operator.StopCluster:output_type -> fermata.v1.Event
+	12, // 80: fermata.v1.Operator.DeleteCluster:output_type -> fermata.v1.DeleteClusterReply
+	29, // 81: fermata.v1.Operator.TakeCheckpoint:output_type -> fermata.v1.Event
+	15, // 82: fermata.v1.Operator.ListCheckpoints:output_type -> fermata.v1.ListCheckpointsReply
+	33, // 83: fermata.v1.Operator.GetCheckpoint:output_type -> fermata.v1.Checkpoint
+	29, // 84: fermata.v1.Operator.VerifyCheckpoint:output_type -> fermata.v1.Event
+	19, // 85: fermata.v1.Operator.DeleteCheckpoint:output_type -> fermata.v1.DeleteCheckpointReply
+	29, // 86: fermata.v1.Operator.Restart:output_type -> fermata.v1.Event
+	22, // 87: fermata.v1.Operator.ListNodes:output_type -> fermata.v1.ListNodesReply
+	39, // 88: fermata.v1.Operator.GetNode:output_type -> fermata.v1.NodeInfo
+	25, // 89: fermata.v1.Operator.Console:output_type -> fermata.v1.ConsoleChunk
+	27, // 90: fermata.v1.Operator.Trace:output_type -> fermata.v1.TraceChunk
+	43, // 91: fermata.v1.Registry.Register:output_type -> fermata.v1.RegisterReply
+	39, // 92: fermata.v1.Node.Describe:output_type -> fermata.v1.NodeInfo
+	51, // 93: fermata.v1.Node.CreateGuests:output_type -> fermata.v1.CreateGuestsUpdate
+	53, // 94: fermata.v1.Node.ReleaseGuests:output_type -> fermata.v1.ReleaseGuestsReply
+	55, // 95: fermata.v1.Node.DestroyGuests:output_type -> fermata.v1.DestroyGuestsReply
+	25, // 96: fermata.v1.Node.ReadConsole:output_type -> fermata.v1.ConsoleChunk
+	27, // 97: fermata.v1.Node.TraceFrames:output_type -> fermata.v1.TraceChunk
+	58, // 98: fermata.v1.Node.PrepareRound:output_type -> fermata.v1.PrepareRoundReply
+	60, // 99: fermata.v1.Node.CutRound:output_type -> fermata.v1.CutRoundReply
+	62, // 100: fermata.v1.Node.PersistRound:output_type -> fermata.v1.PersistRoundUpdate
+	67, // 101: fermata.v1.Node.FinishRound:output_type -> fermata.v1.FinishRoundReply
+	75, // [75:102] is the sub-list for method output_type
+	48, // [48:75] is the sub-list for method input_type
+	48, // [48:48] is the sub-list for extension type_name
+	48, // [48:48] is the sub-list for extension extendee
+	0,  // [0:48] is the sub-list for field type_name
 }
 
 func init() { file_fermata_proto_init() }
@@ -4999,8 +5305,8 @@ func file_fermata_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fermata_proto_rawDesc), len(file_fermata_proto_rawDesc)),
-			NumEnums:      4,
-			NumMessages:   63,
+			NumEnums:      5,
+			NumMessages:   65,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

@@ -61,7 +61,11 @@ func (c Config) arguments() []string {
 		args = append(args, "-blockdev", d.blockdev(i))
 	}
 	for i, n := range c.NICs {
-		args = append(args, "-netdev", fmt.Sprintf("dgram,id=%s,local.type=fd,local.str=%d", netdevID(n.Name), guestFD(i)))
+		backend := "dgram,id=%s,local.type=fd,local.str=%d"
+		if n.TAP {
+			backend = "tap,id=%s,fd=%d"
+		}
+		args = append(args, "-netdev", fmt.Sprintf(backend, netdevID(n.Name), guestFD(i)))
 	}
 	for _, d := range c.devices() {
 		args = append(args, "-device", d)

@@ -124,10 +124,14 @@ type Disk struct {
 // it after Continue; a saved state does not have it, and it cannot be taken
 // back. So a caller that saves the guest sends nothing to it from before Stop,
 // once the socket is empty (SIOCOUTQ), until Continue.
+//
+// A card on a TAP device has that as its File, and no Keep: its frames are the host's
+// business.
 type NIC struct {
 	Name string   `json:"name"`
 	MAC  string   `json:"mac"`
 	MTU  int      `json:"mtu,omitempty"` // bytes that the card tells the guest; 0: nothing, which means 1500
+	TAP  bool     `json:"tap,omitempty"`
 	File *os.File `json:"-"`
 	Keep *os.File `json:"-"`
 }

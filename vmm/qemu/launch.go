@@ -179,7 +179,11 @@ func (c Config) start(undo *undoList) (*process, error) {
 	}
 	order := []*os.File{null, log, log, files[2], files[3]} // qmpFD, guardFD
 	for _, n := range c.NICs {
-		order = append(order, n.File, n.Keep) // guestFD, keepFD
+		keep := n.Keep
+		if n.TAP {
+			keep = null
+		}
+		order = append(order, n.File, keep) // guestFD, keepFD
 	}
 	proc, err := startProcess(c.Binary, c.arguments(), order)
 	if err != nil {

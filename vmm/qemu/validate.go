@@ -106,6 +106,10 @@ func (c Config) validateNICs(p *problems) {
 func (c Config) validateFiles() error {
 	var p problems
 	for _, n := range c.NICs {
+		if n.TAP {
+			p.unless(n.File != nil, "network card %s: TAP device: missing", n.Name)
+			continue
+		}
 		p.add(datagramSocket(n.File), "network card %s: file", n.Name)
 		p.add(datagramSocket(n.Keep), "network card %s: keep", n.Name)
 	}

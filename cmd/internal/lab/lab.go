@@ -15,7 +15,9 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -39,6 +41,10 @@ type Config struct {
 	Nodes      int      // default 2
 	Repository string   // default: below Dir
 	Etcd       []string // endpoints the coordinator is told; default: an embedded etcd
+
+	// Bridges are names of bridges to make on every node, each of them one network: what
+	// specifications name as uplinks and bridges.
+	Bridges []string
 
 	NodeMemoryMiB  int64 // for guests, on each node. Default 4096
 	NodeCaptureMiB int64 // for copies of stopped guests, on each node. Default 1024
@@ -91,6 +97,11 @@ func (c *Config) Validate() error {
 	var errs []error
 	if c.Nodes < 1 || c.Nodes > maxNodes {
 		errs = append(errs, fmt.Errorf("nodes: %d, want 1 to %d", c.Nodes, maxNodes))
+	}
+	for i, b := range c.Bridges {
+		if b == "" || len(b) > 15 || strings.ContainsAny(b, "/ ") || slices.Contains(c.Bridges[:i], b) {
+			errs = append(errs, fmt.Errorf("bridge %q: want up to 15 characters, no space or slash, each name once", b))
+		}
 	}
 	if c.NodeMemoryMiB < 0 || c.NodeCaptureMiB < 0 {
 		errs = append(errs, errors.New("memory: negative"))
@@ -274,18 +285,24 @@ type agentSettings struct {
 	CA           string   `yaml:"ca"`
 	MemoryMiB    int64    `yaml:"memory_mib"`
 	CaptureMiB   int64    `yaml:"capture_mib"`
+
+	Bridges map[string]string `yaml:"bridges,omitempty"`
 }
 
 func (l *lab) startAgent(name string, n nodeNet) (*process, error) {
 	dir, certs := l.layout.node(name), filepath.Join(l.layout.certs(), name)
 	address := func(ip net.IP, port int) string { return net.JoinHostPort(ip.String(), strconv.Itoa(port)) }
 	config := filepath.Join(dir, "agent.yaml")
+	bridges := map[string]string{}
+	for _, b := range l.cfg.Bridges {
+		bridges[b] = b
+	}
 	err := writeSettings(config, agentSettings{
 		Name: name, StateDir: filepath.Join(dir, "state"), MemoryDir: filepath.Join(l.layout.memory(), name),
 		Repository: l.cfg.Repository, Listen: address(n.addr, portAgent), FabricListen: address(n.addr, portFabric),
 		Coordinators: []string{address(hubAddress(), portCoordinator)},
 		Certificate:  certs + ".crt", Key: certs + ".key", CA: filepath.Join(l.layout.certs(), identity.CACertFile),
-		MemoryMiB: l.cfg.NodeMemoryMiB, CaptureMiB: l.cfg.NodeCaptureMiB,
+		MemoryMiB: l.cfg.NodeMemoryMiB, CaptureMiB: l.cfg.NodeCaptureMiB, Bridges: bridges,
 	})
 	if err != nil {
 		return nil, err
@@ -305,6 +322,9 @@ func (l *lab) supervise(ctx context.Context, coordinator *process) error {
 	var errs []error
 	for i := range l.cfg.Nodes {
 		n, err := l.net.addNode(i)
+		for j := 0; err == nil && j < len(l.cfg.Bridges); j++ {
+			err = l.net.addBridge(i, l.cfg.Nodes, j, l.cfg.Bridges[j])
+		}
 		if err != nil {
 			errs = append(errs, err)
 			cancel()

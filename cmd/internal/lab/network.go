@@ -63,9 +63,58 @@ func addrOf(ip net.IP) *netlink.Addr {
 	return &netlink.Addr{IPNet: &net.IPNet{IP: ip, Mask: net.CIDRMask(24, 32)}}
 }
 
+const (
+	// underlayMTU has room for a frame of 1500 bytes in VXLAN.
+	underlayMTU = 1600
+	// firstVNI is the VXLAN network of the lab's first bridge; the others follow.
+	firstVNI  = 100
+	vxlanPort = 4789 // RFC 7348
+)
+
+func nodeAddress(i int) net.IP { return net.IPv4(10, 99, 0, byte(11+i)) }
+
+// addBridge makes a bridge on node number i that is one network with its likes on the
+// other nodes, by VXLAN.
+func (u *underlay) addBridge(i, nodes, index int, name string) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("make bridge %s on node %d: %w", name, i+1, err)
+		}
+	}()
+	h, err := netlink.NewHandleAt(u.nodes[i].ns)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name}}
+	if err := h.LinkAdd(bridge); err != nil {
+		return err
+	}
+	tunnel := &netlink.Vxlan{
+		LinkAttrs: netlink.LinkAttrs{Name: fmt.Sprintf("vxlan%d", index), MasterIndex: bridge.Index, MTU: 1500},
+		VxlanId:   firstVNI + index, SrcAddr: nodeAddress(i), Port: vxlanPort, Learning: true,
+	}
+	if err := h.LinkAdd(tunnel); err != nil {
+		return err
+	}
+	for other := range nodes {
+		if other == i {
+			continue
+		}
+		// Where it floods to: RFC 7348 wants multicast for that, which a list replaces.
+		if err := h.NeighAppend(&netlink.Neigh{
+			LinkIndex: tunnel.Index, Family: unix.AF_BRIDGE, State: netlink.NUD_PERMANENT | netlink.NUD_NOARP, Flags: netlink.NTF_SELF,
+			HardwareAddr: make(net.HardwareAddr, 6), IP: nodeAddress(other),
+		}); err != nil {
+			return err
+		}
+	}
+	return errors.Join(h.LinkSetUp(tunnel), h.LinkSetUp(bridge))
+}
+
 // addNode makes the namespace of node number i (from 0) and wires it.
 func (u *underlay) addNode(i int) (_ nodeNet, err error) {
-	ip := net.IPv4(10, 99, 0, byte(11+i))
+	ip := nodeAddress(i)
 	ns, err := newNamespace()
 	if err != nil {
 		return nodeNet{}, err
@@ -77,7 +126,7 @@ func (u *underlay) addNode(i int) (_ nodeNet, err error) {
 	}()
 	hubEnd, nodeEnd := fmt.Sprintf("node%d", i+1), "eth0"
 	veth := &netlink.Veth{
-		LinkAttrs:     netlink.LinkAttrs{Name: hubEnd, MasterIndex: u.bridge.Index},
+		LinkAttrs:     netlink.LinkAttrs{Name: hubEnd, MasterIndex: u.bridge.Index, MTU: underlayMTU},
 		PeerName:      nodeEnd,
 		PeerNamespace: netlink.NsFd(int(ns)),
 	}
@@ -100,6 +149,9 @@ func (u *underlay) addNode(i int) (_ nodeNet, err error) {
 		if name == nodeEnd {
 			if err := h.AddrAdd(link, addrOf(ip)); err != nil {
 				return nodeNet{}, fmt.Errorf("give node %d its address: %w", i+1, err)
+			}
+			if err := h.LinkSetMTU(link, underlayMTU); err != nil {
+				return nodeNet{}, fmt.Errorf("make room for tunnels on node %d: %w", i+1, err)
 			}
 		}
 		if err := h.LinkSetUp(link); err != nil {

@@ -23,9 +23,14 @@ func Clusters() []*api.Cluster {
 					Name: "a", Cluster: "demo", Node: "node1", State: api.GuestState_GUEST_STATE_RUNNING, MemoryBytes: 512 << 20, Vcpus: 1, Pid: 4242,
 					Nics: []*api.NICStatus{
 						{Name: "net0", Network: "lan", Mac: "52:54:00:00:00:01", FramesReceived: 1200, FramesSent: 1100, FramesHeld: 2},
+						{Name: "net1", Network: "theirs", Mac: "52:54:00:00:00:02", Bridge: "office"},
 					},
 				},
 			},
+			Uplinks: []*api.UplinkStatus{{
+				Cluster: "demo", Node: "node1", FramesReceived: 70, FramesSent: 60, FramesWaiting: 5, FramesDropped: 1,
+				Uplink: &api.Uplink{Network: "lan", Bridge: "office", Outside: api.Outside_OUTSIDE_HOLD_UNTIL_DURABLE},
+			}},
 		},
 	}
 }
@@ -37,7 +42,7 @@ func Checkpoints() []*api.Checkpoint {
 			Id: "demo@1", Cluster: "demo", Epoch: 1, Label: "before upgrade", CreatedUnixNs: begun + 2_000_000_000,
 			SkewUs: 1_250, ResumedUs: 8_400, DurableUs: 1_840_000,
 			RawBytes: 768 << 20, NonZeroBytes: 200 << 20, UniqueBytes: 150 << 20, NewBytes: 40 << 20, StoredBytes: 60 << 20,
-			FramesRecorded: 3, ChannelsRecorded: true, QemuVersion: "7.2.22", Networks: []string{"lan"}, OffFabric: []string{"b"},
+			FramesRecorded: 3, ChannelsRecorded: true, QemuVersion: "7.2.22", Networks: []string{"lan"}, Bypassed: []string{"theirs"}, OffFabric: []string{"b"},
 			Guests: []*api.GuestReport{
 				{
 					Name: "b", Node: "node2", PauseUs: 4_100, GateUs: 300, StopUs: 500, DevicesUs: 2_100, MemoryUs: 900, ChannelsUs: 400, ResumeUs: 200,

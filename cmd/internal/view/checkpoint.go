@@ -38,6 +38,7 @@ type Checkpoint struct {
 	FramesRecorded   uint64      `json:"frames_recorded"`
 	ChannelsRecorded bool        `json:"channels_recorded"`
 	Networks         []string    `json:"networks"`         // whose frames in flight are part of the checkpoint
+	Bypassed         []string    `json:"bypassed"`         // whose are not: bridges of the nodes
 	OffFabric        []string    `json:"off_fabric"`       // guests with networks of their own, of which nothing is
 	FramesDiscarded  uint64      `json:"frames_discarded"` // in flight, and left out on demand
 	TakenBytes       uint64      `json:"taken_bytes"`      // memory that had to be read, of guests captured live
@@ -106,7 +107,7 @@ func OfCheckpoint(m *api.Checkpoint) Checkpoint {
 		RawBytes: m.GetRawBytes(), NonZeroBytes: m.GetNonZeroBytes(),
 		UniqueBytes: m.GetUniqueBytes(), NewBytes: m.GetNewBytes(), StoredBytes: m.GetStoredBytes(),
 		FramesRecorded: m.GetFramesRecorded(), ChannelsRecorded: m.GetChannelsRecorded(), Damage: m.GetDamage(),
-		Networks: append([]string{}, m.GetNetworks()...), OffFabric: append([]string{}, m.GetOffFabric()...),
+		Networks: append([]string{}, m.GetNetworks()...), Bypassed: append([]string{}, m.GetBypassed()...), OffFabric: append([]string{}, m.GetOffFabric()...),
 		FramesDiscarded: m.GetFramesDiscarded(), TakenBytes: m.GetTakenBytes(),
 		Guests: collect(m.GetGuests(), ofGuestReport, func(g GuestPart) string { return g.Name }),
 	}
@@ -173,6 +174,9 @@ func (c Checkpoint) WriteTable(w io.Writer) error {
 		f.Add("channels", channels)
 	} else {
 		f.Add("channels", fmt.Sprintf("%d frames discarded: a restart loses what was on the wire", c.FramesDiscarded))
+	}
+	if len(c.Bypassed) > 0 {
+		f.Add("bypassed", "networks "+strings.Join(c.Bypassed, ", ")+": what was in flight on these bridges is not recorded")
 	}
 	if len(c.OffFabric) > 0 {
 		f.Add("off fabric", strings.Join(c.OffFabric, ", ")+": what was in flight on their own networks is not recorded")

@@ -16,13 +16,26 @@ type Clusters struct {
 
 // Cluster is the document of "cluster show".
 type Cluster struct {
-	Name    string  `json:"name"`
-	State   string  `json:"state"` // stopped, starting, running, stopping or broken
-	Reason  string  `json:"reason"`
-	Epoch   uint64  `json:"epoch"`
-	Created Instant `json:"created"`
-	Guests  []Guest `json:"guests"`
-	Spec    string  `json:"spec_yaml"`
+	Name    string   `json:"name"`
+	State   string   `json:"state"` // stopped, starting, running, stopping or broken
+	Reason  string   `json:"reason"`
+	Epoch   uint64   `json:"epoch"`
+	Created Instant  `json:"created"`
+	Guests  []Guest  `json:"guests"`
+	Uplinks []Uplink `json:"uplinks"`
+	Spec    string   `json:"spec_yaml"`
+}
+
+// Uplink joins a network to a bridge of a node.
+type Uplink struct {
+	Network        string `json:"network"`
+	Node           string `json:"node"`
+	Bridge         string `json:"bridge"`
+	Outside        string `json:"outside"` // drop, allow or hold-until-durable
+	FramesReceived uint64 `json:"frames_received"`
+	FramesSent     uint64 `json:"frames_sent"`
+	FramesWaiting  uint64 `json:"frames_waiting"` // for a checkpoint
+	FramesDropped  uint64 `json:"frames_dropped"`
 }
 
 // Guest is one guest of a cluster or of a node.
@@ -47,6 +60,7 @@ type NIC struct {
 	FramesSent     uint64 `json:"frames_sent"`
 	FramesDropped  uint64 `json:"frames_dropped"`
 	FramesHeld     uint64 `json:"frames_held"`
+	Bridge         string `json:"bridge"` // of the node, where the card is past the fabric, which counts nothing then
 }
 
 // OfClusters makes the document, sorted by name.
@@ -63,7 +77,18 @@ func OfCluster(m *api.Cluster) Cluster {
 		Epoch:   m.GetEpoch(),
 		Created: instant(m.GetCreatedUnixNs()),
 		Guests:  ofGuests(m.GetGuests()),
+		Uplinks: collect(m.GetUplinks(), ofUplink, func(u Uplink) string { return u.Network }),
 		Spec:    string(m.GetSpecYaml()),
+	}
+}
+
+func ofUplink(m *api.UplinkStatus) Uplink {
+	u := m.GetUplink()
+	return Uplink{
+		Network: u.GetNetwork(), Node: m.GetNode(), Bridge: u.GetBridge(),
+		Outside:        strings.ReplaceAll(word("OUTSIDE_", u.GetOutside().String()), "_", "-"),
+		FramesReceived: m.GetFramesReceived(), FramesSent: m.GetFramesSent(),
+		FramesWaiting: m.GetFramesWaiting(), FramesDropped: m.GetFramesDropped(),
 	}
 }
 
@@ -91,6 +116,7 @@ func ofNIC(m *api.NICStatus) NIC {
 		Name: m.GetName(), Network: m.GetNetwork(), MAC: m.GetMac(),
 		FramesReceived: m.GetFramesReceived(), FramesSent: m.GetFramesSent(),
 		FramesDropped: m.GetFramesDropped(), FramesHeld: m.GetFramesHeld(),
+		Bridge: m.GetBridge(),
 	}
 }
 
@@ -140,7 +166,14 @@ func (c Cluster) WriteTable(w io.Writer) error {
 	if err := writeGuests(w, c.Guests); err != nil {
 		return err
 	}
-	return writeNICs(w, c.Guests)
+	if err := writeNICs(w, c.Guests); err != nil || len(c.Uplinks) == 0 {
+		return err
+	}
+	rows := render.NewRows("NETWORK", "UPLINK", "NODE", "OUTSIDE", "RECEIVED", "SENT", "DROPPED", "WAITING")
+	for _, u := range c.Uplinks {
+		rows.Add(u.Network, u.Bridge, u.Node, u.Outside, u.FramesReceived, u.FramesSent, u.FramesDropped, u.FramesWaiting)
+	}
+	return section(w, rows)
 }
 
 func writeGuests(w io.Writer, guests []Guest) error {
@@ -163,7 +196,11 @@ func writeNICs(w io.Writer, guests []Guest) error {
 	rows, any := render.NewRows("GUEST", "NIC", "NETWORK", "MAC", "RECEIVED", "SENT", "DROPPED", "HELD"), false
 	for _, g := range guests {
 		for _, n := range g.NICs {
-			rows.Add(g.Name, n.Name, n.Network, n.MAC, n.FramesReceived, n.FramesSent, n.FramesDropped, n.FramesHeld)
+			if n.Bridge != "" {
+				rows.Add(g.Name, n.Name, n.Network, n.MAC, "on bridge "+n.Bridge)
+			} else {
+				rows.Add(g.Name, n.Name, n.Network, n.MAC, n.FramesReceived, n.FramesSent, n.FramesDropped, n.FramesHeld)
+			}
 			any = true
 		}
 	}

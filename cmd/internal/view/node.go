@@ -2,6 +2,7 @@ package view
 
 import (
 	"io"
+	"strings"
 
 	"fermata/cmd/internal/render"
 	"fermata/protocol/api"
@@ -14,20 +15,21 @@ type Nodes struct {
 
 // Node is the document of "node show".
 type Node struct {
-	Name            string  `json:"name"`
-	Alive           bool    `json:"alive"`
-	LastSeen        Instant `json:"last_seen"`
-	Address         string  `json:"address"`
-	FabricAddress   string  `json:"fabric_address"`
-	MemoryBytes     uint64  `json:"memory_bytes"`
-	MemoryFreeBytes uint64  `json:"memory_free_bytes"`
-	CPUs            uint32  `json:"cpus"`
-	QEMUVersion     string  `json:"qemu_version"`
-	Kernel          string  `json:"kernel"`
-	KVM             bool    `json:"kvm"`
-	Version         string  `json:"version"`
-	Incarnation     string  `json:"incarnation"`
-	Guests          []Guest `json:"guests"`
+	Name            string   `json:"name"`
+	Alive           bool     `json:"alive"`
+	LastSeen        Instant  `json:"last_seen"`
+	Address         string   `json:"address"`
+	FabricAddress   string   `json:"fabric_address"`
+	MemoryBytes     uint64   `json:"memory_bytes"`
+	MemoryFreeBytes uint64   `json:"memory_free_bytes"`
+	CPUs            uint32   `json:"cpus"`
+	QEMUVersion     string   `json:"qemu_version"`
+	Kernel          string   `json:"kernel"`
+	KVM             bool     `json:"kvm"`
+	Version         string   `json:"version"`
+	Incarnation     string   `json:"incarnation"`
+	Bridges         []string `json:"bridges"` // that networks may be joined to
+	Guests          []Guest  `json:"guests"`
 }
 
 // OfNodes makes the document, sorted by name.
@@ -43,7 +45,8 @@ func OfNode(m *api.NodeInfo) Node {
 		MemoryBytes: m.GetMemoryBytes(), MemoryFreeBytes: m.GetMemoryFreeBytes(), CPUs: m.GetCpus(),
 		QEMUVersion: m.GetQemuVersion(), Kernel: m.GetKernel(), KVM: m.GetKvm(),
 		Version: m.GetVersion(), Incarnation: m.GetIncarnation(),
-		Guests: ofGuests(m.GetGuests()),
+		Bridges: append([]string{}, m.GetBridges()...),
+		Guests:  ofGuests(m.GetGuests()),
 	}
 }
 
@@ -70,6 +73,9 @@ func (n Node) WriteTable(w io.Writer) error {
 	f.Add("kvm", yesNo(n.KVM))
 	f.Add("qemu", n.QEMUVersion)
 	f.Add("kernel", n.Kernel)
+	if len(n.Bridges) > 0 {
+		f.Add("bridges", strings.Join(n.Bridges, ", "))
+	}
 	f.Add("version", n.Version)
 	f.Add("incarnation", n.Incarnation)
 	if err := f.Write(w); err != nil {

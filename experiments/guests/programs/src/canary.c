@@ -146,6 +146,8 @@ static void enter(const struct datagram *d, int wire)
 {
 	if (d->kind != KIND_DATA || d->wire != wire || !books_enter(&sources[wire][d->src], d->value, uptime_seconds()))
 		corrupt++;
+	else
+		books_receipt(d->hash);
 }
 
 static void read_data(void)

@@ -17,8 +17,9 @@
 #define CONTROL_PORT 7701
 #define STREAM_PORT 7702
 
-/* ETHERTYPE_DATA is IEEE 802 local experimental EtherType 1. */
-#define ETHERTYPE_DATA 0x88b5
+/* ETHERTYPE_DATA is IEEE 802 local experimental EtherType 2: 1 is what the fabric's sentinels
+ * have. */
+#define ETHERTYPE_DATA 0x88b6
 
 /* wire is a way that data takes. */
 enum wire { WIRE_UDP, WIRE_ETH, WIRE_TCP, WIRES };
@@ -78,6 +79,19 @@ struct peer {
 /* books_enter takes an arrival of number value into account. Returns false if
  * value is beyond what any sender can have sent. */
 bool books_enter(struct source *s, uint64_t value, double now);
+
+/* receipt is what the canary keeps of each datagram it has received, for who searches
+ * the guest's memory: it is there once, and unlike the datagram's own bytes, of which
+ * the kernel leaves copies. */
+struct receipt {
+	uint64_t magic;
+	uint64_t masked;	/* datagram's hash ^ RECEIPT_MASK */
+};
+
+#define RECEIPT_MAGIC 0x5443454d46414d52ull
+#define RECEIPT_MASK 0xa5a5a5a5a5a5a5a5ull
+
+void books_receipt(uint64_t hash);
 
 /* wire.c */
 

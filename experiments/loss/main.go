@@ -1,0 +1,216 @@
+// Command loss counts what guests lose, get twice and get out of order while their
+// cluster is checkpointed and put back again and again, in UDP, in bare Ethernet frames
+// and in streams of TCP.
+//
+// Every guest sends numbered datagrams to every other on each of the three wires, all
+// the time, and each receiver knows in the end what it missed. The arms differ in what
+// is done to the cluster meanwhile; the last, without what was in flight, shows that
+// losses would be seen.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"fermata/experiments/guests"
+	"fermata/experiments/labrun"
+	"fermata/experiments/result"
+)
+
+const name = "loss"
+
+func main() { os.Exit(result.Main(name, run)) }
+
+type options struct {
+	n        int
+	rate     int
+	nodes    int
+	guests   int
+	json     bool
+	guestDir string
+	scratch  string
+}
+
+func parseOptions(args []string, complaints io.Writer) (options, error) {
+	var o options
+	fs := flag.NewFlagSet(name, flag.ContinueOnError)
+	fs.SetOutput(complaints)
+	quick := fs.Bool("quick", false, "a few checkpoints: shows that it works, proves little")
+	fs.IntVar(&o.n, "n", 100, "checkpoints of each arm")
+	fs.IntVar(&o.rate, "rate", 60, "datagrams a second from each guest to each other on each wire")
+	fs.IntVar(&o.nodes, "nodes", 3, "how many nodes")
+	fs.IntVar(&o.guests, "guests", 3, "how many guests")
+	fs.StringVar(&o.guestDir, "guest-dir", "build/guest", "`directory` of the guests' kernel and initial RAM disk")
+	fs.StringVar(&o.scratch, "dir", "/dev/shm", "`directory` for everything that is written")
+	var err error
+	o.json, err = result.ParseFlags(fs, args, func() error {
+		if *quick {
+			o.n = 6
+		}
+		var errs []error
+		for _, f := range []struct {
+			flag         string
+			value, least int
+			most         int
+		}{{"-n", o.n, 1, 10_000}, {"-rate", o.rate, 1, 10_000}, {"-nodes", o.nodes, 1, 8}, {"-guests", o.guests, 2, 16}} {
+			if f.value < f.least || f.value > f.most {
+				errs = append(errs, fmt.Errorf("%s %d: want %d to %d", f.flag, f.value, f.least, f.most))
+			}
+		}
+		return errors.Join(errs...)
+	})
+	return o, err
+}
+
+// arm is what is done to a cluster while its guests send.
+type arm string
+
+const (
+	alone    arm = "nothing"
+	running  arm = "checkpoints"
+	restarts arm = "checkpoints and restarts"
+	holes    arm = "the same, without channel state"
+)
+
+// row is the account of one wire in one arm.
+type row struct {
+	Arm         arm    `json:"arm"`
+	Wire        string `json:"wire"`
+	Checkpoints int    `json:"checkpoints"`
+	Restarts    int    `json:"restarts"`
+	Recorded    uint64 `json:"frames_recorded"` // in all checkpoints, of all wires
+
+	Sent      uint64 `json:"sent"`
+	Lost      int64  `json:"lost"`
+	Doubled   uint64 `json:"doubled"`
+	Reordered uint64 `json:"reordered"`
+
+	GapMS        result.Sample `json:"gap_ms"`          // of each pair, the longest time between two arrivals, on the receiver's clock
+	LongestMS    float64       `json:"longest_ms"`      // pause of any guest
+	Corrupt      uint64        `json:"corrupt"`         // of all wires
+	Broken       uint64        `json:"broken"`          // connections of the streams
+	Resets       uint64        `json:"tcp_resets"`      // of any connection, by the guests' kernels
+	Timeouts     uint64        `json:"tcp_timeouts"`    // retransmission time-outs, by the guests' kernels
+	Retransmits  uint64        `json:"tcp_retransmits"` // segments
+	ThrownInside uint64        `json:"thrown_inside"`   // datagrams for which a guest's own kernel had no room
+}
+
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	o, err := parseOptions(args, stderr)
+	if err != nil {
+		return err
+	}
+	kernel, initrd := guests.ImageFiles(o.guestDir)
+	if err := result.Need([]string{result.QEMU, labrun.Setpriv, "go"}, kernel, initrd); err != nil {
+		return err
+	}
+	doc, err := result.New[row](ctx, name)
+	if err != nil {
+		return err
+	}
+	note := result.Notes(stderr)
+	for _, a := range []arm{alone, running, restarts, holes} {
+		rows, err := measure(ctx, o, a, note)
+		if err != nil {
+			return fmt.Errorf("%s: %w", a, err)
+		}
+		doc.Rows = append(doc.Rows, rows...)
+	}
+	doc.Goals = goals(doc.Rows)
+	return doc.Print(stdout, o.json, columns())
+}
+
+// rowsOf makes the rows of one arm of what its guests have counted.
+func rowsOf(a arm, done work, s guests.Summary) []row {
+	var rows []row
+	for wire := range strings.SplitSeq(guests.AllWires, "+") {
+		r := row{Arm: a, Wire: wire, Checkpoints: done.checkpoints, Restarts: done.restarts, Recorded: done.recorded,
+			LongestMS: done.longestMS, Corrupt: s.Totals.Corrupt, Broken: s.Totals.Broken}
+		for pair, f := range s.Pairs {
+			if pair.Wire != wire {
+				continue
+			}
+			r.Sent += f.Sent
+			r.Lost += f.Lost
+			r.Doubled += f.Doubled
+			r.Reordered += f.Reordered
+			r.GapMS = append(r.GapMS, result.Milliseconds(f.Gap.Duration()))
+		}
+		slices.Sort(r.GapMS)
+		for _, k := range s.Kernel {
+			r.Resets += k.TCPResets
+			r.Timeouts += k.TCPTimeouts
+			r.Retransmits += k.TCPRetransmits
+			r.ThrownInside += k.UDPReceiveBuffer
+		}
+		rows = append(rows, r)
+	}
+	return rows
+}
+
+// The longest a stream may stand still beyond the pause, and behind a restart.
+const (
+	stallMS   = 50
+	restartMS = 200
+)
+
+func goals(rows []row) []result.Goal {
+	var all []result.Goal
+	bad := func(r row) float64 { return float64(r.Lost) + float64(r.Doubled+r.Reordered+r.Corrupt+r.Broken) }
+	lost := 0.0
+	for _, r := range rows {
+		if r.Arm == holes {
+			lost += bad(r)
+			continue
+		}
+		all = append(all, result.AtMost(fmt.Sprintf("%s, %s: lost, doubled, reordered, corrupt", r.Arm, r.Wire), 0, bad(r)))
+		if r.Wire != "tcp" || r.Arm == alone {
+			continue
+		}
+		limit := float64(restartMS)
+		if r.Arm == running {
+			limit = r.LongestMS + stallMS
+		}
+		all = append(all,
+			result.AtMost(fmt.Sprintf("%s: longest stall of a stream, ms", r.Arm), limit, r.GapMS.Quantile(1)),
+			result.AtMost(fmt.Sprintf("%s: retransmission time-outs and resets", r.Arm), 0, float64(r.Timeouts+r.Resets)))
+	}
+	return append(all, result.AtLeast(fmt.Sprintf("%s: lost, doubled, reordered, corrupt", holes), 1, lost))
+}
+
+func columns() []result.Column[row] {
+	count := func(n func(row) uint64) func(row) string {
+		return func(r row) string { return strconv.FormatUint(n(r), 10) }
+	}
+	return []result.Column[row]{
+		{Name: "ARM", Cell: func(r row) string { return string(r.Arm) }},
+		{Name: "WIRE", Cell: func(r row) string { return r.Wire }},
+		{Name: "CHECKPOINTS", Cell: func(r row) string { return strconv.Itoa(r.Checkpoints) }},
+		{Name: "RESTARTS", Cell: func(r row) string { return strconv.Itoa(r.Restarts) }},
+		{Name: "RECORDED", Cell: count(func(r row) uint64 { return r.Recorded })},
+		{Name: "SENT", Cell: count(func(r row) uint64 { return r.Sent })},
+		{Name: "LOST", Cell: func(r row) string { return strconv.FormatInt(r.Lost, 10) }},
+		{Name: "DOUBLED", Cell: count(func(r row) uint64 { return r.Doubled })},
+		{Name: "REORDERED", Cell: count(func(r row) uint64 { return r.Reordered })},
+		{Name: "GAP ms", Cell: func(r row) string { return r.GapMS.String() }},
+		{Name: "PAUSE ms", Cell: func(r row) string { return fmt.Sprintf("%.1f", r.LongestMS) }},
+		{Name: "TIMEOUTS", Cell: count(func(r row) uint64 { return r.Timeouts })},
+		{Name: "RESETS", Cell: count(func(r row) uint64 { return r.Resets + r.Broken })},
+	}
+}
+
+// budget is how long one arm's guests send: what its checkpoints take, and more.
+func (o options) budget(a arm) time.Duration {
+	if a == alone {
+		return aloneFor
+	}
+	return time.Duration(o.n)*perCheckpoint + aloneFor
+}

@@ -1,0 +1,183 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"time"
+
+	"fermata/experiments/guests"
+	"fermata/experiments/labrun"
+)
+
+const (
+	memoryMiB   = guests.MinMemoryMiB
+	clusterName = "loss"
+
+	sizeBytes = 200
+	// aloneFor is how long guests send with nothing done to them.
+	aloneFor = 15 * time.Second
+	// perCheckpoint is what a checkpoint, and the wait before it, may take of the
+	// guests' time.
+	perCheckpoint = 2500 * time.Millisecond
+	// longestWait is the longest time between two checkpoints.
+	longestWait = time.Second
+	// keep is how many checkpoints are kept: the store is in memory.
+	keep = 5
+
+	endBudget = 20 * time.Minute
+)
+
+// work is what was done to a cluster.
+type work struct {
+	checkpoints, restarts int
+	recorded, left        uint64  // frames
+	longestMS             float64 // pause
+}
+
+// measure runs one arm.
+func measure(ctx context.Context, o options, a arm, note func(string, ...any)) (_ []row, err error) {
+	note("%s: booting %d guests on %d nodes", a, o.guests, o.nodes)
+	lab, err := labrun.NewScratch(ctx, o.scratch, name, o.nodes)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, lab.End()) }()
+	app := guests.Cluster{Count: o.guests, Work: guests.RunCanary, Tick: time.Second,
+		Canary: guests.Canary{Rate: o.rate, SizeBytes: sizeBytes, Length: o.budget(a), Wires: guests.AllWires}}
+	if err := lab.BringGuests(ctx, clusterName, o.guestDir, memoryMiB, app, sends); err != nil {
+		return nil, err
+	}
+	done, err := trouble(ctx, lab, o, a)
+	if err != nil {
+		return nil, err
+	}
+	note("  %d checkpoints with %d frames recorded and %d left out, %d restarts; waiting for the guests to end", done.checkpoints, done.recorded, done.left, done.restarts)
+	var s guests.Summary
+	consoles := labrun.Consoles{Lab: lab.Lab, Cluster: clusterName, Count: o.guests}
+	err = consoles.Await(ctx, endBudget, "the guests to have counted", func(all map[string][]byte) (ok bool, err error) {
+		s, err = labrun.Summarise(all)
+		return s.CanaryComplete, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	note("  %+v", s.Totals)
+	return rowsOf(a, done, s), nil
+}
+
+// phase is what a guest's canary does by now.
+func phase(console []byte) (phase string, receives bool) {
+	labrun.Each(console, func(l guests.Line) {
+		if s, ok := l.Body.(guests.CanaryStatus); ok {
+			phase, receives = s.Phase, s.Received > 0
+		}
+	})
+	return phase, receives
+}
+
+// sends tells whether a guest sends and receives.
+func sends(console []byte) bool {
+	p, receives := phase(console)
+	return p == "send" && receives
+}
+
+// trouble takes the checkpoints of an arm at random times, and puts the cluster back at
+// random to the newest one.
+func trouble(ctx context.Context, lab *labrun.Scratch, o options, a arm) (done work, err error) {
+	if a == alone {
+		return done, nil
+	}
+	command := []string{"checkpoint", clusterName, "--mode", "live", "-o", "json"}
+	if a == holes {
+		command = append(command, "--discard-channels")
+	}
+	for done.checkpoints < o.n {
+		if err := sleep(ctx, rand.N(longestWait)); err != nil {
+			return done, err
+		}
+		var rep struct {
+			ID         string  `json:"id"`
+			MaxPauseMS float64 `json:"max_pause_ms"`
+			Recorded   uint64  `json:"frames_recorded"`
+			Discarded  uint64  `json:"frames_discarded"`
+		}
+		if err := lab.Command(ctx, io.Discard, &rep, command...); err != nil {
+			return done, err
+		}
+		done.checkpoints++
+		done.recorded += rep.Recorded
+		done.left += rep.Discarded
+		done.longestMS = max(done.longestMS, rep.MaxPauseMS)
+		if a != running && rand.N(4) == 0 {
+			if err := restart(ctx, lab, o, rep.ID); err != nil {
+				return done, err
+			}
+			done.restarts++
+		}
+		if done.checkpoints%keep == 0 {
+			if err := prune(ctx, lab); err != nil {
+				return done, err
+			}
+		}
+	}
+	if a != running { // at least once
+		if err := restart(ctx, lab, o, "latest"); err != nil {
+			return done, err
+		}
+		done.restarts++
+	}
+	consoles := labrun.Consoles{Lab: lab.Lab, Cluster: clusterName, Count: o.guests}
+	all, err := consoles.Read(ctx)
+	if err != nil {
+		return done, err
+	}
+	for guest, console := range all {
+		if p, _ := phase(console); p != "" && p != "send" {
+			return done, fmt.Errorf("guest %s has ended before the last checkpoint: they took longer than %s each", guest, perCheckpoint)
+		}
+	}
+	return done, nil
+}
+
+// restart puts the cluster back after a random time, each guest on another node.
+func restart(ctx context.Context, lab *labrun.Scratch, o options, from string) error {
+	if err := sleep(ctx, rand.N(longestWait)); err != nil {
+		return err
+	}
+	args := []string{"rollback", clusterName, "--from", from}
+	shift := rand.N(o.nodes)
+	for i := range o.guests {
+		args = append(args, "--on", fmt.Sprintf("%s=n%d", guests.Name(i+1), (i+shift)%o.nodes+1))
+	}
+	return lab.Command(ctx, io.Discard, nil, args...)
+}
+
+// prune deletes all but the newest checkpoints.
+func prune(ctx context.Context, lab *labrun.Scratch) error {
+	var list struct {
+		Checkpoints []struct {
+			ID string `json:"id"`
+		} `json:"checkpoints"`
+	}
+	if err := lab.Command(ctx, io.Discard, &list, "checkpoints", "list", clusterName, "-o", "json"); err != nil {
+		return err
+	}
+	for _, c := range list.Checkpoints[:max(0, len(list.Checkpoints)-keep)] {
+		if err := lab.Command(ctx, io.Discard, nil, "checkpoints", "delete", c.ID); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}

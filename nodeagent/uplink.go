@@ -1,0 +1,129 @@
+package nodeagent
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"fermata/nodeagent/fabric"
+	"fermata/nodeagent/journal"
+	"fermata/protocol/api"
+	"fermata/protocol/fault"
+)
+
+// maxUplinks bounds one request; a specification has no more networks.
+const maxUplinks = 64
+
+// tapPattern is what the kernel names TAP devices by.
+const tapPattern = "fermata%d"
+
+const defaultMTU = 1500
+
+// openTAP makes a TAP device on one of the node's bridges. It ends with its last
+// descriptor: who is killed leaves none behind.
+//
+// Source: Documentation/networking/tuntap.rst of the kernel.
+func (a *Agent) openTAP(bridge string, mtu uint32) (_ *os.File, err error) {
+	device, offered := a.cfg.Bridges[bridge]
+	if !offered {
+		return nil, fault.New(fault.Mismatch, "node %s offers no bridge %s: name it under bridges in its agent.yaml", a.cfg.Name, bridge)
+	}
+	master, err := netlink.LinkByName(device)
+	if err != nil {
+		return nil, fault.Wrap(fault.Mismatch, err, "bridge %s of node %s (%s)", bridge, a.cfg.Name, device)
+	}
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open /dev/net/tun: %w", err)
+	}
+	request, err := unix.NewIfreq(tapPattern)
+	if err == nil {
+		request.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
+		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, request)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("make TAP device: %w", err), unix.Close(fd))
+	}
+	// Not before it is a device: the poller would find an error on it.
+	f := os.NewFile(uintptr(fd), request.Name())
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("join TAP device to bridge %s: %w", device, err), f.Close())
+		}
+	}()
+	link, err := netlink.LinkByName(request.Name())
+	if err != nil {
+		return nil, err
+	}
+	if mtu == 0 {
+		mtu = defaultMTU
+	}
+	return f, errors.Join(netlink.LinkSetMTU(link, int(mtu)), netlink.LinkSetMaster(link, master), netlink.LinkSetUp(link))
+}
+
+// uplinksOf is what the journal keeps of a request.
+func uplinksOf(req *api.CreateGuestsRequest) []journal.Uplink {
+	var all []journal.Uplink
+	for _, u := range req.GetUplinks() {
+		all = append(all, journal.Uplink{Network: u.GetNetwork(), Bridge: u.GetBridge(), Outside: int(u.GetOutside()), MTU: u.GetMtu()})
+	}
+	return all
+}
+
+// openUplinks joins networks of a cluster to bridges of this node. Those that are open
+// stay.
+func (a *Agent) openUplinks(cluster string, uplinks []journal.Uplink) error {
+	for _, u := range uplinks {
+		outside, err := outsideOf(api.Outside(u.Outside))
+		if err != nil {
+			return err
+		}
+		device, err := a.openTAP(u.Bridge, u.MTU)
+		if err != nil {
+			return fmt.Errorf("uplink of network %s: %w", u.Network, err)
+		}
+		err = a.fabric.AttachUplink(fabric.UplinkConfig{Cluster: cluster, Network: u.Network, Outside: outside, Device: device})
+		if err != nil && !errors.Is(err, fabric.ErrExists) {
+			return err
+		}
+	}
+	return nil
+}
+
+func outsideOf(o api.Outside) (fabric.Outside, error) {
+	switch o {
+	case api.Outside_OUTSIDE_DROP:
+		return fabric.OutsideDrop, nil
+	case api.Outside_OUTSIDE_ALLOW:
+		return fabric.OutsideAllow, nil
+	case api.Outside_OUTSIDE_HOLD_UNTIL_DURABLE:
+		return fabric.OutsideHold, nil
+	default:
+		return 0, fault.New(fault.Invalid, "uplink: unknown policy %s", o)
+	}
+}
+
+// uplinkStatus is what the cluster's uplinks on this node have carried.
+func (a *Agent) uplinkStatus(c *cluster) []*api.UplinkStatus {
+	stats, err := a.fabric.ClusterStats(c.name)
+	if err != nil {
+		return nil // it has left the wire
+	}
+	var all []*api.UplinkStatus
+	for _, u := range c.record().Uplinks {
+		for _, s := range stats.Uplinks {
+			if s.Network != u.Network {
+				continue
+			}
+			all = append(all, &api.UplinkStatus{
+				Cluster: c.name, Node: a.cfg.Name,
+				Uplink:         &api.Uplink{Network: u.Network, Bridge: u.Bridge, Outside: api.Outside(u.Outside), Mtu: u.MTU},
+				FramesReceived: s.Received, FramesSent: s.Sent, FramesWaiting: s.Waiting, FramesDropped: s.Dropped.Total(),
+			})
+		}
+	}
+	return all
+}
