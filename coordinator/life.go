@@ -14,23 +14,32 @@ import (
 	"fermata/protocol/fault"
 )
 
-// bringUp makes the guests of every part and lets them run together. On error
-// guests may be left: tearDown ends them.
-func (t *term) bringUp(ctx context.Context, life deploy.Life, parts []deploy.Part, p progress) (framesInjected uint64, err error) {
+// brought is how guests came up.
+type brought struct {
+	framesInjected  uint64
+	clockNotStepped []string // guests whose clock could not be set, each with the reason
+}
+
+// bringUp makes the guests of every part and lets them run together, with their clocks
+// set before any frame flows if that is asked for. On error guests may be left:
+// tearDown ends them.
+func (t *term) bringUp(ctx context.Context, life deploy.Life, parts []deploy.Part, stepClock bool, p progress) (b brought, err error) {
 	p(&api.Event{Step: deploy.StepCreate})
-	framesInjected, err = t.c.deployer.Create(ctx, life, parts, p)
-	if err != nil {
-		return 0, err
+	if b.framesInjected, err = t.c.deployer.Create(ctx, life, parts, p); err != nil {
+		return b, err
 	}
 	if err := ctx.Err(); err != nil {
-		return 0, context.Cause(ctx)
+		return b, context.Cause(ctx)
+	}
+	nodes := partNodes(parts)
+	if stepClock {
+		p(&api.Event{Step: deploy.StepClocks})
+		if b.clockNotStepped, err = t.c.deployer.StepClocks(ctx, life, nodes); err != nil {
+			return b, err
+		}
 	}
 	p(&api.Event{Step: deploy.StepRelease})
-	nodes := make([]deploy.Node, 0, len(parts))
-	for _, part := range parts {
-		nodes = append(nodes, part.Node)
-	}
-	return framesInjected, t.c.deployer.Release(ctx, life, nodes)
+	return b, t.c.deployer.Release(ctx, life, nodes)
 }
 
 // tearDown ends the cluster's guests on the nodes after cause made a start or
@@ -113,7 +122,7 @@ func (t *term) start(ctx context.Context, req *api.StartClusterRequest, p progre
 	if err := t.clear(ctx, life, seen, parts, p); err != nil {
 		return nil, t.tearDown(life, id, partNodes(parts), asked(ctx, err))
 	}
-	if _, err := t.bringUp(ctx, life, parts, p); err != nil {
+	if _, err := t.bringUp(ctx, life, parts, false, p); err != nil {
 		return nil, t.tearDown(life, id, partNodes(parts), asked(ctx, err))
 	}
 	if err := t.end(name, id, settle(api.ClusterState_CLUSTER_STATE_RUNNING, "")); err != nil {

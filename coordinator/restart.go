@@ -168,7 +168,7 @@ func (r *restart) try(ctx context.Context, epoch uint64) (*api.RestartReport, er
 	if err := r.t.clear(ctx, life, r.seen, src.parts, r.p); err != nil {
 		return nil, err
 	}
-	injected, err := r.t.bringUp(ctx, life, src.parts, r.p)
+	up, err := r.t.bringUp(ctx, life, src.parts, r.req.GetStepClock(), r.p)
 	if err != nil {
 		err = fmt.Errorf("restart from %s: %w", report.GetCheckpointId(), err)
 		if fault.ClassOf(err) == fault.Corrupt {
@@ -176,12 +176,13 @@ func (r *restart) try(ctx context.Context, epoch uint64) (*api.RestartReport, er
 		}
 		return nil, err
 	}
-	report.RestartUs, report.FramesInjected = uint64(time.Since(r.begun).Microseconds()), injected
+	report.RestartUs, report.FramesInjected = uint64(time.Since(r.begun).Microseconds()), up.framesInjected
+	report.ClockStepped, report.ClockNotStepped = r.req.GetStepClock(), up.clockNotStepped
 	if err := r.t.end(life.Cluster, r.op, settle(api.ClusterState_CLUSTER_STATE_RUNNING, "")); err != nil {
 		return nil, err
 	}
 	r.t.c.log.Info("cluster restarted", "cluster", life.Cluster, "epoch", life.Epoch, "checkpoint", report.CheckpointId,
-		"frames-injected", injected, "elapsed", time.Since(r.begun))
+		"frames-injected", up.framesInjected, "elapsed", time.Since(r.begun))
 	return report, nil
 }
 
@@ -198,6 +199,9 @@ func (r *restart) inspect(ctx context.Context, epoch uint64) (*source, error) {
 		return nil, fault.Wrap(fault.Corrupt, err, "")
 	}
 	if err := r.checkMachines(ctx, s); err != nil {
+		return nil, err
+	}
+	if err := r.checkClocks(s); err != nil {
 		return nil, err
 	}
 	parts, where, err := plan(s, r.seen, restriction{on: r.req.GetOn(), nodes: r.req.GetNodes(), replaces: name})
@@ -219,6 +223,24 @@ func (r *restart) inspect(ctx context.Context, epoch uint64) (*source, error) {
 		parts[i].Packs = m.Packs
 	}
 	return &source{manifest: m, spec: s, parts: parts, where: where}, nil
+}
+
+// checkClocks refuses to step clocks of guests that cannot be told.
+func (r *restart) checkClocks(s *spec.Spec) error {
+	if !r.req.GetStepClock() {
+		return nil
+	}
+	var mute []string
+	for _, g := range s.Guests {
+		if !g.GuestAgent {
+			mute = append(mute, g.Name)
+		}
+	}
+	if len(mute) == 0 {
+		return nil
+	}
+	return fault.New(fault.Invalid, "clocks are stepped by QEMU's guest agent, which %s did not say to run (guest_agent: true) when the checkpoint was taken; without it have chrony (makestep 1 -1) or phc2sys set the clock in the guest",
+		strings.Join(mute, ", "))
 }
 
 // checkMachines compares the checkpoint's machines with those that the cluster,

@@ -477,3 +477,32 @@ func TestRestart_SpecificationOfTheCheckpoint(t *testing.T) {
 		t.Errorf("epoch %d, want more than %s", got.GetEpoch(), record.ID("web", all[0].GetEpoch()))
 	}
 }
+
+// TestRestart_StepsClocksBeforeTheRelease: no guest takes a frame before all clocks are
+// stepped, and where they cannot be, nothing is left.
+func TestRestart_StepsClocksBeforeTheRelease(t *testing.T) {
+	l := newLab(t, "n1", "n2")
+	c := l.ready(0)
+	text := bytes.ReplaceAll(specOf("web", "a", "b"), []byte("defaults:\n"), []byte("defaults:\n  guest_agent: true\n"))
+	if _, err := c.CreateCluster(t.Context(), &api.CreateClusterRequest{SpecYaml: text}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.startCluster("web"); err != nil {
+		t.Fatal(err)
+	}
+	c.mustCheckpoint("web")
+	late := l.agents["n2"].Calls(coordinatortest.Release)
+	l.agents["n1"].Inject(coordinatortest.StepClocks, coordinatortest.Refuse(fault.Internal, "no clock"))
+	_, err := c.restart(&api.RestartRequest{Cluster: "web", Rollback: true, StepClock: true})
+	wantFault(t, err, fault.Internal, "step-clocks", "no clock")
+	if n := l.agents["n2"].Calls(coordinatortest.Release) - late; n != 0 || len(l.guests("web")) != 0 {
+		t.Errorf("%d releases before all clocks were stepped, guests %v are left", n, l.guests("web"))
+	}
+	report, err := c.restart(&api.RestartRequest{Cluster: "web", StepClock: true})
+	if err != nil || !report.GetClockStepped() || len(report.GetClockNotStepped()) != 0 {
+		t.Errorf("report %v, %v", report, err)
+	}
+	if l.runningGuests("web") != 2 {
+		t.Errorf("%d guests run, want 2", l.runningGuests("web"))
+	}
+}

@@ -378,7 +378,7 @@ func (a *Agent) machineConfig(g *guest, disks []qemu.Disk, cards []qemu.NIC, mem
 		Accel: qemu.Accel(g.spec.Accel), Machine: g.spec.Machine, CPU: g.spec.Cpu,
 		MemoryBytes: g.spec.MemoryBytes, VCPUs: int(g.spec.Vcpus),
 		Kernel: g.boot.Kernel, Initrd: g.boot.Initrd, Cmdline: g.spec.Cmdline,
-		Disks: disks, NICs: cards,
+		Disks: disks, NICs: cards, GuestAgent: g.spec.GuestAgent,
 		Dir: g.dir, MemoryDir: memDir, Info: &a.qemu,
 	}
 }

@@ -13,6 +13,7 @@ type machine interface {
 	vmm.Machine
 	vmm.NICHolder
 	vmm.Process
+	vmm.ClockStepper
 
 	// Describe returns what a restart of the guest must find.
 	Describe(ctx context.Context) (qemu.Description, error)

@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"fermata/nodeagent/journal"
 	"fermata/protocol/api"
@@ -39,6 +42,49 @@ func (a *Agent) ReleaseGuests(ctx context.Context, req *api.ReleaseGuestsRequest
 		return err
 	}
 	return letRun(ctx, c)
+}
+
+// clockBudget bounds how long the guests' agents may take to set the clocks.
+const clockBudget = 10 * time.Second
+
+// StepClocks lets the cluster's guests run, their ingress still closed, and sets their
+// clocks to this node's. A guest that cannot be told is listed in the reply, with the
+// reason: it runs with the time that it has.
+//
+// Preconditions: the guests were created and not released.
+func (a *Agent) StepClocks(ctx context.Context, req *api.StepClocksRequest) (*api.StepClocksReply, error) {
+	c, leave, err := a.enter(ctx, req.GetCluster(), req.GetFence())
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	guests := c.list()
+	switch {
+	case len(guests) == 0:
+		return nil, fault.New(fault.NotFound, "cluster %s has no guests on node %s", c.name, a.cfg.Name)
+	case c.record().Released:
+		return nil, fault.New(fault.Invalid, "cluster %s runs: its clocks are its own", c.name)
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, clockBudget, fault.New(fault.Deadline, "no answer within %s", clockBudget))
+	defer cancel()
+	failed := make([]string, len(guests))
+	var g errgroup.Group
+	for i, guest := range guests {
+		g.Go(func() error {
+			if err := guest.machine.Continue(ctx); err != nil {
+				return fmt.Errorf("continue guest %s: %w", guest.spec.Name, err)
+			}
+			if err := guest.machine.StepClock(ctx); err != nil {
+				a.log.Warn("clock not stepped", "cluster", c.name, "guest", guest.spec.Name, "error", err)
+				failed[i] = fmt.Sprintf("%s: %s", guest.spec.Name, err)
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	return &api.StepClocksReply{Failed: slices.DeleteFunc(failed, func(s string) bool { return s == "" })}, nil
 }
 
 // letRun makes all guests of a released cluster run and opens their ingress. It

@@ -33,6 +33,10 @@ func (s *nodeServer) CreateGuests(req *api.CreateGuestsRequest, stream grpc.Serv
 	return s.agent.CreateGuests(stream.Context(), req, stream.Send)
 }
 
+func (s *nodeServer) StepClocks(ctx context.Context, req *api.StepClocksRequest) (*api.StepClocksReply, error) {
+	return s.agent.StepClocks(ctx, req)
+}
+
 func (s *nodeServer) ReleaseGuests(ctx context.Context, req *api.ReleaseGuestsRequest) (*api.ReleaseGuestsReply, error) {
 	if err := s.agent.ReleaseGuests(ctx, req); err != nil {
 		return nil, err

@@ -115,6 +115,16 @@ type Process interface {
 	Lend(ctx context.Context, file *os.File) (number int, done func() error, err error)
 }
 
+// ClockStepper is implemented by machines that may tell their guest what time it is.
+type ClockStepper interface {
+	// StepClock sets the guest's real-time clock to the host's, and returns when the
+	// guest has done so. Its monotonic clock goes on.
+	//
+	// Preconditions: the guest runs.
+	// Errors wrap ErrUnsupported when the machine has no way to tell it.
+	StepClock(ctx context.Context) error
+}
+
 // Status is the run state of a guest. The zero value is not a status.
 type Status int
 

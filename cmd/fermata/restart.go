@@ -19,6 +19,11 @@ func newRestartCommand(o *operator) *cobra.Command {
 A damaged checkpoint is skipped for the newest intact one before it, when the
 latest is asked for.
 
+A guest goes on with the time of its checkpoint, and its monotonic clock with the
+second it stood at. --step-clock sets the real-time clocks of all guests first, by
+QEMU's guest agent (guest_agent: true in the specification); who does without has
+chrony or phc2sys do it in the guest, a little later.
+
 --on takes two kinds of entries: GUEST=NODE puts one guest on one node, a plain
 NODE restricts the whole cluster to the nodes so listed.`,
 		Example: `  fermata restart demo
@@ -44,7 +49,7 @@ ended first, and what they did since is lost. Otherwise it is a restart.`,
 func newPutBackCommand(o *operator, c *cobra.Command, rollback bool) *cobra.Command {
 	var from string
 	var on []string
-	var dryRun bool
+	var dryRun, stepClock bool
 	c.Args = names("CLUSTER")
 	c.ValidArgsFunction = o.completeClusters
 	c.RunE = func(cmd *cobra.Command, args []string) error {
@@ -56,13 +61,14 @@ func newPutBackCommand(o *operator, c *cobra.Command, rollback bool) *cobra.Comm
 			return err
 		}
 		req := &api.RestartRequest{
-			Cluster: args[0], From: from, On: where.guests, Nodes: where.nodes, DryRun: dryRun, Rollback: rollback,
+			Cluster: args[0], From: from, On: where.guests, Nodes: where.nodes, DryRun: dryRun, Rollback: rollback, StepClock: stepClock,
 		}
 		o.env.OnInterrupt(cmd.Name() + " is given up, guests that run keep running")
 		return o.putBack(cmd.Context(), cmd.Name()+" "+args[0], req)
 	}
 	c.Flags().StringVar(&from, "from", "latest", "checkpoint: CLUSTER@EPOCH, EPOCH or latest")
 	c.Flags().StringArrayVar(&on, "on", nil, "placement: `GUEST=NODE`[,…], or NODE[,…] to use only these nodes")
+	c.Flags().BoolVar(&stepClock, "step-clock", false, "set the guests' clocks to the present before any frame flows between them")
 	c.Flags().BoolVar(&dryRun, "dry-run", false, "only tell which guest would go where")
 	if err := c.RegisterFlagCompletionFunc("from", o.completeFrom); err != nil {
 		panic(err) // the flag is defined above

@@ -14,14 +14,15 @@ type Call string
 
 // The calls.
 const (
-	Describe Call = "Describe"
-	Create   Call = "CreateGuests"
-	Release  Call = "ReleaseGuests"
-	Destroy  Call = "DestroyGuests"
-	Prepare  Call = "PrepareRound"
-	Cut      Call = "CutRound"
-	Persist  Call = "PersistRound"
-	Finish   Call = "FinishRound"
+	Describe   Call = "Describe"
+	Create     Call = "CreateGuests"
+	StepClocks Call = "StepClocks"
+	Release    Call = "ReleaseGuests"
+	Destroy    Call = "DestroyGuests"
+	Prepare    Call = "PrepareRound"
+	Cut        Call = "CutRound"
+	Persist    Call = "PersistRound"
+	Finish     Call = "FinishRound"
 )
 
 // Fault is what goes wrong with one call: it decides whether the work is done,

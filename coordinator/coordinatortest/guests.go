@@ -74,6 +74,9 @@ func (a *Agent) CreateGuests(req *api.CreateGuestsRequest, stream grpc.ServerStr
 		}
 		a.mu.Lock()
 		defer a.mu.Unlock()
+		if ctx := stream.Context(); ctx.Err() != nil {
+			return context.Cause(ctx) // as the agent does: what is destroyed meanwhile stays so
+		}
 		c, err := a.admit(req.GetCluster(), req.GetFence())
 		if err != nil {
 			return err
@@ -165,6 +168,26 @@ func jsonEqual(a, b any) bool {
 	x, errX := json.Marshal(a)
 	y, errY := json.Marshal(b)
 	return errX == nil && errY == nil && slices.Equal(x, y)
+}
+
+// StepClocks implements api.NodeServer: each guest has an agent that answers.
+func (a *Agent) StepClocks(ctx context.Context, req *api.StepClocksRequest) (*api.StepClocksReply, error) {
+	err := a.meet(ctx, StepClocks, func() error {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		c, err := a.admit(req.GetCluster(), req.GetFence())
+		if err != nil {
+			return err
+		}
+		switch {
+		case len(c.guests) == 0:
+			return fault.New(fault.NotFound, "cluster %s has no guests on node %s", req.GetCluster(), a.cfg.Name)
+		case c.released:
+			return fault.New(fault.Invalid, "cluster %s runs", req.GetCluster())
+		}
+		return nil
+	})
+	return &api.StepClocksReply{}, err
 }
 
 // ReleaseGuests implements api.NodeServer.

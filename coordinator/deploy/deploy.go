@@ -28,6 +28,7 @@ import (
 // The steps, as they are called in events, logs and errors.
 const (
 	StepCreate  = "create-guests"
+	StepClocks  = "step-clocks"
 	StepRelease = "release-guests"
 	StepDestroy = "destroy-guests"
 )
@@ -168,6 +169,23 @@ func peersOf(self Node, parts []Part) []*api.Peer {
 	}
 	slices.SortFunc(peers, func(a, b *api.Peer) int { return strings.Compare(a.Node, b.Node) })
 	return peers
+}
+
+// StepClocks lets the guests run with closed NICs and sets their clocks, on all nodes
+// at once. It returns those whose clock could not be set, each with the reason.
+func (d *Deployer) StepClocks(ctx context.Context, life Life, nodes []Node) (failed []string, err error) {
+	var mu sync.Mutex
+	err = d.onEach(life, nodes, StepClocks, func(client api.NodeClient) error {
+		reply, err := nodeconn.Ask(ctx, d.cfg.Release, func(ctx context.Context) (*api.StepClocksReply, error) {
+			return client.StepClocks(ctx, &api.StepClocksRequest{Fence: life.Fence, Cluster: life.Cluster})
+		})
+		mu.Lock()
+		defer mu.Unlock()
+		failed = append(failed, reply.GetFailed()...)
+		return err
+	})
+	slices.Sort(failed)
+	return failed, err
 }
 
 // Release lets the guests run on all nodes at once. It tries every node,

@@ -124,7 +124,7 @@ func (s *Spec) decodePolicies(at place) {
 }
 
 // templateKeys are the keys of defaults; a guest has them and its name.
-var templateKeys = []string{"memory", "vcpus", "accel", "machine", "cpu", "kernel", "initrd", "cmdline", "disks", "nics", "node"}
+var templateKeys = []string{"memory", "vcpus", "accel", "machine", "cpu", "kernel", "initrd", "cmdline", "disks", "nics", "node", "guest_agent"}
 
 // guestKeys are the keys of one entry of guests.
 var guestKeys = append([]string{"name", "count", "prefix", "adopt"}, templateKeys...)

@@ -45,6 +45,8 @@ type (
 		Disks   []fileDisk `yaml:"disks,omitempty"`
 		NICs    []fileNIC  `yaml:"nics,omitempty"`
 		Node    string     `yaml:"node,omitempty"`
+
+		GuestAgent bool `yaml:"guest_agent,omitempty"`
 	}
 	fileDisk struct {
 		Name     string `yaml:"name"`
@@ -106,6 +108,8 @@ func fileGuestOf(g *Guest) fileGuest {
 		Initrd:  escape(g.Initrd),
 		Cmdline: escape(g.Cmdline),
 		Node:    g.Node,
+
+		GuestAgent: g.GuestAgent,
 	}
 	for _, d := range g.Disks {
 		f.Disks = append(f.Disks, fileDisk{Name: d.Name, Path: escape(d.Path), Format: d.Format, ReadOnly: d.ReadOnly})

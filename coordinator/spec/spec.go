@@ -122,6 +122,7 @@ type Guest struct {
 	Disks       []Disk
 	NICs        []NIC
 	Node        string // the only node it may run on; empty: any
+	GuestAgent  bool   // it runs QEMU's guest agent
 
 	// Adopt is the QMP socket, on Node, of a QEMU that somebody else started.
 	// Nothing else of such a guest is said here: it is as it was started.
@@ -158,6 +159,7 @@ func (s *Spec) GuestSpecs() []*api.GuestSpec {
 			Initrd:      g.Initrd,
 			Cmdline:     g.Cmdline,
 			Adopt:       g.Adopt,
+			GuestAgent:  g.GuestAgent,
 		}
 		for _, d := range g.Disks {
 			a.Disks = append(a.Disks, &api.DiskSpec{Name: d.Name, Path: d.Path, Format: d.Format, ReadOnly: d.ReadOnly})

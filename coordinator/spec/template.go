@@ -83,6 +83,9 @@ func decodeTemplate(f map[string]place) *template {
 	if p, given := f["node"]; given {
 		g.Node = p.nodeName()
 	}
+	if p, given := f["guest_agent"]; given {
+		g.GuestAgent = p.boolean()
+	}
 	t.kernel = patternAt(f["kernel"])
 	t.initrd = patternAt(f["initrd"])
 	t.cmdline = patternAt(f["cmdline"])

@@ -75,17 +75,38 @@ func networkID(cluster, network string) uint64 {
 	return binary.LittleEndian.Uint64(sum[:8])
 }
 
-// switchFromPort sends a frame of a local guest on its way. It waits while a
-// destination is full.
-func (n *network) switchFromPort(src *Port, data []byte) {
-	fr := frame{data: data, epoch: src.epoch.Load()}
-	n.tell(src, fr.epoch, data)
-	to, known, all := n.route(station{port: src}, data)
+// switchFromPort sends frames of a local guest on their way, at most batchSize, in
+// order. It waits while a destination is full.
+func (n *network) switchFromPort(src *Port, frames []frame) {
+	var to *Port // of the frames from begin on
+	begin := 0
+	flush := func(end int) {
+		if to != nil {
+			to.enqueueAll(frames[begin:end], src.done)
+		}
+		to = nil
+	}
+	for i, fr := range frames {
+		n.tell(src, fr.epoch, fr.data)
+		st, known, all := n.route(station{port: src}, fr.data)
+		if known && st.port != nil && st.port == to {
+			continue
+		}
+		flush(i)
+		if known && st.port != nil && st.port != src {
+			to, begin = st.port, i
+			continue
+		}
+		n.forward(src, fr, st, known, all)
+	}
+	flush(len(frames))
+}
+
+// forward sends a frame to where it goes but one local guest.
+func (n *network) forward(src *Port, fr frame, to station, known bool, all outlets) {
 	if known {
 		switch {
 		case to.port == src:
-		case to.port != nil:
-			to.port.enqueue(fr, src.done)
 		case to.outside:
 			all.uplink.send(fr)
 		default:

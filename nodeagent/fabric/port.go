@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -191,26 +192,34 @@ func (p *Port) Detach() error {
 // read switches what the guest sends until the port is detached.
 func (p *Port) read() {
 	defer p.workers.Done()
-	buf := make([]byte, MaxFrame+1)
+	in, buffers := newInBatch()
 	working := p.busy.Store
+	frames := make([]frame, 0, batchSize)
 	for {
-		n, err := p.wire.receive(buf, working)
+		n, err := p.wire.receive(&in, working)
 		if err != nil {
 			p.busy.Store(false)
 			p.ended("receive from guest", err)
 			return
 		}
-		p.counters.received.Add(1)
-		switch {
-		case n < MinFrame:
-			p.counters.runt.Add(1)
-		case n > MaxFrame:
-			p.counters.giant.Add(1)
-		case isSentinel(buf[:n], p.fabric.sentinel):
-			// A guest that bridges two NICs sends it on; it has done its work.
-		default:
-			p.network.switchFromPort(p, bytes.Clone(buf[:n]))
+		p.counters.received.Add(uint64(n))
+		// The guest's colour changes only while nothing of it waits to be switched.
+		epoch := p.epoch.Load()
+		frames = frames[:0]
+		for i := range n {
+			switch data := buffers[i][:in.headers[i].length]; {
+			case len(data) < MinFrame:
+				p.counters.runt.Add(1)
+			case len(data) > MaxFrame:
+				p.counters.giant.Add(1)
+			case isSentinel(data, p.fabric.sentinel):
+				// A guest that bridges two NICs sends it on; it has done its work.
+			default:
+				frames = append(frames, frame{data: bytes.Clone(data), epoch: epoch})
+			}
 		}
+		p.network.switchFromPort(p, frames)
+		clear(frames)
 	}
 }
 
@@ -251,7 +260,8 @@ func (p *Port) enqueue(fr frame, stop <-chan struct{}) {
 		p.counters.held.Add(1)
 	}
 	p.channel.take(fr, p.epoch.Load(), p.recordLimit())
-	if p.sendAtOnce(fr) {
+	if one := [1]frame{fr}; p.takesAtOnce(one[:]) {
+		p.sendAtOnce(one[:])
 		return
 	}
 	p.queue.pushBack(fr)
@@ -259,32 +269,63 @@ func (p *Port) enqueue(fr frame, stop <-chan struct{}) {
 	p.settled.Broadcast()
 }
 
-// sendAtOnce saves fr the way through the queue and the writer, when both have
-// nothing to do and the guest has room. False: it has to go that way. What comes
-// meanwhile queues up behind it, see writing.
-//
-// Preconditions: mu is held. It is released meanwhile.
-func (p *Port) sendAtOnce(fr frame) bool {
-	if p.gated || p.writing || p.stalled || p.queue.len() > 0 || p.isEarly(fr) {
+// enqueueAll is enqueue of several frames of one local sender, in order, at most
+// batchSize. What the guest has no room for, when it seemed to have some, waits in the
+// queue, which may be over its limit by that.
+func (p *Port) enqueueAll(run []frame, stop <-chan struct{}) {
+	if len(run) > 1 && p.sendRun(run) {
+		return
+	}
+	for _, fr := range run {
+		p.enqueue(fr, stop)
+	}
+}
+
+// sendRun sends a run at once. False: its frames have to go one by one.
+func (p *Port) sendRun(run []frame) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed || !p.takesAtOnce(run) {
 		return false
 	}
+	for _, fr := range run {
+		p.channel.take(fr, p.epoch.Load(), p.recordLimit())
+	}
+	p.sendAtOnce(run)
+	return true
+}
+
+// takesAtOnce tells whether frames may be spared the way through the queue and the
+// writer: both have nothing to do.
+//
+// Preconditions: mu is held.
+func (p *Port) takesAtOnce(run []frame) bool {
+	return !p.gated && !p.writing && !p.stalled && p.queue.len() == 0 && !slices.ContainsFunc(run, p.isEarly)
+}
+
+// sendAtOnce sends frames straight to the guest. What it has no room for goes the long
+// way, and so does what comes meanwhile, see writing.
+//
+// Preconditions: mu is held, takesAtOnce. mu is released meanwhile.
+func (p *Port) sendAtOnce(run []frame) {
 	p.writing = true
 	p.mu.Unlock()
-	err := p.wire.trySend(fr.data)
+	n := p.wire.trySendAll(run)
 	p.mu.Lock()
 	p.writing = false
-	switch {
-	case err == nil:
+	for _, fr := range run[:n] {
 		p.noteSent(fr)
-	case !p.closed:
-		p.pushFront([]frame{fr}) // before what has come meanwhile
-	default:
-		p.counters.closed.Add(1)
+	}
+	if left := run[n:]; len(left) > 0 {
+		if p.closed {
+			p.counters.closed.Add(uint64(len(left)))
+		} else {
+			p.pushFront(left) // before what has come meanwhile
+		}
 	}
 	if p.gated || p.closed || p.queue.len() > 0 {
 		p.settled.Broadcast() // somebody waits for writing to end
 	}
-	return true
 }
 
 // hasRoom tells whether the queue takes fr now. While a cut drains egress it

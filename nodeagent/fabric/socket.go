@@ -86,6 +86,8 @@ type wire struct {
 	// the socket full to be told that it is not (unix_writable in
 	// linux/net/unix/af_unix.c). Immutable.
 	egressLow int
+
+	out batch // owned by who sends
 }
 
 func newWire(fabricEnd, guestEnd *os.File) (*wire, error) {
@@ -105,7 +107,7 @@ func newWire(fabricEnd, guestEnd *os.File) (*wire, error) {
 	if err := errors.Join(cerr, err); err != nil {
 		return nil, fmt.Errorf("read socket buffer of guest end: %w", err)
 	}
-	return &wire{fabricEnd: fabricEnd, guestEnd: guestEnd, fabric: fabric, guest: guest, egressLow: size / 4}, nil
+	return &wire{fabricEnd: fabricEnd, guestEnd: guestEnd, fabric: fabric, guest: guest, egressLow: size / 4, out: newBatch()}, nil
 }
 
 // trySend sends one frame, or returns EAGAIN when the guest's socket is full.
@@ -117,6 +119,30 @@ func (w *wire) trySend(data []byte) error {
 		return cerr
 	}
 	return err
+}
+
+// trySendAll sends frames, in order, until the guest's socket is full, and returns how
+// many it has sent. What the kernel does not take for another reason ends it likewise:
+// the next send of that frame tells the reason.
+//
+// Preconditions: len(frames) <= batchSize; none is empty.
+func (w *wire) trySendAll(frames []frame) (n int) {
+	if len(frames) == 1 {
+		if w.trySend(frames[0].data) != nil {
+			return 0
+		}
+		return 1
+	}
+	for i, fr := range frames {
+		w.out.set(i, fr.data)
+	}
+	defer w.out.clear(len(frames))
+	var err error
+	cerr := w.fabric.Control(func(fd uintptr) { n, err = w.out.call(unix.SYS_SENDMMSG, fd, len(frames)) })
+	if cerr != nil || err != nil {
+		return 0
+	}
+	return n
 }
 
 // send waits until the frame is sent, the write deadline passes
@@ -145,14 +171,14 @@ func sendDatagram(fd uintptr, data []byte) error {
 // isFull tells errors of a send that pass by themselves.
 func isFull(err error) bool { return err == unix.EAGAIN || err == unix.ENOBUFS }
 
-// receive waits for one datagram from the guest; one that does not fit is cut
-// short. working is told true from before the datagram leaves the socket until
-// a later call finds the socket empty, so that "nothing unread, then not
-// working" means that all was dealt with.
-func (w *wire) receive(buf []byte, working func(bool)) (n int, err error) {
+// receive waits for datagrams from the guest and takes what is there, as many as in
+// has room for; one that does not fit is cut short. working is told true from before a
+// datagram leaves the socket until a later call finds the socket empty, so that
+// "nothing unread, then not working" means that all was dealt with.
+func (w *wire) receive(in *batch, working func(bool)) (n int, err error) {
 	rerr := w.fabric.Read(func(fd uintptr) bool {
 		working(true)
-		n, err = readDatagram(fd, buf)
+		n, err = in.call(unix.SYS_RECVMMSG, fd, batchSize)
 		if err == unix.EAGAIN {
 			working(false)
 			return false
@@ -160,15 +186,6 @@ func (w *wire) receive(buf []byte, working func(bool)) (n int, err error) {
 		return true
 	})
 	return n, errors.Join(rerr, err)
-}
-
-func readDatagram(fd uintptr, buf []byte) (int, error) {
-	for {
-		n, err := unix.Read(int(fd), buf)
-		if err != unix.EINTR {
-			return n, err
-		}
-	}
 }
 
 // takeBack receives one datagram in the guest's place, or returns EAGAIN. The

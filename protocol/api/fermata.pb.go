@@ -1009,6 +1009,7 @@ type RestartRequest struct {
 	Nodes         []string               `protobuf:"bytes,4,rep,name=nodes,proto3" json:"nodes,omitempty"`                                                                     // restrict placement to these nodes; empty: all
 	DryRun        bool                   `protobuf:"varint,5,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`                                                    // plan only
 	Rollback      bool                   `protobuf:"varint,6,opt,name=rollback,proto3" json:"rollback,omitempty"`                                                              // the cluster may be running: its guests are ended first
+	StepClock     bool                   `protobuf:"varint,7,opt,name=step_clock,json=stepClock,proto3" json:"step_clock,omitempty"`                                           // set the guests' clocks before any frame flows
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1081,6 +1082,13 @@ func (x *RestartRequest) GetDryRun() bool {
 func (x *RestartRequest) GetRollback() bool {
 	if x != nil {
 		return x.Rollback
+	}
+	return false
+}
+
+func (x *RestartRequest) GetStepClock() bool {
+	if x != nil {
+		return x.StepClock
 	}
 	return false
 }
@@ -2475,15 +2483,17 @@ func (x *GuestReport) GetFramesDiscarded() uint64 {
 }
 
 type RestartReport struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	CheckpointId   string                 `protobuf:"bytes,1,opt,name=checkpoint_id,json=checkpointId,proto3" json:"checkpoint_id,omitempty"`
-	Plan           []*Assignment          `protobuf:"bytes,2,rep,name=plan,proto3" json:"plan,omitempty"`
-	DryRun         bool                   `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
-	RestartUs      uint64                 `protobuf:"varint,4,opt,name=restart_us,json=restartUs,proto3" json:"restart_us,omitempty"` // from the request until all guests ran
-	FramesInjected uint64                 `protobuf:"varint,5,opt,name=frames_injected,json=framesInjected,proto3" json:"frames_injected,omitempty"`
-	Skipped        []string               `protobuf:"bytes,6,rep,name=skipped,proto3" json:"skipped,omitempty"` // newer checkpoints found damaged, each with the reason
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	CheckpointId    string                 `protobuf:"bytes,1,opt,name=checkpoint_id,json=checkpointId,proto3" json:"checkpoint_id,omitempty"`
+	Plan            []*Assignment          `protobuf:"bytes,2,rep,name=plan,proto3" json:"plan,omitempty"`
+	DryRun          bool                   `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	RestartUs       uint64                 `protobuf:"varint,4,opt,name=restart_us,json=restartUs,proto3" json:"restart_us,omitempty"` // from the request until all guests ran
+	FramesInjected  uint64                 `protobuf:"varint,5,opt,name=frames_injected,json=framesInjected,proto3" json:"frames_injected,omitempty"`
+	Skipped         []string               `protobuf:"bytes,6,rep,name=skipped,proto3" json:"skipped,omitempty"`                                          // newer checkpoints found damaged, each with the reason
+	ClockStepped    bool                   `protobuf:"varint,7,opt,name=clock_stepped,json=clockStepped,proto3" json:"clock_stepped,omitempty"`           // of all guests but those that follow
+	ClockNotStepped []string               `protobuf:"bytes,8,rep,name=clock_not_stepped,json=clockNotStepped,proto3" json:"clock_not_stepped,omitempty"` // guests that run with the time of the checkpoint, each with the reason
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *RestartReport) Reset() {
@@ -2554,6 +2564,20 @@ func (x *RestartReport) GetFramesInjected() uint64 {
 func (x *RestartReport) GetSkipped() []string {
 	if x != nil {
 		return x.Skipped
+	}
+	return nil
+}
+
+func (x *RestartReport) GetClockStepped() bool {
+	if x != nil {
+		return x.ClockStepped
+	}
+	return false
+}
+
+func (x *RestartReport) GetClockNotStepped() []string {
+	if x != nil {
+		return x.ClockNotStepped
 	}
 	return nil
 }
@@ -3268,6 +3292,7 @@ type GuestSpec struct {
 	// adopt is the QMP socket of a QEMU that somebody else started; everything
 	// else but the name is then empty, as it is that QEMU's business.
 	Adopt         string `protobuf:"bytes,12,opt,name=adopt,proto3" json:"adopt,omitempty"`
+	GuestAgent    bool   `protobuf:"varint,13,opt,name=guest_agent,json=guestAgent,proto3" json:"guest_agent,omitempty"` // the guest runs QEMU's guest agent
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3384,6 +3409,13 @@ func (x *GuestSpec) GetAdopt() string {
 		return x.Adopt
 	}
 	return ""
+}
+
+func (x *GuestSpec) GetGuestAgent() bool {
+	if x != nil {
+		return x.GuestAgent
+	}
+	return false
 }
 
 type DiskSpec struct {
@@ -3763,6 +3795,102 @@ func (x *CreateGuestsUpdate) GetFramesInjected() uint64 {
 	return 0
 }
 
+type StepClocksRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Fence         *Fence                 `protobuf:"bytes,1,opt,name=fence,proto3" json:"fence,omitempty"`
+	Cluster       string                 `protobuf:"bytes,2,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StepClocksRequest) Reset() {
+	*x = StepClocksRequest{}
+	mi := &file_fermata_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StepClocksRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StepClocksRequest) ProtoMessage() {}
+
+func (x *StepClocksRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fermata_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StepClocksRequest.ProtoReflect.Descriptor instead.
+func (*StepClocksRequest) Descriptor() ([]byte, []int) {
+	return file_fermata_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *StepClocksRequest) GetFence() *Fence {
+	if x != nil {
+		return x.Fence
+	}
+	return nil
+}
+
+func (x *StepClocksRequest) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+type StepClocksReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Failed        []string               `protobuf:"bytes,1,rep,name=failed,proto3" json:"failed,omitempty"` // guests whose clock could not be set, each with the reason
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StepClocksReply) Reset() {
+	*x = StepClocksReply{}
+	mi := &file_fermata_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StepClocksReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StepClocksReply) ProtoMessage() {}
+
+func (x *StepClocksReply) ProtoReflect() protoreflect.Message {
+	mi := &file_fermata_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StepClocksReply.ProtoReflect.Descriptor instead.
+func (*StepClocksReply) Descriptor() ([]byte, []int) {
+	return file_fermata_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *StepClocksReply) GetFailed() []string {
+	if x != nil {
+		return x.Failed
+	}
+	return nil
+}
+
 type ReleaseGuestsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Fence         *Fence                 `protobuf:"bytes,1,opt,name=fence,proto3" json:"fence,omitempty"`
@@ -3773,7 +3901,7 @@ type ReleaseGuestsRequest struct {
 
 func (x *ReleaseGuestsRequest) Reset() {
 	*x = ReleaseGuestsRequest{}
-	mi := &file_fermata_proto_msgTypes[47]
+	mi := &file_fermata_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3785,7 +3913,7 @@ func (x *ReleaseGuestsRequest) String() string {
 func (*ReleaseGuestsRequest) ProtoMessage() {}
 
 func (x *ReleaseGuestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[47]
+	mi := &file_fermata_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3798,7 +3926,7 @@ func (x *ReleaseGuestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseGuestsRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseGuestsRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{47}
+	return file_fermata_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ReleaseGuestsRequest) GetFence() *Fence {
@@ -3824,7 +3952,7 @@ type ReleaseGuestsReply struct {
 
 func (x *ReleaseGuestsReply) Reset() {
 	*x = ReleaseGuestsReply{}
-	mi := &file_fermata_proto_msgTypes[48]
+	mi := &file_fermata_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3836,7 +3964,7 @@ func (x *ReleaseGuestsReply) String() string {
 func (*ReleaseGuestsReply) ProtoMessage() {}
 
 func (x *ReleaseGuestsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[48]
+	mi := &file_fermata_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3849,7 +3977,7 @@ func (x *ReleaseGuestsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseGuestsReply.ProtoReflect.Descriptor instead.
 func (*ReleaseGuestsReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{48}
+	return file_fermata_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ReleaseGuestsReply) GetGuests() []*GuestStatus {
@@ -3869,7 +3997,7 @@ type DestroyGuestsRequest struct {
 
 func (x *DestroyGuestsRequest) Reset() {
 	*x = DestroyGuestsRequest{}
-	mi := &file_fermata_proto_msgTypes[49]
+	mi := &file_fermata_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3881,7 +4009,7 @@ func (x *DestroyGuestsRequest) String() string {
 func (*DestroyGuestsRequest) ProtoMessage() {}
 
 func (x *DestroyGuestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[49]
+	mi := &file_fermata_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3894,7 +4022,7 @@ func (x *DestroyGuestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyGuestsRequest.ProtoReflect.Descriptor instead.
 func (*DestroyGuestsRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{49}
+	return file_fermata_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *DestroyGuestsRequest) GetFence() *Fence {
@@ -3919,7 +4047,7 @@ type DestroyGuestsReply struct {
 
 func (x *DestroyGuestsReply) Reset() {
 	*x = DestroyGuestsReply{}
-	mi := &file_fermata_proto_msgTypes[50]
+	mi := &file_fermata_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3931,7 +4059,7 @@ func (x *DestroyGuestsReply) String() string {
 func (*DestroyGuestsReply) ProtoMessage() {}
 
 func (x *DestroyGuestsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[50]
+	mi := &file_fermata_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3944,7 +4072,7 @@ func (x *DestroyGuestsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyGuestsReply.ProtoReflect.Descriptor instead.
 func (*DestroyGuestsReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{50}
+	return file_fermata_proto_rawDescGZIP(), []int{52}
 }
 
 // Round names one run of the protocol. It is the key of idempotence.
@@ -3959,7 +4087,7 @@ type Round struct {
 
 func (x *Round) Reset() {
 	*x = Round{}
-	mi := &file_fermata_proto_msgTypes[51]
+	mi := &file_fermata_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3971,7 +4099,7 @@ func (x *Round) String() string {
 func (*Round) ProtoMessage() {}
 
 func (x *Round) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[51]
+	mi := &file_fermata_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3984,7 +4112,7 @@ func (x *Round) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Round.ProtoReflect.Descriptor instead.
 func (*Round) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{51}
+	return file_fermata_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Round) GetFence() *Fence {
@@ -4025,7 +4153,7 @@ type PrepareRoundRequest struct {
 
 func (x *PrepareRoundRequest) Reset() {
 	*x = PrepareRoundRequest{}
-	mi := &file_fermata_proto_msgTypes[52]
+	mi := &file_fermata_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4037,7 +4165,7 @@ func (x *PrepareRoundRequest) String() string {
 func (*PrepareRoundRequest) ProtoMessage() {}
 
 func (x *PrepareRoundRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[52]
+	mi := &file_fermata_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4050,7 +4178,7 @@ func (x *PrepareRoundRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareRoundRequest.ProtoReflect.Descriptor instead.
 func (*PrepareRoundRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{52}
+	return file_fermata_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *PrepareRoundRequest) GetRound() *Round {
@@ -4125,7 +4253,7 @@ type PrepareRoundReply struct {
 
 func (x *PrepareRoundReply) Reset() {
 	*x = PrepareRoundReply{}
-	mi := &file_fermata_proto_msgTypes[53]
+	mi := &file_fermata_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4137,7 +4265,7 @@ func (x *PrepareRoundReply) String() string {
 func (*PrepareRoundReply) ProtoMessage() {}
 
 func (x *PrepareRoundReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[53]
+	mi := &file_fermata_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4150,7 +4278,7 @@ func (x *PrepareRoundReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareRoundReply.ProtoReflect.Descriptor instead.
 func (*PrepareRoundReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{53}
+	return file_fermata_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *PrepareRoundReply) GetGuests() []string {
@@ -4169,7 +4297,7 @@ type CutRoundRequest struct {
 
 func (x *CutRoundRequest) Reset() {
 	*x = CutRoundRequest{}
-	mi := &file_fermata_proto_msgTypes[54]
+	mi := &file_fermata_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4181,7 +4309,7 @@ func (x *CutRoundRequest) String() string {
 func (*CutRoundRequest) ProtoMessage() {}
 
 func (x *CutRoundRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[54]
+	mi := &file_fermata_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4194,7 +4322,7 @@ func (x *CutRoundRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CutRoundRequest.ProtoReflect.Descriptor instead.
 func (*CutRoundRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{54}
+	return file_fermata_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *CutRoundRequest) GetRound() *Round {
@@ -4213,7 +4341,7 @@ type CutRoundReply struct {
 
 func (x *CutRoundReply) Reset() {
 	*x = CutRoundReply{}
-	mi := &file_fermata_proto_msgTypes[55]
+	mi := &file_fermata_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4225,7 +4353,7 @@ func (x *CutRoundReply) String() string {
 func (*CutRoundReply) ProtoMessage() {}
 
 func (x *CutRoundReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[55]
+	mi := &file_fermata_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4238,7 +4366,7 @@ func (x *CutRoundReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CutRoundReply.ProtoReflect.Descriptor instead.
 func (*CutRoundReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{55}
+	return file_fermata_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *CutRoundReply) GetGuests() []*GuestReport {
@@ -4257,7 +4385,7 @@ type PersistRoundRequest struct {
 
 func (x *PersistRoundRequest) Reset() {
 	*x = PersistRoundRequest{}
-	mi := &file_fermata_proto_msgTypes[56]
+	mi := &file_fermata_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4269,7 +4397,7 @@ func (x *PersistRoundRequest) String() string {
 func (*PersistRoundRequest) ProtoMessage() {}
 
 func (x *PersistRoundRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[56]
+	mi := &file_fermata_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4282,7 +4410,7 @@ func (x *PersistRoundRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PersistRoundRequest.ProtoReflect.Descriptor instead.
 func (*PersistRoundRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{56}
+	return file_fermata_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *PersistRoundRequest) GetRound() *Round {
@@ -4303,7 +4431,7 @@ type PersistRoundUpdate struct {
 
 func (x *PersistRoundUpdate) Reset() {
 	*x = PersistRoundUpdate{}
-	mi := &file_fermata_proto_msgTypes[57]
+	mi := &file_fermata_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4315,7 +4443,7 @@ func (x *PersistRoundUpdate) String() string {
 func (*PersistRoundUpdate) ProtoMessage() {}
 
 func (x *PersistRoundUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[57]
+	mi := &file_fermata_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4328,7 +4456,7 @@ func (x *PersistRoundUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PersistRoundUpdate.ProtoReflect.Descriptor instead.
 func (*PersistRoundUpdate) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{57}
+	return file_fermata_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *PersistRoundUpdate) GetDoneBytes() uint64 {
@@ -4368,7 +4496,7 @@ type NodeImage struct {
 
 func (x *NodeImage) Reset() {
 	*x = NodeImage{}
-	mi := &file_fermata_proto_msgTypes[58]
+	mi := &file_fermata_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4380,7 +4508,7 @@ func (x *NodeImage) String() string {
 func (*NodeImage) ProtoMessage() {}
 
 func (x *NodeImage) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[58]
+	mi := &file_fermata_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4393,7 +4521,7 @@ func (x *NodeImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeImage.ProtoReflect.Descriptor instead.
 func (*NodeImage) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{58}
+	return file_fermata_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *NodeImage) GetNode() string {
@@ -4456,7 +4584,7 @@ type GuestImage struct {
 
 func (x *GuestImage) Reset() {
 	*x = GuestImage{}
-	mi := &file_fermata_proto_msgTypes[59]
+	mi := &file_fermata_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4468,7 +4596,7 @@ func (x *GuestImage) String() string {
 func (*GuestImage) ProtoMessage() {}
 
 func (x *GuestImage) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[59]
+	mi := &file_fermata_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4481,7 +4609,7 @@ func (x *GuestImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestImage.ProtoReflect.Descriptor instead.
 func (*GuestImage) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{59}
+	return file_fermata_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *GuestImage) GetGuest() string {
@@ -4519,7 +4647,7 @@ type ImageObject struct {
 
 func (x *ImageObject) Reset() {
 	*x = ImageObject{}
-	mi := &file_fermata_proto_msgTypes[60]
+	mi := &file_fermata_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4531,7 +4659,7 @@ func (x *ImageObject) String() string {
 func (*ImageObject) ProtoMessage() {}
 
 func (x *ImageObject) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[60]
+	mi := &file_fermata_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4544,7 +4672,7 @@ func (x *ImageObject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageObject.ProtoReflect.Descriptor instead.
 func (*ImageObject) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{60}
+	return file_fermata_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ImageObject) GetKind() string {
@@ -4592,7 +4720,7 @@ type FinishRoundRequest struct {
 
 func (x *FinishRoundRequest) Reset() {
 	*x = FinishRoundRequest{}
-	mi := &file_fermata_proto_msgTypes[61]
+	mi := &file_fermata_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4604,7 +4732,7 @@ func (x *FinishRoundRequest) String() string {
 func (*FinishRoundRequest) ProtoMessage() {}
 
 func (x *FinishRoundRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[61]
+	mi := &file_fermata_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4617,7 +4745,7 @@ func (x *FinishRoundRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishRoundRequest.ProtoReflect.Descriptor instead.
 func (*FinishRoundRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{61}
+	return file_fermata_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *FinishRoundRequest) GetRound() *Round {
@@ -4642,7 +4770,7 @@ type FinishRoundReply struct {
 
 func (x *FinishRoundReply) Reset() {
 	*x = FinishRoundReply{}
-	mi := &file_fermata_proto_msgTypes[62]
+	mi := &file_fermata_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4654,7 +4782,7 @@ func (x *FinishRoundReply) String() string {
 func (*FinishRoundReply) ProtoMessage() {}
 
 func (x *FinishRoundReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[62]
+	mi := &file_fermata_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4667,7 +4795,7 @@ func (x *FinishRoundReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishRoundReply.ProtoReflect.Descriptor instead.
 func (*FinishRoundReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{62}
+	return file_fermata_proto_rawDescGZIP(), []int{64}
 }
 
 var File_fermata_proto protoreflect.FileDescriptor
@@ -4715,14 +4843,16 @@ const file_fermata_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"8\n" +
 	"\x15DeleteCheckpointReply\x12\x1f\n" +
 	"\vfreed_bytes\x18\x01 \x01(\x04R\n" +
-	"freedBytes\"\xf4\x01\n" +
+	"freedBytes\"\x93\x02\n" +
 	"\x0eRestartRequest\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
 	"\x04from\x18\x02 \x01(\tR\x04from\x122\n" +
 	"\x02on\x18\x03 \x03(\v2\".fermata.v1.RestartRequest.OnEntryR\x02on\x12\x14\n" +
 	"\x05nodes\x18\x04 \x03(\tR\x05nodes\x12\x17\n" +
 	"\adry_run\x18\x05 \x01(\bR\x06dryRun\x12\x1a\n" +
-	"\brollback\x18\x06 \x01(\bR\brollback\x1a5\n" +
+	"\brollback\x18\x06 \x01(\bR\brollback\x12\x1d\n" +
+	"\n" +
+	"step_clock\x18\a \x01(\bR\tstepClock\x1a5\n" +
 	"\aOnEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x12\n" +
@@ -4863,7 +4993,7 @@ const file_fermata_proto_rawDesc = "" +
 	"\x11peak_buffer_bytes\x18\x17 \x01(\x04R\x0fpeakBufferBytes\x12\x1f\n" +
 	"\vtaken_bytes\x18\x18 \x01(\x04R\n" +
 	"takenBytes\x12)\n" +
-	"\x10frames_discarded\x18\x19 \x01(\x04R\x0fframesDiscarded\"\xdb\x01\n" +
+	"\x10frames_discarded\x18\x19 \x01(\x04R\x0fframesDiscarded\"\xac\x02\n" +
 	"\rRestartReport\x12#\n" +
 	"\rcheckpoint_id\x18\x01 \x01(\tR\fcheckpointId\x12*\n" +
 	"\x04plan\x18\x02 \x03(\v2\x16.fermata.v1.AssignmentR\x04plan\x12\x17\n" +
@@ -4871,7 +5001,9 @@ const file_fermata_proto_rawDesc = "" +
 	"\n" +
 	"restart_us\x18\x04 \x01(\x04R\trestartUs\x12'\n" +
 	"\x0fframes_injected\x18\x05 \x01(\x04R\x0eframesInjected\x12\x18\n" +
-	"\askipped\x18\x06 \x03(\tR\askipped\"o\n" +
+	"\askipped\x18\x06 \x03(\tR\askipped\x12#\n" +
+	"\rclock_stepped\x18\a \x01(\bR\fclockStepped\x12*\n" +
+	"\x11clock_not_stepped\x18\b \x03(\tR\x0fclockNotStepped\"o\n" +
 	"\n" +
 	"Assignment\x12\x14\n" +
 	"\x05guest\x18\x01 \x01(\tR\x05guest\x12\x12\n" +
@@ -4926,7 +5058,7 @@ const file_fermata_proto_rawDesc = "" +
 	"\x05Fence\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\x04R\x05token\x12\x14\n" +
 	"\x05store\x18\x02 \x01(\x04R\x05store\"\x11\n" +
-	"\x0fDescribeRequest\"\xcf\x02\n" +
+	"\x0fDescribeRequest\"\xf0\x02\n" +
 	"\tGuestSpec\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05accel\x18\x02 \x01(\tR\x05accel\x12\x18\n" +
@@ -4940,7 +5072,9 @@ const file_fermata_proto_rawDesc = "" +
 	"\x05disks\x18\n" +
 	" \x03(\v2\x14.fermata.v1.DiskSpecR\x05disks\x12'\n" +
 	"\x04nics\x18\v \x03(\v2\x13.fermata.v1.NICSpecR\x04nics\x12\x14\n" +
-	"\x05adopt\x18\f \x01(\tR\x05adopt\"g\n" +
+	"\x05adopt\x18\f \x01(\tR\x05adopt\x12\x1f\n" +
+	"\vguest_agent\x18\r \x01(\bR\n" +
+	"guestAgent\"g\n" +
 	"\bDiskSpec\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x16\n" +
@@ -4971,7 +5105,12 @@ const file_fermata_proto_rawDesc = "" +
 	"\vtotal_bytes\x18\x03 \x01(\x04R\n" +
 	"totalBytes\x12\x18\n" +
 	"\acreated\x18\x04 \x01(\bR\acreated\x12'\n" +
-	"\x0fframes_injected\x18\x05 \x01(\x04R\x0eframesInjected\"Y\n" +
+	"\x0fframes_injected\x18\x05 \x01(\x04R\x0eframesInjected\"V\n" +
+	"\x11StepClocksRequest\x12'\n" +
+	"\x05fence\x18\x01 \x01(\v2\x11.fermata.v1.FenceR\x05fence\x12\x18\n" +
+	"\acluster\x18\x02 \x01(\tR\acluster\")\n" +
+	"\x0fStepClocksReply\x12\x16\n" +
+	"\x06failed\x18\x01 \x03(\tR\x06failed\"Y\n" +
 	"\x14ReleaseGuestsRequest\x12'\n" +
 	"\x05fence\x18\x01 \x01(\v2\x11.fermata.v1.FenceR\x05fence\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\tR\acluster\"E\n" +
@@ -5079,10 +5218,12 @@ const file_fermata_proto_rawDesc = "" +
 	"\aConsole\x12\x1a.fermata.v1.ConsoleRequest\x1a\x18.fermata.v1.ConsoleChunk0\x01\x12;\n" +
 	"\x05Trace\x12\x18.fermata.v1.TraceRequest\x1a\x16.fermata.v1.TraceChunk0\x012N\n" +
 	"\bRegistry\x12B\n" +
-	"\bRegister\x12\x1b.fermata.v1.RegisterRequest\x1a\x19.fermata.v1.RegisterReply2\xfc\x05\n" +
+	"\bRegister\x12\x1b.fermata.v1.RegisterRequest\x1a\x19.fermata.v1.RegisterReply2\xc6\x06\n" +
 	"\x04Node\x12=\n" +
 	"\bDescribe\x12\x1b.fermata.v1.DescribeRequest\x1a\x14.fermata.v1.NodeInfo\x12Q\n" +
-	"\fCreateGuests\x12\x1f.fermata.v1.CreateGuestsRequest\x1a\x1e.fermata.v1.CreateGuestsUpdate0\x01\x12Q\n" +
+	"\fCreateGuests\x12\x1f.fermata.v1.CreateGuestsRequest\x1a\x1e.fermata.v1.CreateGuestsUpdate0\x01\x12H\n" +
+	"\n" +
+	"StepClocks\x12\x1d.fermata.v1.StepClocksRequest\x1a\x1b.fermata.v1.StepClocksReply\x12Q\n" +
 	"\rReleaseGuests\x12 .fermata.v1.ReleaseGuestsRequest\x1a\x1e.fermata.v1.ReleaseGuestsReply\x12Q\n" +
 	"\rDestroyGuests\x12 .fermata.v1.DestroyGuestsRequest\x1a\x1e.fermata.v1.DestroyGuestsReply\x12E\n" +
 	"\vReadConsole\x12\x1a.fermata.v1.ConsoleRequest\x1a\x18.fermata.v1.ConsoleChunk0\x01\x12A\n" +
@@ -5105,7 +5246,7 @@ func file_fermata_proto_rawDescGZIP() []byte {
 }
 
 var file_fermata_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_fermata_proto_msgTypes = make([]protoimpl.MessageInfo, 65)
+var file_fermata_proto_msgTypes = make([]protoimpl.MessageInfo, 67)
 var file_fermata_proto_goTypes = []any{
 	(Cut)(0),                        // 0: fermata.v1.Cut
 	(CaptureMode)(0),                // 1: fermata.v1.CaptureMode
@@ -5159,32 +5300,34 @@ var file_fermata_proto_goTypes = []any{
 	(*Peer)(nil),                    // 49: fermata.v1.Peer
 	(*CreateGuestsRequest)(nil),     // 50: fermata.v1.CreateGuestsRequest
 	(*CreateGuestsUpdate)(nil),      // 51: fermata.v1.CreateGuestsUpdate
-	(*ReleaseGuestsRequest)(nil),    // 52: fermata.v1.ReleaseGuestsRequest
-	(*ReleaseGuestsReply)(nil),      // 53: fermata.v1.ReleaseGuestsReply
-	(*DestroyGuestsRequest)(nil),    // 54: fermata.v1.DestroyGuestsRequest
-	(*DestroyGuestsReply)(nil),      // 55: fermata.v1.DestroyGuestsReply
-	(*Round)(nil),                   // 56: fermata.v1.Round
-	(*PrepareRoundRequest)(nil),     // 57: fermata.v1.PrepareRoundRequest
-	(*PrepareRoundReply)(nil),       // 58: fermata.v1.PrepareRoundReply
-	(*CutRoundRequest)(nil),         // 59: fermata.v1.CutRoundRequest
-	(*CutRoundReply)(nil),           // 60: fermata.v1.CutRoundReply
-	(*PersistRoundRequest)(nil),     // 61: fermata.v1.PersistRoundRequest
-	(*PersistRoundUpdate)(nil),      // 62: fermata.v1.PersistRoundUpdate
-	(*NodeImage)(nil),               // 63: fermata.v1.NodeImage
-	(*GuestImage)(nil),              // 64: fermata.v1.GuestImage
-	(*ImageObject)(nil),             // 65: fermata.v1.ImageObject
-	(*FinishRoundRequest)(nil),      // 66: fermata.v1.FinishRoundRequest
-	(*FinishRoundReply)(nil),        // 67: fermata.v1.FinishRoundReply
-	nil,                             // 68: fermata.v1.StartClusterRequest.OnEntry
-	nil,                             // 69: fermata.v1.RestartRequest.OnEntry
+	(*StepClocksRequest)(nil),       // 52: fermata.v1.StepClocksRequest
+	(*StepClocksReply)(nil),         // 53: fermata.v1.StepClocksReply
+	(*ReleaseGuestsRequest)(nil),    // 54: fermata.v1.ReleaseGuestsRequest
+	(*ReleaseGuestsReply)(nil),      // 55: fermata.v1.ReleaseGuestsReply
+	(*DestroyGuestsRequest)(nil),    // 56: fermata.v1.DestroyGuestsRequest
+	(*DestroyGuestsReply)(nil),      // 57: fermata.v1.DestroyGuestsReply
+	(*Round)(nil),                   // 58: fermata.v1.Round
+	(*PrepareRoundRequest)(nil),     // 59: fermata.v1.PrepareRoundRequest
+	(*PrepareRoundReply)(nil),       // 60: fermata.v1.PrepareRoundReply
+	(*CutRoundRequest)(nil),         // 61: fermata.v1.CutRoundRequest
+	(*CutRoundReply)(nil),           // 62: fermata.v1.CutRoundReply
+	(*PersistRoundRequest)(nil),     // 63: fermata.v1.PersistRoundRequest
+	(*PersistRoundUpdate)(nil),      // 64: fermata.v1.PersistRoundUpdate
+	(*NodeImage)(nil),               // 65: fermata.v1.NodeImage
+	(*GuestImage)(nil),              // 66: fermata.v1.GuestImage
+	(*ImageObject)(nil),             // 67: fermata.v1.ImageObject
+	(*FinishRoundRequest)(nil),      // 68: fermata.v1.FinishRoundRequest
+	(*FinishRoundReply)(nil),        // 69: fermata.v1.FinishRoundReply
+	nil,                             // 70: fermata.v1.StartClusterRequest.OnEntry
+	nil,                             // 71: fermata.v1.RestartRequest.OnEntry
 }
 var file_fermata_proto_depIdxs = []int32{
 	30, // 0: fermata.v1.ListClustersReply.clusters:type_name -> fermata.v1.Cluster
-	68, // 1: fermata.v1.StartClusterRequest.on:type_name -> fermata.v1.StartClusterRequest.OnEntry
+	70, // 1: fermata.v1.StartClusterRequest.on:type_name -> fermata.v1.StartClusterRequest.OnEntry
 	1,  // 2: fermata.v1.CheckpointRequest.mode:type_name -> fermata.v1.CaptureMode
 	0,  // 3: fermata.v1.CheckpointRequest.cut:type_name -> fermata.v1.Cut
 	33, // 4: fermata.v1.ListCheckpointsReply.checkpoints:type_name -> fermata.v1.Checkpoint
-	69, // 5: fermata.v1.RestartRequest.on:type_name -> fermata.v1.RestartRequest.OnEntry
+	71, // 5: fermata.v1.RestartRequest.on:type_name -> fermata.v1.RestartRequest.OnEntry
 	39, // 6: fermata.v1.ListNodesReply.nodes:type_name -> fermata.v1.NodeInfo
 	28, // 7: fermata.v1.TraceChunk.frames:type_name -> fermata.v1.TracedFrame
 	30, // 8: fermata.v1.Event.cluster:type_name -> fermata.v1.Cluster
@@ -5210,82 +5353,85 @@ var file_fermata_proto_depIdxs = []int32{
 	44, // 28: fermata.v1.CreateGuestsRequest.fence:type_name -> fermata.v1.Fence
 	46, // 29: fermata.v1.CreateGuestsRequest.guests:type_name -> fermata.v1.GuestSpec
 	49, // 30: fermata.v1.CreateGuestsRequest.peers:type_name -> fermata.v1.Peer
-	64, // 31: fermata.v1.CreateGuestsRequest.images:type_name -> fermata.v1.GuestImage
+	66, // 31: fermata.v1.CreateGuestsRequest.images:type_name -> fermata.v1.GuestImage
 	40, // 32: fermata.v1.CreateGuestsRequest.uplinks:type_name -> fermata.v1.Uplink
-	44, // 33: fermata.v1.ReleaseGuestsRequest.fence:type_name -> fermata.v1.Fence
-	31, // 34: fermata.v1.ReleaseGuestsReply.guests:type_name -> fermata.v1.GuestStatus
-	44, // 35: fermata.v1.DestroyGuestsRequest.fence:type_name -> fermata.v1.Fence
-	44, // 36: fermata.v1.Round.fence:type_name -> fermata.v1.Fence
-	56, // 37: fermata.v1.PrepareRoundRequest.round:type_name -> fermata.v1.Round
-	1,  // 38: fermata.v1.PrepareRoundRequest.mode:type_name -> fermata.v1.CaptureMode
-	0,  // 39: fermata.v1.PrepareRoundRequest.cut:type_name -> fermata.v1.Cut
-	56, // 40: fermata.v1.CutRoundRequest.round:type_name -> fermata.v1.Round
-	34, // 41: fermata.v1.CutRoundReply.guests:type_name -> fermata.v1.GuestReport
-	56, // 42: fermata.v1.PersistRoundRequest.round:type_name -> fermata.v1.Round
-	63, // 43: fermata.v1.PersistRoundUpdate.image:type_name -> fermata.v1.NodeImage
-	64, // 44: fermata.v1.NodeImage.guests:type_name -> fermata.v1.GuestImage
-	34, // 45: fermata.v1.NodeImage.reports:type_name -> fermata.v1.GuestReport
-	65, // 46: fermata.v1.GuestImage.objects:type_name -> fermata.v1.ImageObject
-	56, // 47: fermata.v1.FinishRoundRequest.round:type_name -> fermata.v1.Round
-	5,  // 48: fermata.v1.Operator.CreateCluster:input_type -> fermata.v1.CreateClusterRequest
-	6,  // 49: fermata.v1.Operator.ListClusters:input_type -> fermata.v1.ListClustersRequest
-	8,  // 50: fermata.v1.Operator.GetCluster:input_type -> fermata.v1.GetClusterRequest
-	9,  // 51: fermata.v1.Operator.StartCluster:input_type -> fermata.v1.StartClusterRequest
-	10, // 52: fermata.v1.Operator.StopCluster:input_type -> fermata.v1.StopClusterRequest
-	11, // 53: fermata.v1.Operator.DeleteCluster:input_type -> fermata.v1.DeleteClusterRequest
-	13, // 54: fermata.v1.Operator.TakeCheckpoint:input_type -> fermata.v1.CheckpointRequest
-	14, // 55: fermata.v1.Operator.ListCheckpoints:input_type -> fermata.v1.ListCheckpointsRequest
-	16, // 56: fermata.v1.Operator.GetCheckpoint:input_type -> fermata.v1.GetCheckpointRequest
-	17, // 57: fermata.v1.Operator.VerifyCheckpoint:input_type -> fermata.v1.VerifyCheckpointRequest
-	18, // 58: fermata.v1.Operator.DeleteCheckpoint:input_type -> fermata.v1.DeleteCheckpointRequest
-	20, // 59: fermata.v1.Operator.Restart:input_type -> fermata.v1.RestartRequest
-	21, // 60: fermata.v1.Operator.ListNodes:input_type -> fermata.v1.ListNodesRequest
-	23, // 61: fermata.v1.Operator.GetNode:input_type -> fermata.v1.GetNodeRequest
-	24, // 62: fermata.v1.Operator.Console:input_type -> fermata.v1.ConsoleRequest
-	26, // 63: fermata.v1.Operator.Trace:input_type -> fermata.v1.TraceRequest
-	42, // 64: fermata.v1.Registry.Register:input_type -> fermata.v1.RegisterRequest
-	45, // 65: fermata.v1.Node.Describe:input_type -> fermata.v1.DescribeRequest
-	50, // 66: fermata.v1.Node.CreateGuests:input_type -> fermata.v1.CreateGuestsRequest
-	52, // 67: fermata.v1.Node.ReleaseGuests:input_type -> fermata.v1.ReleaseGuestsRequest
-	54, // 68: fermata.v1.Node.DestroyGuests:input_type -> fermata.v1.DestroyGuestsRequest
-	24, // 69: fermata.v1.Node.ReadConsole:input_type -> fermata.v1.ConsoleRequest
-	26, // 70: fermata.v1.Node.TraceFrames:input_type -> fermata.v1.TraceRequest
-	57, // 71: fermata.v1.Node.PrepareRound:input_type -> fermata.v1.PrepareRoundRequest
-	59, // 72: fermata.v1.Node.CutRound:input_type -> fermata.v1.CutRoundRequest
-	61, // 73: fermata.v1.Node.PersistRound:input_type -> fermata.v1.PersistRoundRequest
-	66, // 74: fermata.v1.Node.FinishRound:input_type -> fermata.v1.FinishRoundRequest
-	30, // 75: fermata.v1.Operator.CreateCluster:output_type -> fermata.v1.Cluster
-	7,  // 76: fermata.v1.Operator.ListClusters:output_type -> fermata.v1.ListClustersReply
-	30, // 77: fermata.v1.Operator.GetCluster:output_type -> fermata.v1.Cluster
-	29, // 78: fermata.v1.Operator.StartCluster:output_type -> fermata.v1.Event
-	29, // 79: fermata.v1.Operator.StopCluster:output_type -> fermata.v1.Event
-	12, // 80: fermata.v1.Operator.DeleteCluster:output_type -> fermata.v1.DeleteClusterReply
-	29, // 81: fermata.v1.Operator.TakeCheckpoint:output_type -> fermata.v1.Event
-	15, // 82: fermata.v1.Operator.ListCheckpoints:output_type -> fermata.v1.ListCheckpointsReply
-	33, // 83: fermata.v1.Operator.GetCheckpoint:output_type -> fermata.v1.Checkpoint
-	29, // 84: fermata.v1.Operator.VerifyCheckpoint:output_type -> fermata.v1.Event
-	19, // 85: fermata.v1.Operator.DeleteCheckpoint:output_type -> fermata.v1.DeleteCheckpointReply
-	29, // 86: fermata.v1.Operator.Restart:output_type -> fermata.v1.Event
-	22, // 87: fermata.v1.Operator.ListNodes:output_type -> fermata.v1.ListNodesReply
-	39, // 88: fermata.v1.Operator.GetNode:output_type -> fermata.v1.NodeInfo
-	25, // 89: fermata.v1.Operator.Console:output_type -> fermata.v1.ConsoleChunk
-	27, // 90: fermata.v1.Operator.Trace:output_type -> fermata.v1.TraceChunk
-	43, // 91: fermata.v1.Registry.Register:output_type -> fermata.v1.RegisterReply
-	39, // 92: fermata.v1.Node.Describe:output_type -> fermata.v1.NodeInfo
-	51, // 93: fermata.v1.Node.CreateGuests:output_type -> fermata.v1.CreateGuestsUpdate
-	53, // 94: fermata.v1.Node.ReleaseGuests:output_type -> fermata.v1.ReleaseGuestsReply
-	55, // 95: fermata.v1.Node.DestroyGuests:output_type -> fermata.v1.DestroyGuestsReply
-	25, // 96: fermata.v1.Node.ReadConsole:output_type -> fermata.v1.ConsoleChunk
-	27, // 97: fermata.v1.Node.TraceFrames:output_type -> fermata.v1.TraceChunk
-	58, // 98: fermata.v1.Node.PrepareRound:output_type -> fermata.v1.PrepareRoundReply
-	60, // 99: fermata.v1.Node.CutRound:output_type -> fermata.v1.CutRoundReply
-	62, // 100: fermata.v1.Node.PersistRound:output_type -> fermata.v1.PersistRoundUpdate
-	67, // 101: fermata.v1.Node.FinishRound:output_type -> fermata.v1.FinishRoundReply
-	75, // [75:102] is the sub-list for method output_type
-	48, // [48:75] is the sub-list for method input_type
-	48, // [48:48] is the sub-list for extension type_name
-	48, // [48:48] is the sub-list for extension extendee
-	0,  // [0:48] is the sub-list for field type_name
+	44, // 33: fermata.v1.StepClocksRequest.fence:type_name -> fermata.v1.Fence
+	44, // 34: fermata.v1.ReleaseGuestsRequest.fence:type_name -> fermata.v1.Fence
+	31, // 35: fermata.v1.ReleaseGuestsReply.guests:type_name -> fermata.v1.GuestStatus
+	44, // 36: fermata.v1.DestroyGuestsRequest.fence:type_name -> fermata.v1.Fence
+	44, // 37: fermata.v1.Round.fence:type_name -> fermata.v1.Fence
+	58, // 38: fermata.v1.PrepareRoundRequest.round:type_name -> fermata.v1.Round
+	1,  // 39: fermata.v1.PrepareRoundRequest.mode:type_name -> fermata.v1.CaptureMode
+	0,  // 40: fermata.v1.PrepareRoundRequest.cut:type_name -> fermata.v1.Cut
+	58, // 41: fermata.v1.CutRoundRequest.round:type_name -> fermata.v1.Round
+	34, // 42: fermata.v1.CutRoundReply.guests:type_name -> fermata.v1.GuestReport
+	58, // 43: fermata.v1.PersistRoundRequest.round:type_name -> fermata.v1.Round
+	65, // 44: fermata.v1.PersistRoundUpdate.image:type_name -> fermata.v1.NodeImage
+	66, // 45: fermata.v1.NodeImage.guests:type_name -> fermata.v1.GuestImage
+	34, // 46: fermata.v1.NodeImage.reports:type_name -> fermata.v1.GuestReport
+	67, // 47: fermata.v1.GuestImage.objects:type_name -> fermata.v1.ImageObject
+	58, // 48: fermata.v1.FinishRoundRequest.round:type_name -> fermata.v1.Round
+	5,  // 49: fermata.v1.Operator.CreateCluster:input_type -> fermata.v1.CreateClusterRequest
+	6,  // 50: fermata.v1.Operator.ListClusters:input_type -> fermata.v1.ListClustersRequest
+	8,  // 51: fermata.v1.Operator.GetCluster:input_type -> fermata.v1.GetClusterRequest
+	9,  // 52: fermata.v1.Operator.StartCluster:input_type -> fermata.v1.StartClusterRequest
+	10, // 53: fermata.v1.Operator.StopCluster:input_type -> fermata.v1.StopClusterRequest
+	11, // 54: fermata.v1.Operator.DeleteCluster:input_type -> fermata.v1.DeleteClusterRequest
+	13, // 55: fermata.v1.Operator.TakeCheckpoint:input_type -> fermata.v1.CheckpointRequest
+	14, // 56: fermata.v1.Operator.ListCheckpoints:input_type -> fermata.v1.ListCheckpointsRequest
+	16, // 57: fermata.v1.Operator.GetCheckpoint:input_type -> fermata.v1.GetCheckpointRequest
+	17, // 58: fermata.v1.Operator.VerifyCheckpoint:input_type -> fermata.v1.VerifyCheckpointRequest
+	18, // 59: fermata.v1.Operator.DeleteCheckpoint:input_type -> fermata.v1.DeleteCheckpointRequest
+	20, // 60: fermata.v1.Operator.Restart:input_type -> fermata.v1.RestartRequest
+	21, // 61: fermata.v1.Operator.ListNodes:input_type -> fermata.v1.ListNodesRequest
+	23, // 62: fermata.v1.Operator.GetNode:input_type -> fermata.v1.GetNodeRequest
+	24, // 63: fermata.v1.Operator.Console:input_type -> fermata.v1.ConsoleRequest
+	26, // 64: fermata.v1.Operator.Trace:input_type -> fermata.v1.TraceRequest
+	42, // 65: fermata.v1.Registry.Register:input_type -> fermata.v1.RegisterRequest
+	45, // 66: fermata.v1.Node.Describe:input_type -> fermata.v1.DescribeRequest
+	50, // 67: fermata.v1.Node.CreateGuests:input_type -> fermata.v1.CreateGuestsRequest
+	52, // 68: fermata.v1.Node.StepClocks:input_type -> fermata.v1.StepClocksRequest
+	54, // 69: fermata.v1.Node.ReleaseGuests:input_type -> fermata.v1.ReleaseGuestsRequest
+	56, // 70: fermata.v1.Node.DestroyGuests:input_type -> fermata.v1.DestroyGuestsRequest
+	24, // 71: fermata.v1.Node.ReadConsole:input_type -> fermata.v1.ConsoleRequest
+	26, // 72: fermata.v1.Node.TraceFrames:input_type -> fermata.v1.TraceRequest
+	59, // 73: fermata.v1.Node.PrepareRound:input_type -> fermata.v1.PrepareRoundRequest
+	61, // 74: fermata.v1.Node.CutRound:input_type -> fermata.v1.CutRoundRequest
+	63, // 75: fermata.v1.Node.PersistRound:input_type -> fermata.v1.PersistRoundRequest
+	68, // 76: fermata.v1.Node.FinishRound:input_type -> fermata.v1.FinishRoundRequest
+	30, // 77: fermata.v1.Operator.CreateCluster:output_type -> fermata.v1.Cluster
+	7,  // 78: fermata.v1.Operator.ListClusters:output_type -> fermata.v1.ListClustersReply
+	30, // 79: fermata.v1.Operator.GetCluster:output_type -> fermata.v1.Cluster
+	29, // 80: fermata.v1.Operator.StartCluster:output_type -> fermata.v1.Event
+	29, // 81: fermata.v1.Operator.StopCluster:output_type -> fermata.v1.Event
+	12, // 82: fermata.v1.Operator.DeleteCluster:output_type -> fermata.v1.DeleteClusterReply
+	29, // 83: fermata.v1.Operator.TakeCheckpoint:output_type -> fermata.v1.Event
+	15, // 84: fermata.v1.Operator.ListCheckpoints:output_type -> fermata.v1.ListCheckpointsReply
+	33, // 85: fermata.v1.Operator.GetCheckpoint:output_type -> fermata.v1.Checkpoint
+	29, // 86: fermata.v1.Operator.VerifyCheckpoint:output_type -> fermata.v1.Event
+	19, // 87: fermata.v1.Operator.DeleteCheckpoint:output_type -> fermata.v1.DeleteCheckpointReply
+	29, // 88: fermata.v1.Operator.Restart:output_type -> fermata.v1.Event
+	22, // 89: fermata.v1.Operator.ListNodes:output_type -> fermata.v1.ListNodesReply
+	39, // 90: fermata.v1.Operator.GetNode:output_type -> fermata.v1.NodeInfo
+	25, // 91: fermata.v1.Operator.Console:output_type -> fermata.v1.ConsoleChunk
+	27, // 92: fermata.v1.Operator.Trace:output_type -> fermata.v1.TraceChunk
+	43, // 93: fermata.v1.Registry.Register:output_type -> fermata.v1.RegisterReply
+	39, // 94: fermata.v1.Node.Describe:output_type -> fermata.v1.NodeInfo
+	51, // 95: fermata.v1.Node.CreateGuests:output_type -> fermata.v1.CreateGuestsUpdate
+	53, // 96: fermata.v1.Node.StepClocks:output_type -> fermata.v1.StepClocksReply
+	55, // 97: fermata.v1.Node.ReleaseGuests:output_type -> fermata.v1.ReleaseGuestsReply
+	57, // 98: fermata.v1.Node.DestroyGuests:output_type -> fermata.v1.DestroyGuestsReply
+	25, // 99: fermata.v1.Node.ReadConsole:output_type -> fermata.v1.ConsoleChunk
+	27, // 100: fermata.v1.Node.TraceFrames:output_type -> fermata.v1.TraceChunk
+	60, // 101: fermata.v1.Node.PrepareRound:output_type -> fermata.v1.PrepareRoundReply
+	62, // 102: fermata.v1.Node.CutRound:output_type -> fermata.v1.CutRoundReply
+	64, // 103: fermata.v1.Node.PersistRound:output_type -> fermata.v1.PersistRoundUpdate
+	69, // 104: fermata.v1.Node.FinishRound:output_type -> fermata.v1.FinishRoundReply
+	77, // [77:105] is the sub-list for method output_type
+	49, // [49:77] is the sub-list for method input_type
+	49, // [49:49] is the sub-list for extension type_name
+	49, // [49:49] is the sub-list for extension extendee
+	0,  // [0:49] is the sub-list for field type_name
 }
 
 func init() { file_fermata_proto_init() }
@@ -5306,7 +5452,7 @@ func file_fermata_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fermata_proto_rawDesc), len(file_fermata_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   65,
+			NumMessages:   67,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

@@ -847,6 +847,7 @@ var Registry_ServiceDesc = grpc.ServiceDesc{
 const (
 	Node_Describe_FullMethodName      = "/fermata.v1.Node/Describe"
 	Node_CreateGuests_FullMethodName  = "/fermata.v1.Node/CreateGuests"
+	Node_StepClocks_FullMethodName    = "/fermata.v1.Node/StepClocks"
 	Node_ReleaseGuests_FullMethodName = "/fermata.v1.Node/ReleaseGuests"
 	Node_DestroyGuests_FullMethodName = "/fermata.v1.Node/DestroyGuests"
 	Node_ReadConsole_FullMethodName   = "/fermata.v1.Node/ReadConsole"
@@ -865,6 +866,9 @@ type NodeClient interface {
 	// CreateGuests makes guests, stopped, and joins their NICs to the fabric. A
 	// guest with an image is restored from it.
 	CreateGuests(ctx context.Context, in *CreateGuestsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CreateGuestsUpdate], error)
+	// StepClocks lets created guests run, their NICs still closed, and sets their
+	// clocks to the node's.
+	StepClocks(ctx context.Context, in *StepClocksRequest, opts ...grpc.CallOption) (*StepClocksReply, error)
 	// ReleaseGuests lets created guests run and opens their NICs.
 	ReleaseGuests(ctx context.Context, in *ReleaseGuestsRequest, opts ...grpc.CallOption) (*ReleaseGuestsReply, error)
 	// DestroyGuests ends guests and removes what they left on the node.
@@ -919,6 +923,16 @@ func (c *nodeClient) CreateGuests(ctx context.Context, in *CreateGuestsRequest, 
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Node_CreateGuestsClient = grpc.ServerStreamingClient[CreateGuestsUpdate]
+
+func (c *nodeClient) StepClocks(ctx context.Context, in *StepClocksRequest, opts ...grpc.CallOption) (*StepClocksReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(StepClocksReply)
+	err := c.cc.Invoke(ctx, Node_StepClocks_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
 
 func (c *nodeClient) ReleaseGuests(ctx context.Context, in *ReleaseGuestsRequest, opts ...grpc.CallOption) (*ReleaseGuestsReply, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
@@ -1035,6 +1049,9 @@ type NodeServer interface {
 	// CreateGuests makes guests, stopped, and joins their NICs to the fabric. A
 	// guest with an image is restored from it.
 	CreateGuests(*CreateGuestsRequest, grpc.ServerStreamingServer[CreateGuestsUpdate]) error
+	// StepClocks lets created guests run, their NICs still closed, and sets their
+	// clocks to the node's.
+	StepClocks(context.Context, *StepClocksRequest) (*StepClocksReply, error)
 	// ReleaseGuests lets created guests run and opens their NICs.
 	ReleaseGuests(context.Context, *ReleaseGuestsRequest) (*ReleaseGuestsReply, error)
 	// DestroyGuests ends guests and removes what they left on the node.
@@ -1066,6 +1083,9 @@ func (UnimplementedNodeServer) Describe(context.Context, *DescribeRequest) (*Nod
 }
 func (UnimplementedNodeServer) CreateGuests(*CreateGuestsRequest, grpc.ServerStreamingServer[CreateGuestsUpdate]) error {
 	return status.Error(codes.Unimplemented, "method CreateGuests not implemented")
+}
+func (UnimplementedNodeServer) StepClocks(context.Context, *StepClocksRequest) (*StepClocksReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method StepClocks not implemented")
 }
 func (UnimplementedNodeServer) ReleaseGuests(context.Context, *ReleaseGuestsRequest) (*ReleaseGuestsReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method ReleaseGuests not implemented")
@@ -1140,6 +1160,24 @@ func _Node_CreateGuests_Handler(srv interface{}, stream grpc.ServerStream) error
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Node_CreateGuestsServer = grpc.ServerStreamingServer[CreateGuestsUpdate]
+
+func _Node_StepClocks_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(StepClocksRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServer).StepClocks(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Node_StepClocks_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServer).StepClocks(ctx, req.(*StepClocksRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
 
 func _Node_ReleaseGuests_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ReleaseGuestsRequest)
@@ -1274,6 +1312,10 @@ var Node_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Describe",
 			Handler:    _Node_Describe_Handler,
+		},
+		{
+			MethodName: "StepClocks",
+			Handler:    _Node_StepClocks_Handler,
 		},
 		{
 			MethodName: "ReleaseGuests",

@@ -67,6 +67,9 @@ func (c Config) arguments() []string {
 		}
 		args = append(args, "-netdev", fmt.Sprintf(backend, netdevID(n.Name), guestFD(i)))
 	}
+	if c.GuestAgent {
+		args = append(args, "-chardev", "socket,id=agent,server=on,wait=off,path="+escapeCommas(c.agentPath()))
+	}
 	for _, d := range c.devices() {
 		args = append(args, "-device", d)
 	}
@@ -96,6 +99,10 @@ func (c Config) devices() []string {
 			card += fmt.Sprintf(",host_mtu=%d", n.MTU)
 		}
 		out = append(out, card)
+	}
+	if c.GuestAgent {
+		out = append(out, fmt.Sprintf("virtio-serial-pci,id=agent-bus,bus=%s,addr=0x%x,max_ports=2", bus, agentSlot),
+			"virtserialport,bus=agent-bus.0,nr=1,chardev=agent,name=org.qemu.guest_agent.0")
 	}
 	return out
 }

@@ -88,6 +88,9 @@ type Config struct {
 	Disks []Disk `json:"disks,omitempty"`
 	NICs  []NIC  `json:"nics,omitempty"`
 
+	// GuestAgent gives the guest the port by which QEMU's guest agent is spoken to.
+	GuestAgent bool `json:"guest_agent,omitempty"`
+
 	// Dir holds the sockets, logs and temporary files of this machine; it is
 	// made when missing, its parent is not. It should not lie on a file system that can hang: the
 	// device state passes through it while the guest stands still.
@@ -161,6 +164,7 @@ func (c Config) memoryPath() string  { return filepath.Join(c.MemoryDir, c.Name+
 func (c Config) qmpPath() string     { return filepath.Join(c.Dir, "qmp.sock") }
 func (c Config) guardPath() string   { return filepath.Join(c.Dir, "guard.sock") }
 func (c Config) consolePath() string { return filepath.Join(c.Dir, "console.log") }
+func (c Config) agentPath() string   { return filepath.Join(c.Dir, "agent.sock") }
 func (c Config) logPath() string     { return filepath.Join(c.Dir, "qemu.log") }
 
 // migratedPath holds the record of a guest saved by migration, which cannot be

@@ -28,7 +28,8 @@ const (
 	firstDiskSlot = 0x02
 	maxDisks      = 14
 	firstNICSlot  = firstDiskSlot + maxDisks
-	maxNICs       = 14
+	maxNICs       = 13
+	agentSlot     = firstNICSlot + maxNICs
 
 	maxVCPUs = 255 // more needs an interrupt remapping unit that the machine has not
 )

@@ -17,6 +17,9 @@ type Restart struct {
 	FramesInjected uint64       `json:"frames_injected"`
 	Plan           []Assignment `json:"plan"`
 	Skipped        []string     `json:"skipped"` // newer checkpoints found damaged, each with the reason
+
+	ClockStepped    bool     `json:"clock_stepped"`     // of all guests but those that follow
+	ClockNotStepped []string `json:"clock_not_stepped"` // each with the reason
 }
 
 // Assignment says on which node a guest is restored.
@@ -37,6 +40,8 @@ func OfRestartReport(m *api.RestartReport) Restart {
 			return Assignment{Guest: a.GetGuest(), Node: a.GetNode(), MemoryBytes: a.GetMemoryBytes(), VCPUs: a.GetVcpus()}
 		}, func(a Assignment) string { return a.Guest }),
 		Skipped: list(m.GetSkipped()),
+
+		ClockStepped: m.GetClockStepped(), ClockNotStepped: list(m.GetClockNotStepped()),
 	}
 }
 
@@ -53,6 +58,11 @@ func (d Restart) WriteTable(w io.Writer) error {
 	}
 	if _, err := fmt.Fprintln(w, head); err != nil {
 		return err
+	}
+	for _, s := range d.ClockNotStepped {
+		if _, err := fmt.Fprintf(w, "clock not stepped: %s\n", render.Clean(s)); err != nil {
+			return err
+		}
 	}
 	if len(d.Plan) == 0 {
 		return nil

@@ -62,7 +62,7 @@ func layOut(root, programs string) (*image, error) {
 	}
 	im := &image{root: tree{}, mpi: tree{}, kernel: kernel}
 	im.root.put("dev/console", node{mode: fs.ModeDevice | fs.ModeCharDevice | 0o600, rdev: [2]uint32{5, 1}})
-	for _, step := range []func(root, programs string) error{im.addBusybox, im.addPrograms, im.addModules, im.addMPI} {
+	for _, step := range []func(root, programs string) error{im.addBusybox, im.addPrograms, im.addModules, im.addMPI, im.addAgent} {
 		if err := step(root, programs); err != nil {
 			return nil, err
 		}
@@ -196,6 +196,27 @@ func (im *image) addLibrary(root, name, from string) error {
 		return im.addFile(root, from, coreLibDir+"/"+name)
 	}
 	return im.addMPIFile(root, from, libDir+"/"+name)
+}
+
+// addAgent takes QEMU's guest agent, what it sets the hardware clock with, and its
+// libraries.
+func (im *image) addAgent(root, _ string) error {
+	const binary = "usr/sbin/qemu-ga"
+	l := newLinker(root)
+	if err := l.add(filepath.Join(root, binary)); err != nil {
+		return err
+	}
+	for _, name := range l.libraries() {
+		to := path.Dir(l.path[name]) + "/" + name
+		if _, have := im.root[to]; have {
+			continue
+		}
+		if err := im.addFile(root, l.path[name], to); err != nil {
+			return err
+		}
+	}
+	im.root.link("sbin/hwclock", "../bin/busybox")
+	return im.addFile(root, binary, "bin/qemu-ga")
 }
 
 // isCLibrary tells the parts of libc6, which the host must take from itself,

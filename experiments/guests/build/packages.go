@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"fermata/experiments/deb"
@@ -22,6 +23,9 @@ var mpiPackages = []string{
 	"libmunge2", "libudev1", "zlib1g", "libc6",
 }
 
+// agentPackages are QEMU's guest agent and the libraries it needs.
+var agentPackages = []string{"qemu-guest-agent", "libglib2.0-0", "libpcre2-8-0", "libnuma1", "liburing2"}
+
 // resolve asks apt which archives stand for the packages today.
 func resolve(ctx context.Context) ([]deb.Archive, error) {
 	depends, err := deb.Output(ctx, "", "apt-cache", "depends", "--important", kernelMeta)
@@ -39,5 +43,5 @@ func resolve(ctx context.Context) ([]deb.Archive, error) {
 	if kernel == "" {
 		return nil, fmt.Errorf("apt knows no %s: run .ci/install or apt-get update", kernelMeta)
 	}
-	return deb.Source{}.Resolve(ctx, append([]string{kernel}, mpiPackages...)...)
+	return deb.Source{}.Resolve(ctx, slices.Concat([]string{kernel}, mpiPackages, agentPackages)...)
 }
