@@ -214,10 +214,10 @@ func (a *Agent) fabricConfig(l net.Listener) fabric.Config {
 		Node:        a.cfg.Name,
 		Incarnation: a.incarnation,
 		Listener:    l,
-		Plaintext:   a.cfg.Plaintext,
+		Plaintext:   a.cfg.Plaintext || a.cfg.FabricPlaintext,
 		Logger:      a.log.Named("fabric"),
 	}
-	if id := a.cfg.Identity; id != nil {
+	if id := a.cfg.Identity; id != nil && !cfg.Plaintext {
 		cfg.ServerTLS = id.Server(identity.RoleAgent)
 		cfg.ClientTLS = func(node string) *tls.Config { return id.Client(identity.RoleAgent, node) }
 		cfg.PeerName = func(cs tls.ConnectionState) (string, error) {

@@ -32,6 +32,10 @@ type Config struct {
 
 	Identity  *identity.Identity // required unless Plaintext
 	Plaintext bool               // no TLS; loopback only
+	// FabricPlaintext leaves TLS out of the links between agents alone, on a network
+	// where everybody who reaches FabricListen is trusted: he could send guests
+	// whatever he likes, and read what they send. All agents alike.
+	FabricPlaintext bool
 
 	MemoryBytes  int64 // for guests, in all. Default: 80 % of what is available at start
 	CaptureBytes int64 // for copies of stopped guests. Default: 50 % of what remains beside MemoryBytes

@@ -39,6 +39,8 @@ type agentFile struct {
 	QEMU        string        `yaml:"qemu"`
 	DrainBudget time.Duration `yaml:"drain_budget"`
 
+	FabricPlaintext bool `yaml:"fabric_plaintext"`
+
 	Bridges map[string]string `yaml:"bridges"`
 }
 
@@ -48,7 +50,7 @@ func (f agentFile) config(log hclog.Logger) (nodeagent.Config, error) {
 		Listen: f.Listen, Advertise: f.Advertise, FabricListen: f.FabricListen, FabricAdvertise: f.FabricAdvertise,
 		Coordinators: f.Coordinators, Plaintext: f.Plaintext,
 		MemoryBytes: f.MemoryMiB << 20, CaptureBytes: f.CaptureMiB << 20,
-		QEMU: f.QEMU, DrainBudget: f.DrainBudget, Bridges: f.Bridges, Logger: log, Version: app.Version(),
+		QEMU: f.QEMU, DrainBudget: f.DrainBudget, Bridges: f.Bridges, FabricPlaintext: f.FabricPlaintext, Logger: log, Version: app.Version(),
 	}
 	if f.Plaintext {
 		return cfg, nil

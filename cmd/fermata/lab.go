@@ -51,6 +51,7 @@ Use it from another terminal with --lab DIR or FERMATA_LAB=DIR.`,
 	f.StringVar(&cfg.Repository, "repository", "", "`directory` of the checkpoints (default DIR/repository)")
 	f.StringSliceVar(&cfg.Etcd, "etcd", nil, "`endpoints` of an etcd in place of the embedded one")
 	f.StringSliceVar(&cfg.Bridges, "bridge", nil, "`names` of bridges to make on every node, each one network: what a specification may say as uplink or bridge")
+	f.BoolVar(&cfg.FabricPlaintext, "fabric-plaintext", false, "links between nodes without TLS")
 	f.Int64Var(&cfg.NodeMemoryMiB, "node-memory", 4096, "memory of each node for guests, in `MiB`")
 	f.Int64Var(&cfg.NodeCaptureMiB, "node-capture", 1024, "memory of each node for copies of stopped guests, in `MiB`")
 	log.add(cmd)

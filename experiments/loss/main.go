@@ -31,6 +31,8 @@ func main() { os.Exit(result.Main(name, run)) }
 
 type options struct {
 	n        int
+	arms     []arm
+	alone    time.Duration // how long guests send beside what their checkpoints take
 	rate     int
 	nodes    int
 	guests   int
@@ -43,7 +45,7 @@ func parseOptions(args []string, complaints io.Writer) (options, error) {
 	var o options
 	fs := flag.NewFlagSet(name, flag.ContinueOnError)
 	fs.SetOutput(complaints)
-	quick := fs.Bool("quick", false, "a few checkpoints: shows that it works, proves little")
+	quick := fs.Bool("quick", false, "a few checkpoints and restarts, with and without channel state: shows that it works, proves little")
 	fs.IntVar(&o.n, "n", 100, "checkpoints of each arm")
 	fs.IntVar(&o.rate, "rate", 60, "datagrams a second from each guest to each other on each wire")
 	fs.IntVar(&o.nodes, "nodes", 3, "how many nodes")
@@ -52,8 +54,9 @@ func parseOptions(args []string, complaints io.Writer) (options, error) {
 	fs.StringVar(&o.scratch, "dir", "/dev/shm", "`directory` for everything that is written")
 	var err error
 	o.json, err = result.ParseFlags(fs, args, func() error {
+		o.arms, o.alone = []arm{alone, running, restarts, holes}, aloneFor
 		if *quick {
-			o.n = 6
+			o.n, o.arms, o.alone = 4, []arm{restarts, holes}, 3*time.Second
 		}
 		var errs []error
 		for _, f := range []struct {
@@ -117,7 +120,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	note := result.Notes(stderr)
-	for _, a := range []arm{alone, running, restarts, holes} {
+	for _, a := range o.arms {
 		rows, err := measure(ctx, o, a, note)
 		if err != nil {
 			return fmt.Errorf("%s: %w", a, err)
@@ -210,7 +213,7 @@ func columns() []result.Column[row] {
 // budget is how long one arm's guests send: what its checkpoints take, and more.
 func (o options) budget(a arm) time.Duration {
 	if a == alone {
-		return aloneFor
+		return o.alone
 	}
-	return time.Duration(o.n)*perCheckpoint + aloneFor
+	return time.Duration(o.n)*perCheckpoint + o.alone
 }

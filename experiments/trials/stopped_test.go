@@ -13,10 +13,11 @@ import (
 
 // TestCut_AnAgentStandsStill stops a node's agent, and the switch with it, for some
 // seconds in the middle of checkpoints. Each commits or aborts; what guests send each
-// other meanwhile waits, and nothing of it is lost, doubled or reordered.
+// other meanwhile waits, and nothing of it is lost, doubled or reordered. The links are
+// plain TCP here; all other trials have TLS.
 func TestCut_AnAgentStandsStill(t *testing.T) {
 	mustrun.Need(t, mustrun.UFFD)
-	r := newRig(t, 3)
+	r := newRig(t, 3, "--fabric-plaintext")
 	r.app.Count, r.app.Work = 3, guests.RunCanary
 	r.app.Canary = guests.Canary{Rate: 60, SizeBytes: 200, Length: 25 * time.Second, Wires: guests.AllWires}
 	r.start()

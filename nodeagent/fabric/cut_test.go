@@ -16,10 +16,12 @@ func TestCut_ExactUnderLoad(t *testing.T) {
 	const cuts = 10
 	for name, c := range map[string]struct {
 		ring, life int
-		tls        bool
+		tls, tight bool
 	}{
 		"roomy":           {ring: 0},
 		"small rings":     {ring: 8},
+		"tight queues":    {ring: 8, tight: true},
+		"tight resets":    {ring: 8, tight: true, life: 80_000},
 		"resets":          {ring: 64, life: 80_000},
 		"resets with tls": {ring: 64, life: 100_000, tls: true},
 	} {
@@ -29,6 +31,9 @@ func TestCut_ExactUnderLoad(t *testing.T) {
 				if c.tls {
 					ca := newAuthority(t)
 					change = func(cfg *fabric.Config) { ca.withTLS(cfg, cfg.Node) }
+				}
+				if c.tight {
+					change = func(cfg *fabric.Config) { cfg.QueueBytes, cfg.LinkBytes = 8192, 8192 }
 				}
 				w := newWorld(t, 3, 2, c.ring, change)
 				proxies := w.interpose()

@@ -33,9 +33,10 @@
 //	F4  While a cut is open, no frame from behind it is delivered to a guest before
 //	    the guest's own point on it. Who was not patient enough, or has never
 //	    begun the cut, cannot take it: Recolour refuses (ErrOrphan).
-//	F5  All queues are bounded. A full one holds up its sources. Only a guest that
-//	    takes no frames for StallTime while its port is open and its queue full has
-//	    frames dropped.
+//	F5  All queues are bounded. A full one holds up its sources: guests of this
+//	    node, and by a hold those guests of other nodes that send to it, but not the
+//	    link they share with others. Only a guest that takes no frames for StallTime
+//	    while its port is open and its queue full has frames dropped.
 //	F6  Frames of an earlier life of a cluster are refused: each life has a floor,
 //	    both ends of a link must agree on it, and no frame is below it.
 //	F7  With OutsideHold no frame goes out before a checkpoint is durable whose cut
@@ -125,6 +126,7 @@
 //	    uplink.mu
 //	    link.mu
 //	    Port.mu
+//	      inbound.mu
 //
 // No lock is held across anything that can wait, except Port.mu by Gate, which
 // waits on the condition of that mutex for the writer to let go.

@@ -2,12 +2,14 @@ package fabric
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -33,6 +35,11 @@ type inbound struct {
 	turn chan struct{}
 
 	lives []linkLife // owned by the holder of turn; present one last
+
+	mu   sync.Mutex
+	held map[flow]bool // guarded by mu; what the peer is to hold back
+	tell chan struct{} // holds a token when the peer has to be told of that
+	told sync.Mutex    // held while it is told, so that what is told last is the latest
 
 	conn   net.Conn // guarded by cluster.mu; the newest connection
 	marker uint64   // guarded by cluster.mu; newest epoch a marker of the peer has opened
@@ -62,6 +69,59 @@ func (in *inbound) resume(h hello) *linkLife {
 	}
 	in.lives = append(in.lives, l)
 	return &in.lives[len(in.lives)-1]
+}
+
+// want has the peer hold a flow back, or go on with it. It does not wait.
+func (in *inbound) want(f flow, hold bool) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	switch {
+	case in.held[f] == hold:
+		return
+	case !hold:
+		delete(in.held, f)
+	case len(in.held) < maxHeld:
+		in.held[f] = true
+	}
+	in.news()
+}
+
+// news has the peer told what to hold back.
+func (in *inbound) news() {
+	select {
+	case in.tell <- struct{}{}:
+	default: // a token is there already
+	}
+}
+
+// report tells the peer what to hold back.
+func (in *inbound) report(conn net.Conn) error {
+	in.told.Lock()
+	defer in.told.Unlock()
+	in.mu.Lock()
+	hold := holdRecord(in.held)
+	in.mu.Unlock()
+	var b bytes.Buffer // one write: acknowledgements are written beside it
+	_ = writeRecord(&b, hold)
+	_, err := conn.Write(b.Bytes())
+	return err
+}
+
+// reportNews reports whenever there is news, until the connection fails or stop is
+// closed. A new connection begins with news: the peer may have missed the last.
+func (in *inbound) reportNews(conn net.Conn, stop <-chan struct{}) {
+	in.news()
+	for {
+		select {
+		case <-in.tell:
+		case <-stop:
+			return
+		}
+		if in.report(conn) != nil {
+			hangUp(conn) // whoever reads from it finds out
+			return
+		}
+	}
 }
 
 // serve receives one connection until it or ctx ends.
@@ -156,6 +216,12 @@ func (c *cluster) receive(ctx context.Context, conn net.Conn, h hello) error {
 	if err := conn.SetDeadline(time.Time{}); err != nil {
 		return fmt.Errorf("clear deadline: %w", err)
 	}
+	stop := make(chan struct{})
+	var reporter sync.WaitGroup
+	reporter.Go(func() { in.reportNews(conn, stop) })
+	defer reporter.Wait()
+	defer hangUp(conn) // ends a write that waits
+	defer close(stop)
 	return c.readRecords(conn, in, life)
 }
 
@@ -171,7 +237,7 @@ func (c *cluster) readRecords(conn net.Conn, in *inbound, life *linkLife) error 
 		if err != nil {
 			return err
 		}
-		if rec.kind == recordAck || rec.sequence != life.last+1 {
+		if rec.kind != recordFrame && rec.kind != recordMarker || rec.sequence != life.last+1 {
 			return fmt.Errorf("%s %d after record %d: %w", rec.kind, rec.sequence, life.last, ErrMalformed)
 		}
 		if err := c.process(in, rec); err != nil {
@@ -183,14 +249,22 @@ func (c *cluster) readRecords(conn net.Conn, in *inbound, life *linkLife) error 
 			continue
 		}
 		records, bytes = 0, 0
+		select {
+		case <-in.tell: // before an acknowledgement makes room for more
+			if err := in.report(conn); err != nil {
+				return err
+			}
+		default:
+		}
 		if err := writeRecord(conn, record{kind: recordAck, sequence: life.last}); err != nil {
 			return err
 		}
 	}
 }
 
-// process delivers a frame to the guests it concerns, or notes a marker. A full
-// guest makes it wait, and the peer with it.
+// process delivers a frame to the guests it concerns, or notes a marker. A guest that
+// is slow has the peer hold back what is for it; only one that gets more than was on
+// its way by then makes it wait, and the peer with it.
 func (c *cluster) process(in *inbound, rec record) error {
 	if rec.epoch < c.floor {
 		c.stale.Add(1)
@@ -208,7 +282,7 @@ func (c *cluster) process(in *inbound, rec record) error {
 		c.noDomain.Add(1)
 		return nil
 	}
-	n.switchFromLink(in.node, frame{data: rec.payload, epoch: rec.epoch}, c.done)
+	n.switchFromLink(in, frame{data: rec.payload, epoch: rec.epoch}, c.done)
 	select {
 	case <-c.done:
 		return ErrClosed
@@ -230,7 +304,7 @@ func (c *cluster) enter(node string, conn net.Conn) (*inbound, error) {
 	c.links[node].wake()
 	in := c.inbound[node]
 	if in == nil {
-		in = &inbound{node: node, turn: make(chan struct{}, 1)}
+		in = &inbound{node: node, turn: make(chan struct{}, 1), held: map[flow]bool{}, tell: make(chan struct{}, 1)}
 		c.inbound[node] = in
 	}
 	if in.conn != nil {

@@ -40,18 +40,19 @@ type link struct {
 	minWait, maxWait time.Duration
 
 	mu        sync.Mutex
-	address   string       // guarded by mu
-	conn      net.Conn     // guarded by mu; the present connection
-	connected bool         // guarded by mu; conn was welcomed
-	connects  uint64       // guarded by mu
-	marked    uint64       // guarded by mu; epoch of the last marker
-	queue     fifo[record] // guarded by mu; not acknowledged yet, oldest first
-	bytes     int          // guarded by mu; cost of queue
-	first     uint64       // guarded by mu; sequence of the queue's front
-	sent      int          // guarded by mu; how many of queue went out on conn
-	closed    bool         // guarded by mu
-	room      signal       // guarded by mu; raised when the queue may take more
-	more      signal       // guarded by mu; raised when there is more to send
+	address   string        // guarded by mu
+	conn      net.Conn      // guarded by mu; the present connection
+	connected bool          // guarded by mu; conn was welcomed
+	connects  uint64        // guarded by mu
+	marked    uint64        // guarded by mu; epoch of the last marker
+	queue     fifo[record]  // guarded by mu; not acknowledged yet, oldest first
+	bytes     int           // guarded by mu; cost of queue
+	first     uint64        // guarded by mu; sequence of the queue's front
+	sent      int           // guarded by mu; how many of queue went out on conn
+	closed    bool          // guarded by mu
+	held      map[flow]bool // guarded by mu; what the peer wants no more of for now
+	room      signal        // guarded by mu; raised when the queue may take more
+	more      signal        // guarded by mu; raised when there is more to send
 }
 
 // newLink makes a link. The caller starts run.
@@ -106,12 +107,17 @@ func (l *link) sendFrame(network uint64, fr frame, stop <-chan struct{}) bool {
 //
 // Preconditions: mu is held.
 func (l *link) hasRoom(r record) bool {
-	if l.closed || l.queue.len() == 0 || l.cluster.draining.Load() > 0 {
+	if l.closed || l.cluster.draining.Load() > 0 {
 		return true
 	}
 	limit := l.fabric.cfg.LinkBytes
 	if l.cluster.cutEpoch.Load() != 0 {
 		limit = max(limit, l.fabric.cfg.HoldBytes)
+	} else if l.held[r.flow()] {
+		return false
+	}
+	if l.queue.len() == 0 {
+		return true
 	}
 	return l.bytes+r.cost() <= limit
 }
@@ -375,7 +381,8 @@ func (l *link) unsent(batch []record) ([]record, <-chan struct{}) {
 	return batch, l.more.wait()
 }
 
-// readAcks drops what the peer has processed until the connection ends.
+// readAcks drops what the peer has processed, and heeds what it wants held back, until
+// the connection ends.
 func (l *link) readAcks(conn net.Conn) error {
 	r := bufio.NewReaderSize(conn, 64*recordHeader)
 	for {
@@ -383,11 +390,16 @@ func (l *link) readAcks(conn net.Conn) error {
 		if err != nil {
 			return err
 		}
-		if rec.kind != recordAck {
-			return fmt.Errorf("%s where an ack belongs: %w", rec.kind, ErrMalformed)
-		}
 		l.mu.Lock()
-		err = l.acknowledge(rec.sequence)
+		switch rec.kind {
+		case recordAck:
+			err = l.acknowledge(rec.sequence)
+		case recordHold:
+			l.held = rec.flows()
+			l.room.raise()
+		default:
+			err = fmt.Errorf("%s where an ack belongs: %w", rec.kind, ErrMalformed)
+		}
 		l.mu.Unlock()
 		if err != nil {
 			return err

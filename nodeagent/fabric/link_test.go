@@ -255,3 +255,46 @@ func TestConfig_Validate(t *testing.T) {
 		}
 	}
 }
+
+// TestLink_SlowGuestHoldsUpNoOther: a guest that takes nothing keeps those that send to
+// it from sending, and nobody else, though all share a link; also when the link's
+// connection breaks meanwhile. What was held up arrives, in order, when it takes frames.
+func TestLink_SlowGuestHoldsUpNoOther(t *testing.T) {
+	w := newWorld(t, 2, 2, 0, func(c *fabric.Config) {
+		c.QueueBytes, c.LinkBytes, c.StallTime = 64<<10, 64<<10, time.Hour
+	})
+	proxies := w.interpose()
+	all := w.guests()
+	sender, other, slow, brisk := all[0], all[1], all[2], all[3]
+	slow.send(everybody, 60) // so that all know where they are
+	brisk.send(everybody, 60)
+	for _, g := range all {
+		g.await("both to be known", func(r []stamp) bool { return len(r) >= 2 || (g == slow || g == brisk) && len(r) == 1 })
+	}
+	slow.mu.Lock()
+	slow.deaf = true
+	slow.mu.Unlock()
+	// More than its socket, its queue and the link hold; the rest waits in the sender's socket.
+	for range 1500 {
+		sender.send(slow.id, 1000)
+	}
+	for round := range 3 {
+		for range 300 {
+			other.send(brisk.id, 1000)
+		}
+		brisk.await("frames past the slow guest", func(r []stamp) bool { return len(bySource(r)[other.id]) == 300*(round+1) })
+		proxies[w.nodes[1].name].reset()
+	}
+	if n := len(bySource(slow.now().received)[sender.id]); n != 0 {
+		t.Fatalf("the slow guest has received %d frames: the test proves nothing", n)
+	}
+	stats := w.nodes[0].ports[0].Stats()
+	if stats.Received >= 1500 {
+		t.Errorf("the sender was not held up: %d frames switched", stats.Received)
+	}
+	slow.mu.Lock()
+	slow.deaf = false
+	slow.flush()
+	slow.mu.Unlock()
+	w.awaitAll()
+}

@@ -136,12 +136,12 @@ func (n *network) sendOver(l *link, src *Port, fr frame) {
 // switchFromLink delivers a frame of another node to the local guests it
 // concerns, or to the outside. It never goes out on a link again: nodes are fully
 // meshed.
-func (n *network) switchFromLink(node string, fr frame, stop <-chan struct{}) {
-	to, known, all := n.route(station{node: node}, fr.data)
+func (n *network) switchFromLink(in *inbound, fr frame, stop <-chan struct{}) {
+	to, known, all := n.route(station{node: in.node}, fr.data)
 	if known {
 		switch {
 		case to.port != nil:
-			to.port.enqueue(fr, stop)
+			to.port.enqueueFrom(in, fr, stop)
 		case to.outside:
 			all.uplink.send(fr)
 		}

@@ -81,9 +81,10 @@ type Port struct {
 	// left unread when that was found. Guarded by mu.
 	stalled   bool
 	stallMark int
-	newest    uint64    // guarded by mu; highest epoch of a frame sent to the guest
-	channel   channel   // guarded by mu; of the open cut
-	early     time.Time // guarded by mu; since when the queue's front is early; zero: it is not
+	newest    uint64     // guarded by mu; highest epoch of a frame sent to the guest
+	held      []heldBack // guarded by mu; what other nodes hold back for the guest
+	channel   channel    // guarded by mu; of the open cut
+	early     time.Time  // guarded by mu; since when the queue's front is early; zero: it is not
 }
 
 // Attach joins a NIC to its network and begins to switch its frames.
@@ -179,6 +180,7 @@ func (p *Port) Detach() error {
 		p.closed = true
 		p.counters.closed.Add(uint64(p.queue.len()))
 		p.queue, p.bytes = fifo[frame]{}, 0
+		p.letGo()
 		p.room.raise()
 		p.settled.Broadcast()
 		p.mu.Unlock()
@@ -235,9 +237,18 @@ func (p *Port) ended(what string, err error) {
 // enqueue puts fr last in line for the guest, or straight into its socket when there
 // is no line. It waits while the queue is full, until stop is closed; the frame is
 // then dropped.
-func (p *Port) enqueue(fr frame, stop <-chan struct{}) {
+func (p *Port) enqueue(fr frame, stop <-chan struct{}) { p.enqueueFrom(nil, fr, stop) }
+
+// enqueueFrom is enqueue of a frame of another node, from which others come behind it:
+// before it waits it has the node hold back what is for this guest, and takes what is
+// on its way.
+func (p *Port) enqueueFrom(in *inbound, fr frame, stop <-chan struct{}) {
 	p.mu.Lock()
 	for !p.hasRoom(fr) {
+		if in != nil && p.bytes+fr.cost() <= p.fabric.cfg.QueueBytes+p.fabric.cfg.LinkBytes {
+			p.holdBack(in, flow{network: p.network.id, to: destination(fr.data)})
+			break
+		}
 		room := p.room.wait()
 		p.mu.Unlock()
 		select {
@@ -326,6 +337,32 @@ func (p *Port) sendAtOnce(run []frame) {
 	if p.gated || p.closed || p.queue.len() > 0 {
 		p.settled.Broadcast() // somebody waits for writing to end
 	}
+}
+
+// holdBack has a node hold back a flow until half of the queue is free.
+//
+// Preconditions: mu is held.
+func (p *Port) holdBack(in *inbound, f flow) {
+	if h := (heldBack{in, f}); !slices.Contains(p.held, h) {
+		p.held = append(p.held, h)
+		in.want(f, true)
+	}
+}
+
+// letGo has nodes go on with what they hold back.
+//
+// Preconditions: mu is held.
+func (p *Port) letGo() {
+	for _, h := range p.held {
+		h.in.want(h.flow, false)
+	}
+	p.held = nil
+}
+
+// heldBack is a flow that a node holds back.
+type heldBack struct {
+	in   *inbound
+	flow flow
 }
 
 // hasRoom tells whether the queue takes fr now. While a cut drains egress it
@@ -430,6 +467,9 @@ func (p *Port) settle(fr frame, result outcome, unread int) {
 	p.queue.popFront()
 	p.bytes -= fr.cost()
 	p.room.raise()
+	if p.bytes <= p.fabric.cfg.QueueBytes/2 {
+		p.letGo()
+	}
 	switch result {
 	case outcomeSent:
 		p.noteSent(fr)

@@ -7,9 +7,9 @@ import (
 	"io"
 )
 
-// The bytes of a link. A connection carries records one way and
-// acknowledgements, which are records too, the other way. All integers are
-// little-endian.
+// The bytes of a link. A connection carries records one way; the other way come
+// acknowledgements and what the peer wants of the sender, which are records too. All
+// integers are little-endian.
 //
 //	0       1      2       4        8          16        24        32
 //	+-------+------+-------+--------+----------+---------+---------+---------+
@@ -22,10 +22,12 @@ import (
 //	marker  0                    1 + predecessor's  that it opens   0
 //	ack     0                    of the last        0               0
 //	                             record processed
+//	hold    14 a flow            0                  0               0
 //
-// Sequences belong to a link, not to a connection: see hello.
+// Sequences belong to a link, not to a connection: see hello. The payload of a hold is
+// every flow that the peer is to hold back from now on, each a networkID and an address.
 const (
-	recordVersion = 1
+	recordVersion = 2
 	recordHeader  = 32
 )
 
@@ -35,6 +37,9 @@ const (
 	recordFrame  recordType = 1
 	recordMarker recordType = 2
 	recordAck    recordType = 3
+	// recordHold asks for no more frames to some addresses for now: their guests take
+	// them more slowly than they come.
+	recordHold recordType = 4
 )
 
 func (t recordType) String() string {
@@ -45,6 +50,8 @@ func (t recordType) String() string {
 		return "marker"
 	case recordAck:
 		return "ack"
+	case recordHold:
+		return "hold"
 	default:
 		return fmt.Sprintf("type %d", uint8(t))
 	}
@@ -59,6 +66,41 @@ type record struct {
 }
 
 func (r record) cost() int { return len(r.payload) + frameOverhead }
+
+// flow is what frames to one address of a network are.
+type flow struct {
+	network uint64
+	to      macAddress
+}
+
+// flow is what a frame belongs to.
+//
+// Preconditions: r is a frame.
+func (r record) flow() flow { return flow{network: r.network, to: destination(r.payload)} }
+
+const (
+	flowLen = 14
+	// maxHeld bounds the flows that a peer holds back. Beyond, all that comes from it waits.
+	maxHeld = 1024
+)
+
+func holdRecord(flows map[flow]bool) record {
+	b := make([]byte, 0, flowLen*len(flows))
+	for f := range flows {
+		b = binary.LittleEndian.AppendUint64(b, f.network)
+		b = append(b, f.to[:]...)
+	}
+	return record{kind: recordHold, payload: b}
+}
+
+// flows is what a hold says.
+func (r record) flows() map[flow]bool {
+	flows := make(map[flow]bool, len(r.payload)/flowLen)
+	for b := r.payload; len(b) > 0; b = b[flowLen:] {
+		flows[flow{network: binary.LittleEndian.Uint64(b), to: macAddress(b[8:flowLen])}] = true
+	}
+	return flows
+}
 
 // header encodes everything but the payload.
 func (r record) header() [recordHeader]byte {
@@ -132,6 +174,10 @@ func decodeHeader(h [recordHeader]byte) (record, int, error) {
 	case recordMarker, recordAck:
 		if length != 0 || rec.network != 0 {
 			return record{}, 0, fmt.Errorf("%s with a payload or a network: %w", rec.kind, ErrMalformed)
+		}
+	case recordHold:
+		if length%flowLen != 0 || length > flowLen*maxHeld || rec.sequence != 0 || rec.epoch != 0 || rec.network != 0 {
+			return record{}, 0, fmt.Errorf("hold of %d bytes, or with a sequence, an epoch or a network: %w", length, ErrMalformed)
 		}
 	default:
 		return record{}, 0, fmt.Errorf("record of unknown %s: %w", rec.kind, ErrMalformed)

@@ -88,6 +88,7 @@ func FuzzReadRecord(f *testing.F) {
 	f.Add(encodeRecord(record{kind: recordFrame, sequence: 7, epoch: 3, network: 9, payload: make([]byte, 60)}))
 	f.Add(encodeRecord(record{kind: recordMarker, sequence: 8, epoch: 4}))
 	f.Add(encodeRecord(record{kind: recordAck, sequence: 8}))
+	f.Add(encodeRecord(holdRecord(map[flow]bool{{network: 9, to: macAddress{2}}: true})))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r := bytes.NewReader(b)
 		rec, err := readRecord(r)
@@ -206,8 +207,13 @@ func (l *rawLink) send(r record) (uint64, error) {
 	if err := writeRecord(l.conn, r); err != nil {
 		return 0, err
 	}
-	ack, err := readRecord(l.conn)
-	return ack.sequence, err
+	for {
+		ack, err := readRecord(l.conn)
+		if err == nil && ack.kind == recordHold {
+			continue // nothing is held back here
+		}
+		return ack.sequence, err
+	}
 }
 
 func goodHello() hello {
@@ -301,6 +307,7 @@ func TestReceive_EndsOnNonsense(t *testing.T) {
 		"gap":         frameRecord(2, rawFloor),
 		"repetition":  frameRecord(0, rawFloor),
 		"ack":         {kind: recordAck, sequence: 1},
+		"hold":        {kind: recordHold, payload: make([]byte, flowLen)},
 		"unknown":     {kind: 9, sequence: 1},
 		"giant frame": {kind: recordFrame, sequence: 1, epoch: rawFloor, payload: make([]byte, MaxFrame+1)},
 	} {

@@ -46,6 +46,8 @@ type Config struct {
 	// specifications name as uplinks and bridges.
 	Bridges []string
 
+	FabricPlaintext bool // links between nodes without TLS
+
 	NodeMemoryMiB  int64 // for guests, on each node. Default 4096
 	NodeCaptureMiB int64 // for copies of stopped guests, on each node. Default 1024
 
@@ -287,6 +289,8 @@ type agentSettings struct {
 	CaptureMiB   int64    `yaml:"capture_mib"`
 
 	Bridges map[string]string `yaml:"bridges,omitempty"`
+
+	FabricPlaintext bool `yaml:"fabric_plaintext,omitempty"`
 }
 
 func (l *lab) startAgent(name string, n nodeNet) (*process, error) {
@@ -303,6 +307,7 @@ func (l *lab) startAgent(name string, n nodeNet) (*process, error) {
 		Coordinators: []string{address(hubAddress(), portCoordinator)},
 		Certificate:  certs + ".crt", Key: certs + ".key", CA: filepath.Join(l.layout.certs(), identity.CACertFile),
 		MemoryMiB: l.cfg.NodeMemoryMiB, CaptureMiB: l.cfg.NodeCaptureMiB, Bridges: bridges,
+		FabricPlaintext: l.cfg.FabricPlaintext,
 	})
 	if err != nil {
 		return nil, err

@@ -1,0 +1,52 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"testing"
+
+	"fermata/experiments/result"
+	"fermata/protocol/mustrun"
+)
+
+// TestRun_Quick runs the experiment for a short time, and decodes what it prints
+// strictly. That nothing is lost holds at any length.
+func TestRun_Quick(t *testing.T) {
+	mustrun.Need(t, mustrun.QEMU, mustrun.UFFD, mustrun.NetNS, mustrun.GuestImage)
+	image, err := mustrun.GuestDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	scratch := t.TempDir()
+	var out bytes.Buffer
+	err = run(t.Context(), []string{"--quick", "-o", "json", "--dir", scratch, "--guest-dir", image}, &out, t.Output())
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc, err := result.Decode[row](&out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(doc.Rows) != 6 {
+		t.Fatalf("%d rows, want 2 arms of 3 wires", len(doc.Rows))
+	}
+	for _, r := range doc.Rows {
+		if r.Checkpoints != 4 || r.Restarts == 0 || r.Sent == 0 || len(r.GapMS) != 6 {
+			t.Errorf("row %+v", r)
+		}
+		if r.Doubled+r.Reordered+r.Corrupt+r.Broken != 0 || r.Arm == restarts && r.Lost != 0 || r.Wire == "tcp" && r.Lost != 0 {
+			t.Errorf("%s, %s: %d lost, %d doubled, %d reordered, %d corrupt, %d broken", r.Arm, r.Wire, r.Lost, r.Doubled, r.Reordered, r.Corrupt, r.Broken)
+		}
+	}
+	if entries, err := os.ReadDir(scratch); err != nil || len(entries) > 0 {
+		t.Errorf("left behind: %v, %v", entries, err)
+	}
+}
+
+func TestParseOptions_RefusesNonsense(t *testing.T) {
+	for _, args := range [][]string{{"-n", "0"}, {"-rate", "0"}, {"-nodes", "99"}, {"-guests", "1"}, {"-o", "xml"}, {"more"}} {
+		if _, err := parseOptions(args, &bytes.Buffer{}); err == nil {
+			t.Errorf("%v was accepted", args)
+		}
+	}
+}
