@@ -42,6 +42,7 @@ func (m *fakeMachine) Lend(context.Context, *os.File) (int, func() error, error)
 	return 0, nil, vmm.ErrUnsupported
 }
 func (m *fakeMachine) StepClock(context.Context) error { return vmm.ErrUnsupported }
+func (m *fakeMachine) TAPName(string) (string, error)  { return "", vmm.ErrUnknownNIC }
 func (m *fakeMachine) State() qemu.State {
 	return qemu.State{GuardPath: filepath.Join(m.dir, "guard.sock")}
 }

@@ -90,7 +90,7 @@ func askMachine(ctx context.Context, g *guest, s *api.GuestStatus) {
 	}
 	for _, n := range g.spec.Nics {
 		if n.Bridge != "" {
-			s.Nics = append(s.Nics, &api.NICStatus{Name: n.Name, Network: n.Network, Mac: n.Mac, Bridge: n.Bridge})
+			s.Nics = append(s.Nics, tapStatus(g, n))
 		}
 	}
 	for _, n := range g.nics {
@@ -98,6 +98,7 @@ func askMachine(ctx context.Context, g *guest, s *api.GuestStatus) {
 		s.Nics = append(s.Nics, &api.NICStatus{
 			Name: n.spec.Name, Network: n.spec.Network, Mac: n.spec.Mac,
 			FramesReceived: st.Received, FramesSent: st.Sent, FramesDropped: st.Dropped.Total(), FramesHeld: st.Waiting,
+			FramesRecorded: st.Recorded, FramesInjected: st.Injected, Drops: st.Dropped.ByReason(),
 		})
 	}
 }

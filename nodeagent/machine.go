@@ -25,6 +25,8 @@ type machine interface {
 	Trackable(ctx context.Context) error
 	// ConsolePath is the file that holds what the guest printed; empty: none does.
 	ConsolePath() string
+	// TAPName is the device of a card on a bridge.
+	TAPName(nic string) (string, error)
 	// GuardConnection is for the guard; nil when it can make one of its own.
 	GuardConnection(ctx context.Context) (*os.File, error)
 }

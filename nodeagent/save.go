@@ -46,6 +46,7 @@ type saving struct {
 type savedGuest struct {
 	*guest
 	report  *api.GuestReport
+	dropped uint64    // frames that its cards on bridges had no room for before the round
 	stopAt  time.Time // just before the guard was told
 	held    bool      // may stand still for this round; the guard watches it
 	devices []byte

@@ -64,6 +64,34 @@ func (a *Agent) openTAP(bridge string, mtu uint32) (_ *os.File, err error) {
 	return f, errors.Join(netlink.LinkSetMTU(link, int(mtu)), netlink.LinkSetMaster(link, master), netlink.LinkSetUp(link))
 }
 
+// tapStatus is what a card on a bridge has carried.
+func tapStatus(g *guest, n *api.NICSpec) *api.NICStatus {
+	s := &api.NICStatus{Name: n.Name, Network: n.Network, Mac: n.Mac, Bridge: n.Bridge}
+	name, err := g.machine.TAPName(n.Name)
+	if err != nil {
+		return s // the guest is ending
+	}
+	link, err := netlink.LinkByName(name)
+	if err != nil || link.Attrs().Statistics == nil {
+		return s
+	}
+	// The device sends what the guest receives.
+	st := link.Attrs().Statistics
+	s.FramesReceived, s.FramesSent, s.FramesDropped = st.RxPackets, st.TxPackets, st.TxDropped+st.RxDropped
+	s.Drops = map[string]uint64{"to-guest": st.TxDropped, "from-guest": st.RxDropped}
+	return s
+}
+
+// bypassDropped is how many frames have found no room on a guest's cards on bridges.
+func bypassDropped(g *guest) (n uint64) {
+	for _, card := range g.spec.Nics {
+		if card.Bridge != "" {
+			n += tapStatus(g, card).FramesDropped
+		}
+	}
+	return n
+}
+
 // uplinksOf is what the journal keeps of a request.
 func uplinksOf(req *api.CreateGuestsRequest) []journal.Uplink {
 	var all []journal.Uplink

@@ -220,7 +220,7 @@ func (w *worker) prepare(ctx context.Context, a round.Action) error {
 		if err := g.machine.ReadySave(ctx); err != nil {
 			return fmt.Errorf("guest %s: %w", g.spec.Name, err)
 		}
-		s.guests = append(s.guests, &savedGuest{guest: g, report: &api.GuestReport{Name: g.spec.Name, Node: r.agent.cfg.Name}})
+		s.guests = append(s.guests, &savedGuest{guest: g, dropped: bypassDropped(g), report: &api.GuestReport{Name: g.spec.Name, Node: r.agent.cfg.Name}})
 		reply.Guests = append(reply.Guests, g.spec.Name)
 	}
 	if err := w.chooseModes(ctx, s); err != nil {

@@ -235,6 +235,21 @@ func TestBypass_GuestsOnABridge(t *testing.T) {
 		t.Errorf("%+v, want nothing but losses", totals)
 	}
 	r.agentKeepsGuests()
+	var shown struct {
+		Guests []struct {
+			NICs []struct {
+				Bridge   string `json:"bridge"`
+				Received uint64 `json:"frames_received"`
+				Sent     uint64 `json:"frames_sent"`
+			} `json:"nics"`
+		} `json:"guests"`
+	}
+	r.must(&shown, "cluster", "show", r.cluster, "-o", "json")
+	for _, g := range shown.Guests {
+		if len(g.NICs) != 1 || g.NICs[0].Bridge != bridge || g.NICs[0].Received == 0 || g.NICs[0].Sent == 0 {
+			t.Errorf("cards %+v: want one on the bridge that has carried frames", g.NICs)
+		}
+	}
 }
 
 // agentKeepsGuests kills the agent of n1: its guests run on, and the next agent finds

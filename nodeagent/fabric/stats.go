@@ -32,6 +32,11 @@ type Drops struct {
 // Total is the sum over all reasons.
 func (d Drops) Total() uint64 { return d.Runt + d.Giant + d.Stalled + d.Socket + d.Closed }
 
+// ByReason is d by the names of the reasons.
+func (d Drops) ByReason() map[string]uint64 {
+	return map[string]uint64{"runt": d.Runt, "giant": d.Giant, "stalled": d.Stalled, "socket": d.Socket, "closed": d.Closed}
+}
+
 // ClusterStats counts what concerns no single NIC of a cluster.
 type ClusterStats struct {
 	Epoch    uint64 // present epoch

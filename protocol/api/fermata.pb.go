@@ -1914,8 +1914,11 @@ type NICStatus struct {
 	FramesReceived uint64                 `protobuf:"varint,4,opt,name=frames_received,json=framesReceived,proto3" json:"frames_received,omitempty"` // by the fabric, from the guest
 	FramesSent     uint64                 `protobuf:"varint,5,opt,name=frames_sent,json=framesSent,proto3" json:"frames_sent,omitempty"`             // by the fabric, to the guest
 	FramesDropped  uint64                 `protobuf:"varint,6,opt,name=frames_dropped,json=framesDropped,proto3" json:"frames_dropped,omitempty"`
-	FramesHeld     uint64                 `protobuf:"varint,7,opt,name=frames_held,json=framesHeld,proto3" json:"frames_held,omitempty"` // now waiting for the guest
-	Bridge         string                 `protobuf:"bytes,8,opt,name=bridge,proto3" json:"bridge,omitempty"`                            // of the node, where the card is past the fabric; nothing is counted then
+	FramesHeld     uint64                 `protobuf:"varint,7,opt,name=frames_held,json=framesHeld,proto3" json:"frames_held,omitempty"`                                                // now waiting for the guest
+	Bridge         string                 `protobuf:"bytes,8,opt,name=bridge,proto3" json:"bridge,omitempty"`                                                                           // of the node, where the card is past the fabric; the counters are then those of the TAP device
+	FramesRecorded uint64                 `protobuf:"varint,9,opt,name=frames_recorded,json=framesRecorded,proto3" json:"frames_recorded,omitempty"`                                    // became channel state of a checkpoint
+	FramesInjected uint64                 `protobuf:"varint,10,opt,name=frames_injected,json=framesInjected,proto3" json:"frames_injected,omitempty"`                                   // put in at the restart
+	Drops          map[string]uint64      `protobuf:"bytes,11,rep,name=drops,proto3" json:"drops,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // frames_dropped by reason
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -2004,6 +2007,27 @@ func (x *NICStatus) GetBridge() string {
 		return x.Bridge
 	}
 	return ""
+}
+
+func (x *NICStatus) GetFramesRecorded() uint64 {
+	if x != nil {
+		return x.FramesRecorded
+	}
+	return 0
+}
+
+func (x *NICStatus) GetFramesInjected() uint64 {
+	if x != nil {
+		return x.FramesInjected
+	}
+	return 0
+}
+
+func (x *NICStatus) GetDrops() map[string]uint64 {
+	if x != nil {
+		return x.Drops
+	}
+	return nil
 }
 
 // Checkpoint is the report of one committed checkpoint.
@@ -2273,8 +2297,11 @@ type GuestReport struct {
 	PeakBufferBytes    uint64                 `protobuf:"varint,23,opt,name=peak_buffer_bytes,json=peakBufferBytes,proto3" json:"peak_buffer_bytes,omitempty"`            // live: of memory saved before the guest overwrote it
 	TakenBytes         uint64                 `protobuf:"varint,24,opt,name=taken_bytes,json=takenBytes,proto3" json:"taken_bytes,omitempty"`                             // live: memory that had to be read
 	FramesDiscarded    uint64                 `protobuf:"varint,25,opt,name=frames_discarded,json=framesDiscarded,proto3" json:"frames_discarded,omitempty"`              // in flight, and left out on demand
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// bypass_dropped is how many frames for the guest found no room on its bridges'
+	// cards since the round began. What waits on a card at the cut nobody can count.
+	BypassDropped uint64 `protobuf:"varint,26,opt,name=bypass_dropped,json=bypassDropped,proto3" json:"bypass_dropped,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GuestReport) Reset() {
@@ -2478,6 +2505,13 @@ func (x *GuestReport) GetTakenBytes() uint64 {
 func (x *GuestReport) GetFramesDiscarded() uint64 {
 	if x != nil {
 		return x.FramesDiscarded
+	}
+	return 0
+}
+
+func (x *GuestReport) GetBypassDropped() uint64 {
+	if x != nil {
+		return x.BypassDropped
 	}
 	return 0
 }
@@ -4919,7 +4953,7 @@ const file_fermata_proto_rawDesc = "" +
 	"\x03pid\x18\x06 \x01(\x05R\x03pid\x12)\n" +
 	"\x04nics\x18\a \x03(\v2\x15.fermata.v1.NICStatusR\x04nics\x12\x18\n" +
 	"\acluster\x18\b \x01(\tR\acluster\x12\x18\n" +
-	"\aadopted\x18\t \x01(\bR\aadopted\"\xf5\x01\n" +
+	"\aadopted\x18\t \x01(\bR\aadopted\"\xb9\x03\n" +
 	"\tNICStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\anetwork\x18\x02 \x01(\tR\anetwork\x12\x10\n" +
@@ -4930,7 +4964,15 @@ const file_fermata_proto_rawDesc = "" +
 	"\x0eframes_dropped\x18\x06 \x01(\x04R\rframesDropped\x12\x1f\n" +
 	"\vframes_held\x18\a \x01(\x04R\n" +
 	"framesHeld\x12\x16\n" +
-	"\x06bridge\x18\b \x01(\tR\x06bridge\"\x8f\x06\n" +
+	"\x06bridge\x18\b \x01(\tR\x06bridge\x12'\n" +
+	"\x0fframes_recorded\x18\t \x01(\x04R\x0eframesRecorded\x12'\n" +
+	"\x0fframes_injected\x18\n" +
+	" \x01(\x04R\x0eframesInjected\x126\n" +
+	"\x05drops\x18\v \x03(\v2 .fermata.v1.NICStatus.DropsEntryR\x05drops\x1a8\n" +
+	"\n" +
+	"DropsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\x8f\x06\n" +
 	"\n" +
 	"Checkpoint\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
@@ -4961,7 +5003,7 @@ const file_fermata_proto_rawDesc = "" +
 	"\bnetworks\x18\x16 \x03(\tR\bnetworks\x12\x1d\n" +
 	"\n" +
 	"off_fabric\x18\x17 \x03(\tR\toffFabric\x12\x1a\n" +
-	"\bbypassed\x18\x18 \x03(\tR\bbypassed\"\xb3\x06\n" +
+	"\bbypassed\x18\x18 \x03(\tR\bbypassed\"\xda\x06\n" +
 	"\vGuestReport\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x19\n" +
@@ -4993,7 +5035,8 @@ const file_fermata_proto_rawDesc = "" +
 	"\x11peak_buffer_bytes\x18\x17 \x01(\x04R\x0fpeakBufferBytes\x12\x1f\n" +
 	"\vtaken_bytes\x18\x18 \x01(\x04R\n" +
 	"takenBytes\x12)\n" +
-	"\x10frames_discarded\x18\x19 \x01(\x04R\x0fframesDiscarded\"\xac\x02\n" +
+	"\x10frames_discarded\x18\x19 \x01(\x04R\x0fframesDiscarded\x12%\n" +
+	"\x0ebypass_dropped\x18\x1a \x01(\x04R\rbypassDropped\"\xac\x02\n" +
 	"\rRestartReport\x12#\n" +
 	"\rcheckpoint_id\x18\x01 \x01(\tR\fcheckpointId\x12*\n" +
 	"\x04plan\x18\x02 \x03(\v2\x16.fermata.v1.AssignmentR\x04plan\x12\x17\n" +
@@ -5246,7 +5289,7 @@ func file_fermata_proto_rawDescGZIP() []byte {
 }
 
 var file_fermata_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_fermata_proto_msgTypes = make([]protoimpl.MessageInfo, 67)
+var file_fermata_proto_msgTypes = make([]protoimpl.MessageInfo, 68)
 var file_fermata_proto_goTypes = []any{
 	(Cut)(0),                        // 0: fermata.v1.Cut
 	(CaptureMode)(0),                // 1: fermata.v1.CaptureMode
@@ -5320,6 +5363,7 @@ var file_fermata_proto_goTypes = []any{
 	(*FinishRoundReply)(nil),        // 69: fermata.v1.FinishRoundReply
 	nil,                             // 70: fermata.v1.StartClusterRequest.OnEntry
 	nil,                             // 71: fermata.v1.RestartRequest.OnEntry
+	nil,                             // 72: fermata.v1.NICStatus.DropsEntry
 }
 var file_fermata_proto_depIdxs = []int32{
 	30, // 0: fermata.v1.ListClustersReply.clusters:type_name -> fermata.v1.Cluster
@@ -5339,99 +5383,100 @@ var file_fermata_proto_depIdxs = []int32{
 	41, // 14: fermata.v1.Cluster.uplinks:type_name -> fermata.v1.UplinkStatus
 	3,  // 15: fermata.v1.GuestStatus.state:type_name -> fermata.v1.GuestState
 	32, // 16: fermata.v1.GuestStatus.nics:type_name -> fermata.v1.NICStatus
-	34, // 17: fermata.v1.Checkpoint.guests:type_name -> fermata.v1.GuestReport
-	0,  // 18: fermata.v1.Checkpoint.cut:type_name -> fermata.v1.Cut
-	36, // 19: fermata.v1.RestartReport.plan:type_name -> fermata.v1.Assignment
-	38, // 20: fermata.v1.VerifyReport.damage:type_name -> fermata.v1.Damage
-	31, // 21: fermata.v1.NodeInfo.guests:type_name -> fermata.v1.GuestStatus
-	41, // 22: fermata.v1.NodeInfo.uplinks:type_name -> fermata.v1.UplinkStatus
-	4,  // 23: fermata.v1.Uplink.outside:type_name -> fermata.v1.Outside
-	40, // 24: fermata.v1.UplinkStatus.uplink:type_name -> fermata.v1.Uplink
-	39, // 25: fermata.v1.RegisterRequest.node:type_name -> fermata.v1.NodeInfo
-	47, // 26: fermata.v1.GuestSpec.disks:type_name -> fermata.v1.DiskSpec
-	48, // 27: fermata.v1.GuestSpec.nics:type_name -> fermata.v1.NICSpec
-	44, // 28: fermata.v1.CreateGuestsRequest.fence:type_name -> fermata.v1.Fence
-	46, // 29: fermata.v1.CreateGuestsRequest.guests:type_name -> fermata.v1.GuestSpec
-	49, // 30: fermata.v1.CreateGuestsRequest.peers:type_name -> fermata.v1.Peer
-	66, // 31: fermata.v1.CreateGuestsRequest.images:type_name -> fermata.v1.GuestImage
-	40, // 32: fermata.v1.CreateGuestsRequest.uplinks:type_name -> fermata.v1.Uplink
-	44, // 33: fermata.v1.StepClocksRequest.fence:type_name -> fermata.v1.Fence
-	44, // 34: fermata.v1.ReleaseGuestsRequest.fence:type_name -> fermata.v1.Fence
-	31, // 35: fermata.v1.ReleaseGuestsReply.guests:type_name -> fermata.v1.GuestStatus
-	44, // 36: fermata.v1.DestroyGuestsRequest.fence:type_name -> fermata.v1.Fence
-	44, // 37: fermata.v1.Round.fence:type_name -> fermata.v1.Fence
-	58, // 38: fermata.v1.PrepareRoundRequest.round:type_name -> fermata.v1.Round
-	1,  // 39: fermata.v1.PrepareRoundRequest.mode:type_name -> fermata.v1.CaptureMode
-	0,  // 40: fermata.v1.PrepareRoundRequest.cut:type_name -> fermata.v1.Cut
-	58, // 41: fermata.v1.CutRoundRequest.round:type_name -> fermata.v1.Round
-	34, // 42: fermata.v1.CutRoundReply.guests:type_name -> fermata.v1.GuestReport
-	58, // 43: fermata.v1.PersistRoundRequest.round:type_name -> fermata.v1.Round
-	65, // 44: fermata.v1.PersistRoundUpdate.image:type_name -> fermata.v1.NodeImage
-	66, // 45: fermata.v1.NodeImage.guests:type_name -> fermata.v1.GuestImage
-	34, // 46: fermata.v1.NodeImage.reports:type_name -> fermata.v1.GuestReport
-	67, // 47: fermata.v1.GuestImage.objects:type_name -> fermata.v1.ImageObject
-	58, // 48: fermata.v1.FinishRoundRequest.round:type_name -> fermata.v1.Round
-	5,  // 49: fermata.v1.Operator.CreateCluster:input_type -> fermata.v1.CreateClusterRequest
-	6,  // 50: fermata.v1.Operator.ListClusters:input_type -> fermata.v1.ListClustersRequest
-	8,  // 51: fermata.v1.Operator.GetCluster:input_type -> fermata.v1.GetClusterRequest
-	9,  // 52: fermata.v1.Operator.StartCluster:input_type -> fermata.v1.StartClusterRequest
-	10, // 53: fermata.v1.Operator.StopCluster:input_type -> fermata.v1.StopClusterRequest
-	11, // 54: fermata.v1.Operator.DeleteCluster:input_type -> fermata.v1.DeleteClusterRequest
-	13, // 55: fermata.v1.Operator.TakeCheckpoint:input_type -> fermata.v1.CheckpointRequest
-	14, // 56: fermata.v1.Operator.ListCheckpoints:input_type -> fermata.v1.ListCheckpointsRequest
-	16, // 57: fermata.v1.Operator.GetCheckpoint:input_type -> fermata.v1.GetCheckpointRequest
-	17, // 58: fermata.v1.Operator.VerifyCheckpoint:input_type -> fermata.v1.VerifyCheckpointRequest
-	18, // 59: fermata.v1.Operator.DeleteCheckpoint:input_type -> fermata.v1.DeleteCheckpointRequest
-	20, // 60: fermata.v1.Operator.Restart:input_type -> fermata.v1.RestartRequest
-	21, // 61: fermata.v1.Operator.ListNodes:input_type -> fermata.v1.ListNodesRequest
-	23, // 62: fermata.v1.Operator.GetNode:input_type -> fermata.v1.GetNodeRequest
-	24, // 63: fermata.v1.Operator.Console:input_type -> fermata.v1.ConsoleRequest
-	26, // 64: fermata.v1.Operator.Trace:input_type -> fermata.v1.TraceRequest
-	42, // 65: fermata.v1.Registry.Register:input_type -> fermata.v1.RegisterRequest
-	45, // 66: fermata.v1.Node.Describe:input_type -> fermata.v1.DescribeRequest
-	50, // 67: fermata.v1.Node.CreateGuests:input_type -> fermata.v1.CreateGuestsRequest
-	52, // 68: fermata.v1.Node.StepClocks:input_type -> fermata.v1.StepClocksRequest
-	54, // 69: fermata.v1.Node.ReleaseGuests:input_type -> fermata.v1.ReleaseGuestsRequest
-	56, // 70: fermata.v1.Node.DestroyGuests:input_type -> fermata.v1.DestroyGuestsRequest
-	24, // 71: fermata.v1.Node.ReadConsole:input_type -> fermata.v1.ConsoleRequest
-	26, // 72: fermata.v1.Node.TraceFrames:input_type -> fermata.v1.TraceRequest
-	59, // 73: fermata.v1.Node.PrepareRound:input_type -> fermata.v1.PrepareRoundRequest
-	61, // 74: fermata.v1.Node.CutRound:input_type -> fermata.v1.CutRoundRequest
-	63, // 75: fermata.v1.Node.PersistRound:input_type -> fermata.v1.PersistRoundRequest
-	68, // 76: fermata.v1.Node.FinishRound:input_type -> fermata.v1.FinishRoundRequest
-	30, // 77: fermata.v1.Operator.CreateCluster:output_type -> fermata.v1.Cluster
-	7,  // 78: fermata.v1.Operator.ListClusters:output_type -> fermata.v1.ListClustersReply
-	30, // 79: fermata.v1.Operator.GetCluster:output_type -> fermata.v1.Cluster
-	29, // 80: fermata.v1.Operator.StartCluster:output_type -> fermata.v1.Event
-	29, // 81: fermata.v1.Operator.StopCluster:output_type -> fermata.v1.Event
-	12, // 82: fermata.v1.Operator.DeleteCluster:output_type -> fermata.v1.DeleteClusterReply
-	29, // 83: fermata.v1.Operator.TakeCheckpoint:output_type -> fermata.v1.Event
-	15, // 84: fermata.v1.Operator.ListCheckpoints:output_type -> fermata.v1.ListCheckpointsReply
-	33, // 85: fermata.v1.Operator.GetCheckpoint:output_type -> fermata.v1.Checkpoint
-	29, // 86: fermata.v1.Operator.VerifyCheckpoint:output_type -> fermata.v1.Event
-	19, // 87: fermata.v1.Operator.DeleteCheckpoint:output_type -> fermata.v1.DeleteCheckpointReply
-	29, // 88: fermata.v1.Operator.Restart:output_type -> fermata.v1.Event
-	22, // 89: fermata.v1.Operator.ListNodes:output_type -> fermata.v1.ListNodesReply
-	39, // 90: fermata.v1.Operator.GetNode:output_type -> fermata.v1.NodeInfo
-	25, // 91: fermata.v1.Operator.Console:output_type -> fermata.v1.ConsoleChunk
-	27, // 92: fermata.v1.Operator.Trace:output_type -> fermata.v1.TraceChunk
-	43, // 93: fermata.v1.Registry.Register:output_type -> fermata.v1.RegisterReply
-	39, // 94: fermata.v1.Node.Describe:output_type -> fermata.v1.NodeInfo
-	51, // 95: fermata.v1.Node.CreateGuests:output_type -> fermata.v1.CreateGuestsUpdate
-	53, // 96: fermata.v1.Node.StepClocks:output_type -> fermata.v1.StepClocksReply
-	55, // 97: fermata.v1.Node.ReleaseGuests:output_type -> fermata.v1.ReleaseGuestsReply
-	57, // 98: fermata.v1.Node.DestroyGuests:output_type -> fermata.v1.DestroyGuestsReply
-	25, // 99: fermata.v1.Node.ReadConsole:output_type -> fermata.v1.ConsoleChunk
-	27, // 100: fermata.v1.Node.TraceFrames:output_type -> fermata.v1.TraceChunk
-	60, // 101: fermata.v1.Node.PrepareRound:output_type -> fermata.v1.PrepareRoundReply
-	62, // 102: fermata.v1.Node.CutRound:output_type -> fermata.v1.CutRoundReply
-	64, // 103: fermata.v1.Node.PersistRound:output_type -> fermata.v1.PersistRoundUpdate
-	69, // 104: fermata.v1.Node.FinishRound:output_type -> fermata.v1.FinishRoundReply
-	77, // [77:105] is the sub-list for method output_type
-	49, // [49:77] is the sub-list for method input_type
-	49, // [49:49] is the sub-list for extension type_name
-	49, // [49:49] is the sub-list for extension extendee
-	0,  // [0:49] is the sub-list for field type_name
+	72, // 17: fermata.v1.NICStatus.drops:type_name -> fermata.v1.NICStatus.DropsEntry
+	34, // 18: fermata.v1.Checkpoint.guests:type_name -> fermata.v1.GuestReport
+	0,  // 19: fermata.v1.Checkpoint.cut:type_name -> fermata.v1.Cut
+	36, // 20: fermata.v1.RestartReport.plan:type_name -> fermata.v1.Assignment
+	38, // 21: fermata.v1.VerifyReport.damage:type_name -> fermata.v1.Damage
+	31, // 22: fermata.v1.NodeInfo.guests:type_name -> fermata.v1.GuestStatus
+	41, // 23: fermata.v1.NodeInfo.uplinks:type_name -> fermata.v1.UplinkStatus
+	4,  // 24: fermata.v1.Uplink.outside:type_name -> fermata.v1.Outside
+	40, // 25: fermata.v1.UplinkStatus.uplink:type_name -> fermata.v1.Uplink
+	39, // 26: fermata.v1.RegisterRequest.node:type_name -> fermata.v1.NodeInfo
+	47, // 27: fermata.v1.GuestSpec.disks:type_name -> fermata.v1.DiskSpec
+	48, // 28: fermata.v1.GuestSpec.nics:type_name -> fermata.v1.NICSpec
+	44, // 29: fermata.v1.CreateGuestsRequest.fence:type_name -> fermata.v1.Fence
+	46, // 30: fermata.v1.CreateGuestsRequest.guests:type_name -> fermata.v1.GuestSpec
+	49, // 31: fermata.v1.CreateGuestsRequest.peers:type_name -> fermata.v1.Peer
+	66, // 32: fermata.v1.CreateGuestsRequest.images:type_name -> fermata.v1.GuestImage
+	40, // 33: fermata.v1.CreateGuestsRequest.uplinks:type_name -> fermata.v1.Uplink
+	44, // 34: fermata.v1.StepClocksRequest.fence:type_name -> fermata.v1.Fence
+	44, // 35: fermata.v1.ReleaseGuestsRequest.fence:type_name -> fermata.v1.Fence
+	31, // 36: fermata.v1.ReleaseGuestsReply.guests:type_name -> fermata.v1.GuestStatus
+	44, // 37: fermata.v1.DestroyGuestsRequest.fence:type_name -> fermata.v1.Fence
+	44, // 38: fermata.v1.Round.fence:type_name -> fermata.v1.Fence
+	58, // 39: fermata.v1.PrepareRoundRequest.round:type_name -> fermata.v1.Round
+	1,  // 40: fermata.v1.PrepareRoundRequest.mode:type_name -> fermata.v1.CaptureMode
+	0,  // 41: fermata.v1.PrepareRoundRequest.cut:type_name -> fermata.v1.Cut
+	58, // 42: fermata.v1.CutRoundRequest.round:type_name -> fermata.v1.Round
+	34, // 43: fermata.v1.CutRoundReply.guests:type_name -> fermata.v1.GuestReport
+	58, // 44: fermata.v1.PersistRoundRequest.round:type_name -> fermata.v1.Round
+	65, // 45: fermata.v1.PersistRoundUpdate.image:type_name -> fermata.v1.NodeImage
+	66, // 46: fermata.v1.NodeImage.guests:type_name -> fermata.v1.GuestImage
+	34, // 47: fermata.v1.NodeImage.reports:type_name -> fermata.v1.GuestReport
+	67, // 48: fermata.v1.GuestImage.objects:type_name -> fermata.v1.ImageObject
+	58, // 49: fermata.v1.FinishRoundRequest.round:type_name -> fermata.v1.Round
+	5,  // 50: fermata.v1.Operator.CreateCluster:input_type -> fermata.v1.CreateClusterRequest
+	6,  // 51: fermata.v1.Operator.ListClusters:input_type -> fermata.v1.ListClustersRequest
+	8,  // 52: fermata.v1.Operator.GetCluster:input_type -> fermata.v1.GetClusterRequest
+	9,  // 53: fermata.v1.Operator.StartCluster:input_type -> fermata.v1.StartClusterRequest
+	10, // 54: fermata.v1.Operator.StopCluster:input_type -> fermata.v1.StopClusterRequest
+	11, // 55: fermata.v1.Operator.DeleteCluster:input_type -> fermata.v1.DeleteClusterRequest
+	13, // 56: fermata.v1.Operator.TakeCheckpoint:input_type -> fermata.v1.CheckpointRequest
+	14, // 57: fermata.v1.Operator.ListCheckpoints:input_type -> fermata.v1.ListCheckpointsRequest
+	16, // 58: fermata.v1.Operator.GetCheckpoint:input_type -> fermata.v1.GetCheckpointRequest
+	17, // 59: fermata.v1.Operator.VerifyCheckpoint:input_type -> fermata.v1.VerifyCheckpointRequest
+	18, // 60: fermata.v1.Operator.DeleteCheckpoint:input_type -> fermata.v1.DeleteCheckpointRequest
+	20, // 61: fermata.v1.Operator.Restart:input_type -> fermata.v1.RestartRequest
+	21, // 62: fermata.v1.Operator.ListNodes:input_type -> fermata.v1.ListNodesRequest
+	23, // 63: fermata.v1.Operator.GetNode:input_type -> fermata.v1.GetNodeRequest
+	24, // 64: fermata.v1.Operator.Console:input_type -> fermata.v1.ConsoleRequest
+	26, // 65: fermata.v1.Operator.Trace:input_type -> fermata.v1.TraceRequest
+	42, // 66: fermata.v1.Registry.Register:input_type -> fermata.v1.RegisterRequest
+	45, // 67: fermata.v1.Node.Describe:input_type -> fermata.v1.DescribeRequest
+	50, // 68: fermata.v1.Node.CreateGuests:input_type -> fermata.v1.CreateGuestsRequest
+	52, // 69: fermata.v1.Node.StepClocks:input_type -> fermata.v1.StepClocksRequest
+	54, // 70: fermata.v1.Node.ReleaseGuests:input_type -> fermata.v1.ReleaseGuestsRequest
+	56, // 71: fermata.v1.Node.DestroyGuests:input_type -> fermata.v1.DestroyGuestsRequest
+	24, // 72: fermata.v1.Node.ReadConsole:input_type -> fermata.v1.ConsoleRequest
+	26, // 73: fermata.v1.Node.TraceFrames:input_type -> fermata.v1.TraceRequest
+	59, // 74: fermata.v1.Node.PrepareRound:input_type -> fermata.v1.PrepareRoundRequest
+	61, // 75: fermata.v1.Node.CutRound:input_type -> fermata.v1.CutRoundRequest
+	63, // 76: fermata.v1.Node.PersistRound:input_type -> fermata.v1.PersistRoundRequest
+	68, // 77: fermata.v1.Node.FinishRound:input_type -> fermata.v1.FinishRoundRequest
+	30, // 78: fermata.v1.Operator.CreateCluster:output_type -> fermata.v1.Cluster
+	7,  // 79: fermata.v1.Operator.ListClusters:output_type -> fermata.v1.ListClustersReply
+	30, // 80: fermata.v1.Operator.GetCluster:output_type -> fermata.v1.Cluster
+	29, // 81: fermata.v1.Operator.StartCluster:output_type -> fermata.v1.Event
+	29, // 82: fermata.v1.Operator.StopCluster:output_type -> fermata.v1.Event
+	12, // 83: fermata.v1.Operator.DeleteCluster:output_type -> fermata.v1.DeleteClusterReply
+	29, // 84: fermata.v1.Operator.TakeCheckpoint:output_type -> fermata.v1.Event
+	15, // 85: fermata.v1.Operator.ListCheckpoints:output_type -> fermata.v1.ListCheckpointsReply
+	33, // 86: fermata.v1.Operator.GetCheckpoint:output_type -> fermata.v1.Checkpoint
+	29, // 87: fermata.v1.Operator.VerifyCheckpoint:output_type -> fermata.v1.Event
+	19, // 88: fermata.v1.Operator.DeleteCheckpoint:output_type -> fermata.v1.DeleteCheckpointReply
+	29, // 89: fermata.v1.Operator.Restart:output_type -> fermata.v1.Event
+	22, // 90: fermata.v1.Operator.ListNodes:output_type -> fermata.v1.ListNodesReply
+	39, // 91: fermata.v1.Operator.GetNode:output_type -> fermata.v1.NodeInfo
+	25, // 92: fermata.v1.Operator.Console:output_type -> fermata.v1.ConsoleChunk
+	27, // 93: fermata.v1.Operator.Trace:output_type -> fermata.v1.TraceChunk
+	43, // 94: fermata.v1.Registry.Register:output_type -> fermata.v1.RegisterReply
+	39, // 95: fermata.v1.Node.Describe:output_type -> fermata.v1.NodeInfo
+	51, // 96: fermata.v1.Node.CreateGuests:output_type -> fermata.v1.CreateGuestsUpdate
+	53, // 97: fermata.v1.Node.StepClocks:output_type -> fermata.v1.StepClocksReply
+	55, // 98: fermata.v1.Node.ReleaseGuests:output_type -> fermata.v1.ReleaseGuestsReply
+	57, // 99: fermata.v1.Node.DestroyGuests:output_type -> fermata.v1.DestroyGuestsReply
+	25, // 100: fermata.v1.Node.ReadConsole:output_type -> fermata.v1.ConsoleChunk
+	27, // 101: fermata.v1.Node.TraceFrames:output_type -> fermata.v1.TraceChunk
+	60, // 102: fermata.v1.Node.PrepareRound:output_type -> fermata.v1.PrepareRoundReply
+	62, // 103: fermata.v1.Node.CutRound:output_type -> fermata.v1.CutRoundReply
+	64, // 104: fermata.v1.Node.PersistRound:output_type -> fermata.v1.PersistRoundUpdate
+	69, // 105: fermata.v1.Node.FinishRound:output_type -> fermata.v1.FinishRoundReply
+	78, // [78:106] is the sub-list for method output_type
+	50, // [50:78] is the sub-list for method input_type
+	50, // [50:50] is the sub-list for extension type_name
+	50, // [50:50] is the sub-list for extension extendee
+	0,  // [0:50] is the sub-list for field type_name
 }
 
 func init() { file_fermata_proto_init() }
@@ -5452,7 +5497,7 @@ func file_fermata_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fermata_proto_rawDesc), len(file_fermata_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   67,
+			NumMessages:   68,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -200,6 +201,29 @@ func (m *Machine) isDetached() bool {
 
 // gone is the error of a call on a machine whose process has ended.
 func (m *Machine) gone() error { return fmt.Errorf("%w: %s", vmm.ErrGone, m.ExitReason()) }
+
+// TAPName is the name of the device that a card on a TAP has, in the network namespace
+// it was made in.
+//
+// Source: the "iff" line of a TAP's /proc/PID/fdinfo (tun_chr_show_fdinfo in
+// drivers/net/tun.c).
+func (m *Machine) TAPName(nic string) (string, error) {
+	for i, n := range m.state.Config.NICs {
+		if n.Name != nic || !n.TAP {
+			continue
+		}
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/fdinfo/%d", m.PID(), guestFD(i)))
+		if err != nil {
+			return "", fmt.Errorf("device of network card %s: %w", nic, err)
+		}
+		for line := range strings.Lines(string(b)) {
+			if name, ok := strings.CutPrefix(line, "iff:"); ok {
+				return strings.TrimSpace(name), nil
+			}
+		}
+	}
+	return "", fmt.Errorf("device of network card %s: %w", nic, vmm.ErrUnknownNIC)
+}
 
 // NICFiles implements vmm.NICHolder.
 func (m *Machine) NICFiles(nic string) (keep, guest *os.File, err error) {

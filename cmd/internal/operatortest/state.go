@@ -22,8 +22,9 @@ func Clusters() []*api.Cluster {
 				{
 					Name: "a", Cluster: "demo", Node: "node1", State: api.GuestState_GUEST_STATE_RUNNING, MemoryBytes: 512 << 20, Vcpus: 1, Pid: 4242,
 					Nics: []*api.NICStatus{
-						{Name: "net0", Network: "lan", Mac: "52:54:00:00:00:01", FramesReceived: 1200, FramesSent: 1100, FramesHeld: 2},
-						{Name: "net1", Network: "theirs", Mac: "52:54:00:00:00:02", Bridge: "office"},
+						{Name: "net0", Network: "lan", Mac: "52:54:00:00:00:01", FramesReceived: 1200, FramesSent: 1100, FramesHeld: 2, FramesRecorded: 3,
+							FramesDropped: 4, Drops: map[string]uint64{"runt": 1, "giant": 0, "stalled": 3}},
+						{Name: "net1", Network: "theirs", Mac: "52:54:00:00:00:02", Bridge: "office", FramesReceived: 8, FramesSent: 9},
 					},
 				},
 			},

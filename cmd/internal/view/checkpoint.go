@@ -62,6 +62,7 @@ type GuestPart struct {
 	NonZeroBytes   uint64  `json:"non_zero_bytes"`
 	FramesRecorded uint64  `json:"frames_recorded"`
 	UndrainedNICs  uint32  `json:"undrained_nics"`
+	BypassDropped  uint64  `json:"bypass_dropped"` // frames for which its cards on bridges had no room
 
 	Mode               string `json:"mode"`        // live or stop
 	ModeReason         string `json:"mode_reason"` // why not live, where that was not asked for
@@ -124,7 +125,7 @@ func ofGuestReport(m *api.GuestReport) GuestPart {
 		DevicesMS: millis(m.GetDevicesUs()), MemoryMS: millis(m.GetMemoryUs()),
 		ChannelsMS: millis(m.GetChannelsUs()), ResumeMS: millis(m.GetResumeUs()),
 		RawBytes: m.GetRawBytes(), NonZeroBytes: m.GetNonZeroBytes(),
-		FramesRecorded: m.GetFramesRecorded(), UndrainedNICs: m.GetUndrainedNics(),
+		FramesRecorded: m.GetFramesRecorded(), UndrainedNICs: m.GetUndrainedNics(), BypassDropped: m.GetBypassDropped(),
 		Mode: m.GetMode(), ModeReason: m.GetModeReason(),
 		Phases: Phases{
 			Gate: m.GetGateUs(), Drain: m.GetDrainUs(), Stop: m.GetStopUs(), Devices: m.GetDevicesUs(), Rearm: m.GetProtectUs(),
@@ -176,7 +177,11 @@ func (c Checkpoint) WriteTable(w io.Writer) error {
 		f.Add("channels", fmt.Sprintf("%d frames discarded: a restart loses what was on the wire", c.FramesDiscarded))
 	}
 	if len(c.Bypassed) > 0 {
-		f.Add("bypassed", "networks "+strings.Join(c.Bypassed, ", ")+": what was in flight on these bridges is not recorded")
+		var dropped uint64
+		for _, g := range c.Guests {
+			dropped += g.BypassDropped
+		}
+		f.Add("bypassed", fmt.Sprintf("networks %s: what was in flight on these bridges is not recorded, %d frames found no room meanwhile", strings.Join(c.Bypassed, ", "), dropped))
 	}
 	if len(c.OffFabric) > 0 {
 		f.Add("off fabric", strings.Join(c.OffFabric, ", ")+": what was in flight on their own networks is not recorded")

@@ -3,6 +3,8 @@ package view
 import (
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 
 	"fermata/cmd/internal/render"
@@ -60,7 +62,11 @@ type NIC struct {
 	FramesSent     uint64 `json:"frames_sent"`
 	FramesDropped  uint64 `json:"frames_dropped"`
 	FramesHeld     uint64 `json:"frames_held"`
-	Bridge         string `json:"bridge"` // of the node, where the card is past the fabric, which counts nothing then
+	FramesRecorded uint64 `json:"frames_recorded"` // became channel state of a checkpoint
+	FramesInjected uint64 `json:"frames_injected"` // put in at the restart
+
+	Drops  map[string]uint64 `json:"drops"`  // frames_dropped by reason
+	Bridge string            `json:"bridge"` // of the node, where the card is past the fabric
 }
 
 // OfClusters makes the document, sorted by name.
@@ -116,6 +122,7 @@ func ofNIC(m *api.NICStatus) NIC {
 		Name: m.GetName(), Network: m.GetNetwork(), MAC: m.GetMac(),
 		FramesReceived: m.GetFramesReceived(), FramesSent: m.GetFramesSent(),
 		FramesDropped: m.GetFramesDropped(), FramesHeld: m.GetFramesHeld(),
+		FramesRecorded: m.GetFramesRecorded(), FramesInjected: m.GetFramesInjected(), Drops: maps.Clone(m.GetDrops()),
 		Bridge: m.GetBridge(),
 	}
 }
@@ -192,15 +199,29 @@ func (g Guest) pid() string {
 	return fmt.Sprint(g.PID)
 }
 
+// dropped is how many frames were, and why.
+func (n NIC) dropped() string {
+	var why []string
+	for _, reason := range slices.Sorted(maps.Keys(n.Drops)) {
+		if frames := n.Drops[reason]; frames > 0 {
+			why = append(why, fmt.Sprintf("%s %d", reason, frames))
+		}
+	}
+	if why == nil {
+		return fmt.Sprint(n.FramesDropped)
+	}
+	return fmt.Sprintf("%d (%s)", n.FramesDropped, strings.Join(why, ", "))
+}
+
 func writeNICs(w io.Writer, guests []Guest) error {
-	rows, any := render.NewRows("GUEST", "NIC", "NETWORK", "MAC", "RECEIVED", "SENT", "DROPPED", "HELD"), false
+	rows, any := render.NewRows("GUEST", "NIC", "NETWORK", "MAC", "RECEIVED", "SENT", "DROPPED", "HELD", "RECORDED"), false
 	for _, g := range guests {
 		for _, n := range g.NICs {
+			network := n.Network
 			if n.Bridge != "" {
-				rows.Add(g.Name, n.Name, n.Network, n.MAC, "on bridge "+n.Bridge)
-			} else {
-				rows.Add(g.Name, n.Name, n.Network, n.MAC, n.FramesReceived, n.FramesSent, n.FramesDropped, n.FramesHeld)
+				network += " (bridge " + n.Bridge + ")"
 			}
+			rows.Add(g.Name, n.Name, network, n.MAC, n.FramesReceived, n.FramesSent, n.dropped(), n.FramesHeld, n.FramesRecorded)
 			any = true
 		}
 	}
