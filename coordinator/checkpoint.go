@@ -179,10 +179,9 @@ func bypassedOf(s *spec.Spec) (names []string) {
 
 // offFabric are the guests that are, or may be, on networks that are not the fabric's.
 func offFabric(s *spec.Spec) (names []string) {
-	bypassed := bypassedOf(s)
-	for _, g := range s.Guests {
-		if g.Adopt != "" || slices.ContainsFunc(g.NICs, func(n spec.NIC) bool { return slices.Contains(bypassed, n.Network) }) {
-			names = append(names, g.Name)
+	for _, g := range s.GuestSpecs() {
+		if g.GetAdopt() != "" || slices.ContainsFunc(g.GetNics(), func(n *api.NICSpec) bool { return n.GetBridge() != "" }) {
+			names = append(names, g.GetName())
 		}
 	}
 	return names

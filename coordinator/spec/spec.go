@@ -165,21 +165,21 @@ func (s *Spec) GuestSpecs() []*api.GuestSpec {
 			a.Disks = append(a.Disks, &api.DiskSpec{Name: d.Name, Path: d.Path, Format: d.Format, ReadOnly: d.ReadOnly})
 		}
 		for _, n := range g.NICs {
-			a.Nics = append(a.Nics, &api.NICSpec{Name: n.Name, Network: n.Network, Mac: n.MAC, Mtu: s.mtu(n.Network), Bridge: s.bridge(n.Network)})
+			a.Nics = append(a.Nics, &api.NICSpec{Name: n.Name, Network: n.Network, Mac: n.MAC, Mtu: s.mtu(n.Network), Bridge: s.network(n.Network).Bridge})
 		}
 		specs = append(specs, a)
 	}
 	return specs
 }
 
-// bridge is what a network is instead of the fabric's; empty: it is the fabric's.
-func (s *Spec) bridge(network string) string {
+// network is the network of that name, which Decode has found to be there.
+func (s *Spec) network(name string) Network {
 	for _, n := range s.Networks {
-		if n.Name == network {
-			return n.Bridge
+		if n.Name == name {
+			return n
 		}
 	}
-	return ""
+	return Network{}
 }
 
 // Uplinks are what joins the networks to the world, as it travels to the nodes.
@@ -207,10 +207,8 @@ func (o Outside) wire() api.Outside {
 // mtu is what a network's cards tell their guests; 0 where it is what every guest
 // takes for granted.
 func (s *Spec) mtu(network string) uint32 {
-	for _, n := range s.Networks {
-		if n.Name == network && n.MTU != defaultMTU {
-			return n.MTU
-		}
+	if mtu := s.network(network).MTU; mtu != defaultMTU {
+		return mtu
 	}
 	return 0
 }

@@ -56,6 +56,16 @@ func Each(console []byte, f func(guests.Line)) {
 	}
 }
 
+// LastCanary is the newest account of the canary on a console; zero: there is none.
+func LastCanary(console []byte) (last guests.CanaryStatus) {
+	Each(console, func(l guests.Line) {
+		if s, ok := l.Body.(guests.CanaryStatus); ok {
+			last = s
+		}
+	})
+	return last
+}
+
 // consoleEvery spaces looks at all consoles: each takes a process a guest.
 const consoleEvery = time.Second
 

@@ -68,20 +68,10 @@ func measure(ctx context.Context, o options, a arm, note func(string, ...any)) (
 	return rowsOf(a, done, s), nil
 }
 
-// phase is what a guest's canary does by now.
-func phase(console []byte) (phase string, receives bool) {
-	labrun.Each(console, func(l guests.Line) {
-		if s, ok := l.Body.(guests.CanaryStatus); ok {
-			phase, receives = s.Phase, s.Received > 0
-		}
-	})
-	return phase, receives
-}
-
 // sends tells whether a guest sends and receives.
 func sends(console []byte) bool {
-	p, receives := phase(console)
-	return p == "send" && receives
+	last := labrun.LastCanary(console)
+	return last.Phase == "send" && last.Received > 0
 }
 
 // trouble takes the checkpoints of an arm at random times, and puts the cluster back at
@@ -135,7 +125,7 @@ func trouble(ctx context.Context, lab *labrun.Scratch, o options, a arm) (done w
 		return done, err
 	}
 	for guest, console := range all {
-		if p, _ := phase(console); p != "" && p != "send" {
+		if p := labrun.LastCanary(console).Phase; p != "" && p != "send" {
 			return done, fmt.Errorf("guest %s has ended before the last checkpoint: they took longer than %s each", guest, perCheckpoint)
 		}
 	}

@@ -157,13 +157,7 @@ func (r *rig) sending() {
 	err := r.consoles().Await(r.Context(), bootBudget, "canaries of all guests to send", func(all map[string][]byte) (bool, error) {
 		sending := 0
 		for _, console := range all {
-			var last guests.CanaryStatus
-			labrun.Each(console, func(l guests.Line) {
-				if s, ok := l.Body.(guests.CanaryStatus); ok {
-					last = s
-				}
-			})
-			if last.Phase == "send" && last.Received > 0 {
+			if last := labrun.LastCanary(console); last.Phase == "send" && last.Received > 0 {
 				sending++
 			}
 		}

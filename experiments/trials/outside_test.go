@@ -27,7 +27,6 @@ const bridge = "office"
 // outsider is a canary that is no guest: it runs on a node, where it is at the bridge,
 // and takes itself for the cluster's last guest.
 type outsider struct {
-	index  int
 	cmd    *exec.Cmd
 	ended  chan error
 	report *lockedBuffer
@@ -63,7 +62,7 @@ func (r *rig) outside(node string, index int, app guests.Cluster) *outsider {
 	if err != nil {
 		r.Fatal(err)
 	}
-	o := &outsider{index: index, ended: make(chan error, 1), report: &lockedBuffer{}}
+	o := &outsider{ended: make(chan error, 1), report: &lockedBuffer{}}
 	o.cmd = exec.Command(filepath.Join(image, "canary"), "-i", fmt.Sprint(index), "-c", fmt.Sprint(app.Count), "-n", "10.77.0",
 		"-d", bridge, "-r", fmt.Sprint(app.Canary.Rate), "-s", fmt.Sprint(app.Canary.SizeBytes))
 	o.cmd.Stdout, o.cmd.Stderr = o.report, r.Output()
@@ -145,7 +144,7 @@ func TestOutside_SeesNothingUndone(t *testing.T) {
 					t.Fatal(err)
 				}
 				for _, console := range all {
-					if phaseOf(console) != "send" {
+					if labrun.LastCanary(console).Phase != "send" {
 						return false
 					}
 				}
@@ -194,16 +193,6 @@ func TestOutside_SeesNothingUndone(t *testing.T) {
 			}
 		})
 	}
-}
-
-// phaseOf is what a guest's canary does by now.
-func phaseOf(console []byte) (phase string) {
-	labrun.Each(console, func(l guests.Line) {
-		if s, ok := l.Body.(guests.CanaryStatus); ok {
-			phase = s.Phase
-		}
-	})
-	return phase
 }
 
 // TestBypass_GuestsOnABridge has guests on a bridge of their nodes, which VXLAN joins.
