@@ -27,6 +27,7 @@ const bridge = "office"
 // outsider is a canary that is no guest: it runs on a node, where it is at the bridge,
 // and takes itself for the cluster's last guest.
 type outsider struct {
+	name   string // as a guest
 	cmd    *exec.Cmd
 	ended  chan error
 	report *lockedBuffer
@@ -62,7 +63,7 @@ func (r *rig) outside(node string, index int, app guests.Cluster) *outsider {
 	if err != nil {
 		r.Fatal(err)
 	}
-	o := &outsider{ended: make(chan error, 1), report: &lockedBuffer{}}
+	o := &outsider{name: guests.Name(index), ended: make(chan error, 1), report: &lockedBuffer{}}
 	o.cmd = exec.Command(filepath.Join(image, "canary"), "-i", fmt.Sprint(index), "-c", fmt.Sprint(app.Count), "-n", "10.77.0",
 		"-d", bridge, "-r", fmt.Sprint(app.Canary.Rate), "-s", fmt.Sprint(app.Canary.SizeBytes))
 	o.cmd.Stdout, o.cmd.Stderr = o.report, r.Output()
@@ -98,22 +99,13 @@ func (r *rig) outside(node string, index int, app guests.Cluster) *outsider {
 }
 
 // fromGuests adds up what has come from the guests, once all is counted.
-func (o *outsider) fromGuests() (t guests.Totals, complete bool) {
-	labrun.Each(o.report.bytes(), func(l guests.Line) {
-		switch f := l.Body.(type) {
-		case guests.CanaryKernel:
-			t, complete = guests.Totals{}, false
-		case guests.CanaryFinal:
-			t.Sent += f.Sent
-			t.Received += f.Received
-			t.Lost += f.Lost
-			t.Doubled += f.Doubled
-			t.Reordered += f.Reordered
-		case guests.CanaryEnd:
-			complete = true
-		}
-	})
-	return t, complete
+func (o *outsider) fromGuests(r *rig) (t guests.Totals, complete bool) {
+	r.Helper()
+	s, err := labrun.Summarise(map[string][]byte{o.name: o.report.bytes()})
+	if err != nil {
+		r.Fatal(err)
+	}
+	return s.Totals, len(s.Pairs) > 0
 }
 
 // TestOutside_SeesNothingUndone has guests send numbered datagrams to somebody outside,
@@ -170,7 +162,7 @@ func TestOutside_SeesNothingUndone(t *testing.T) {
 			for {
 				time.Sleep(500 * time.Millisecond)
 				r.checkpoint("--mode", "live")
-				got, complete := o.fromGuests()
+				got, complete := o.fromGuests(r)
 				if !complete {
 					if time.Now().After(deadline) {
 						t.Fatalf("outside nothing is counted:\n%s", o.report.bytes())
