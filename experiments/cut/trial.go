@@ -81,10 +81,8 @@ type report struct {
 }
 
 func (t *trial) checkpoint(ctx context.Context, cut round.Cut) (rep report, err error) {
-	select {
-	case <-time.After(settle):
-	case <-ctx.Done():
-		return rep, context.Cause(ctx)
+	if err := labrun.Sleep(ctx, settle); err != nil {
+		return rep, err
 	}
 	err = t.Command(ctx, io.Discard, &rep, "checkpoint", clusterName, "--mode", "live", "--cut", cut.String(), "-o", "json")
 	if err == nil && len(rep.Guests) != t.guests {

@@ -272,6 +272,18 @@ func alive(pid int) bool {
 	return !strings.HasPrefix(rest, "Z")
 }
 
+// Sleep waits unless ctx ends.
+func Sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
 // Poll asks until done says yes, or the budget ends.
 func Poll(ctx context.Context, budget time.Duration, what string, done func() (bool, error)) error {
 	return pollEach(ctx, pollEvery, budget, what, done)

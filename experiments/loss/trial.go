@@ -85,7 +85,7 @@ func trouble(ctx context.Context, lab *labrun.Scratch, o options, a arm) (done w
 		command = append(command, "--discard-channels")
 	}
 	for done.checkpoints < o.n {
-		if err := sleep(ctx, rand.N(longestWait)); err != nil {
+		if err := labrun.Sleep(ctx, rand.N(longestWait)); err != nil {
 			return done, err
 		}
 		var rep struct {
@@ -134,7 +134,7 @@ func trouble(ctx context.Context, lab *labrun.Scratch, o options, a arm) (done w
 
 // restart puts the cluster back after a random time, each guest on another node.
 func restart(ctx context.Context, lab *labrun.Scratch, o options, from string) error {
-	if err := sleep(ctx, rand.N(longestWait)); err != nil {
+	if err := labrun.Sleep(ctx, rand.N(longestWait)); err != nil {
 		return err
 	}
 	args := []string{"rollback", clusterName, "--from", from}
@@ -161,13 +161,4 @@ func prune(ctx context.Context, lab *labrun.Scratch) error {
 		}
 	}
 	return nil
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	select {
-	case <-time.After(d):
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
 }

@@ -141,7 +141,7 @@ func (t *trial) next(ctx context.Context, beyond uint64) (last, m mark, err erro
 
 // rate is how many bytes the guest rewrites in a second, looked at for some time.
 func (t *trial) rate(ctx context.Context, length time.Duration) (float64, error) {
-	if err := t.settle(ctx, settle); err != nil {
+	if err := labrun.Sleep(ctx, settle); err != nil {
 		return 0, err
 	}
 	from, err := t.written()
@@ -149,7 +149,7 @@ func (t *trial) rate(ctx context.Context, length time.Duration) (float64, error)
 		return 0, err
 	}
 	begun := time.Now()
-	if err := t.settle(ctx, length); err != nil {
+	if err := labrun.Sleep(ctx, length); err != nil {
 		return 0, err
 	}
 	to, err := t.written()
@@ -160,15 +160,6 @@ func (t *trial) rate(ctx context.Context, length time.Duration) (float64, error)
 		return 0, errors.New("the guest does not work")
 	}
 	return float64(to-from) / time.Since(begun).Seconds(), nil
-}
-
-func (t *trial) settle(ctx context.Context, d time.Duration) error {
-	select {
-	case <-time.After(d):
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
 }
 
 // run times the work under an arm. It returns the pauses of its checkpoints in
@@ -197,7 +188,7 @@ func (t *trial) run(ctx context.Context, a arm, work uint64, length time.Duratio
 		for i := range a.checkpoints {
 			// In the middle of its share of the run.
 			due := first.at.Add(length * time.Duration(2*i+1) / time.Duration(2*a.checkpoints))
-			if t.settle(ctx, time.Until(due)) != nil {
+			if labrun.Sleep(ctx, time.Until(due)) != nil {
 				break
 			}
 			pause, err := t.checkpoint(ctx)
@@ -236,7 +227,7 @@ func (t *trial) prepare(ctx context.Context, a arm) error {
 			return err
 		}
 	}
-	return t.settle(ctx, settle)
+	return labrun.Sleep(ctx, settle)
 }
 
 // checkpoint takes one live and returns its pause in milliseconds.

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"time"
+
+	"fermata/experiments/labrun"
 )
 
 // The methods that are compared, as they stand in the document.
@@ -119,7 +121,7 @@ func (s site) one(ctx context.Context, take func(context.Context) (taken, error)
 		return taken{}, err
 	}
 	ear := s.console.listen(ctx)
-	slept := sleep(ctx, restLeast+rand.N(restMost-restLeast))
+	slept := labrun.Sleep(ctx, restLeast+rand.N(restMost-restLeast))
 	silenceBefore, err := ear.end()
 	if err := errors.Join(slept, err); err != nil {
 		return taken{}, err
@@ -138,7 +140,7 @@ func (s site) one(ctx context.Context, take func(context.Context) (taken, error)
 	if err != nil {
 		return taken{}, err
 	}
-	if err := sleep(ctx, afterLength); err != nil {
+	if err := labrun.Sleep(ctx, afterLength); err != nil {
 		return taken{}, err
 	}
 	after, err := s.now()
@@ -152,18 +154,6 @@ func (s site) one(ctx context.Context, take func(context.Context) (taken, error)
 	t.cpu = ended.cpu - begun.cpu
 	t.loadCPU = (begun.cpu - idle.cpu).Seconds() / begun.at.Sub(idle.at).Seconds()
 	return t, nil
-}
-
-// sleep waits unless ctx ends.
-func sleep(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
 }
 
 // shares splits n checkpoints over boots, as evenly as can be.
