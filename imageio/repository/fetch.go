@@ -3,6 +3,7 @@ package repository
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync/atomic"
@@ -63,7 +64,7 @@ func (rd *Reader) fetch(ctx context.Context, wants []want, deliver func(run []by
 				if err := ctx.Err(); err != nil {
 					return err
 				}
-				if err := f.run(wants[starts[i]:starts[i+1]], deliver); err != nil {
+				if err := f.run(ctx, wants[starts[i]:starts[i+1]], deliver); err != nil {
 					return err
 				}
 			}
@@ -81,9 +82,13 @@ type fetcher struct {
 	raw     []byte
 }
 
-func (f *fetcher) run(batch []want, deliver func(run []byte, batch []want) error) error {
+func (f *fetcher) run(ctx context.Context, batch []want, deliver func(run []byte, batch []want) error) error {
 	loc := batch[0].loc
 	raw, err := f.read(loc.Pack, loc.Run)
+	var moved *movedError
+	if errors.As(err, &moved) {
+		return f.rd.fetchMoved(ctx, moved.to, batch, deliver)
+	}
 	if err != nil {
 		return err
 	}
@@ -99,6 +104,42 @@ func (f *fetcher) run(batch []want, deliver func(run []byte, batch []want) error
 		verified = int(w.loc.Offset)
 	}
 	return deliver(raw, batch)
+}
+
+// fetchMoved is fetch for objects of a pack that was compacted since the Reader
+// was made.
+func (rd *Reader) fetchMoved(ctx context.Context, to pack.ID, batch []want, deliver func(run []byte, batch []want) error) error {
+	from, err := rd.readerOf(ctx, to)
+	if err != nil {
+		return err
+	}
+	wants := make([]want, len(batch))
+	for i, w := range batch {
+		loc, ok := from.index.Lookup(w.id)
+		if !ok {
+			return damage.New("object "+w.id.String(), fmt.Errorf("not in %s, where its pack has moved", pack.Name(to)))
+		}
+		wants[i] = want{id: w.id, loc: loc, tag: w.tag}
+	}
+	return from.fetch(ctx, wants, deliver)
+}
+
+// readerOf is the reader of a pack that others have moved to.
+func (rd *Reader) readerOf(ctx context.Context, to pack.ID) (*Reader, error) {
+	rd.mu.Lock()
+	defer rd.mu.Unlock()
+	if from := rd.moved[to]; from != nil {
+		return from, nil
+	}
+	from, err := rd.r.NewReader(ctx, []string{to.String()})
+	if err != nil {
+		return nil, err
+	}
+	if rd.moved == nil {
+		rd.moved = map[pack.ID]*Reader{}
+	}
+	rd.moved[to] = from
+	return from, nil
 }
 
 // read returns a run, valid until the next call.

@@ -208,8 +208,8 @@ func allFiles(t testing.TB, fsys vfs.FS, dir string) []string {
 	return files
 }
 
-// wantOnlyLiveFiles checks that nothing is left but the record, outcomes and
-// the packs of readable manifests, and the claims of rounds in flight.
+// wantOnlyLiveFiles checks that nothing is left but the record, outcomes, the
+// packs of readable manifests, and where those have moved.
 func wantOnlyLiveFiles(t testing.TB, r *Repository, fsys vfs.FS) {
 	t.Helper()
 	live := map[string]bool{}
@@ -225,10 +225,31 @@ func wantOnlyLiveFiles(t testing.TB, r *Repository, fsys vfs.FS) {
 			live[p] = true
 		}
 	}
-	for _, path := range allFiles(t, fsys, testDir) {
+	files := allFiles(t, fsys, testDir)
+	var moved []packFile
+	for _, path := range files {
+		if p, ok := parsePackName(filepath.Base(path)); ok && p.state == packMoved {
+			moved = append(moved, p)
+		}
+	}
+	allowed := map[string]bool{}
+	for again := true; again; {
+		again = false
+		for _, p := range moved {
+			if live[p.id.String()] {
+				delete(live, p.id.String())
+				live[p.to.String()], allowed[p.name], again = true, true, true
+			}
+		}
+	}
+	for _, path := range files {
 		name := filepath.Base(path)
 		p, isPack := parsePackName(name)
 		switch {
+		case allowed[name]:
+			if info, err := fsys.Stat(path); err != nil || info.Size != 0 {
+				t.Errorf("%s: %d bytes, %v", path, info.Size, err)
+			}
 		case name == recordName || strings.HasSuffix(name, outcomeSuffix):
 		case isPack && p.state == packFinal && live[p.id.String()]:
 			delete(live, p.id.String())

@@ -25,6 +25,8 @@ const (
 	packSuffix      = ".pack"
 	packTempSuffix  = ".pack.tmp"
 	condemnedInfix  = ".pack.condemned."
+	movedInfix      = ".pack.moved."
+	emptyInfix      = ".pack.empty."
 	damagedSuffix   = ".pack.damaged"
 	outcomeSuffix   = ".outcome"
 	claimSuffix     = ".claim"
@@ -51,6 +53,14 @@ func (r *Repository) packTempPath(id pack.ID, e epochKey) string {
 
 func (r *Repository) damagedPath(id pack.ID) string {
 	return filepath.Join(r.packDir(id), id.String()+damagedSuffix)
+}
+
+func (r *Repository) condemnedPath(id pack.ID, token string) string {
+	return filepath.Join(r.packDir(id), id.String()+condemnedInfix+token)
+}
+
+func (r *Repository) movedPath(id, to pack.ID) string {
+	return filepath.Join(r.packDir(id), id.String()+movedInfix+to.String())
 }
 
 func (r *Repository) clusterDir(cluster string) string {
@@ -149,6 +159,8 @@ const (
 	packTemp
 	packCondemned
 	packDamaged
+	packMoved // what of it is needed is in another pack; see compact.go
+	packEmpty // empty file, about to take the place of a moved pack's bytes
 )
 
 // packFile is one parsed name in a pack directory.
@@ -157,6 +169,7 @@ type packFile struct {
 	state packState
 	name  string
 	epoch epochKey // of a temporary pack
+	to    pack.ID  // of a moved pack
 }
 
 func parsePackName(name string) (packFile, bool) {
@@ -176,6 +189,13 @@ func parsePackName(name string) (packFile, bool) {
 		p.state = packDamaged
 	case strings.HasPrefix(rest, condemnedInfix) && isToken(rest[len(condemnedInfix):]):
 		p.state = packCondemned
+	case strings.HasPrefix(rest, movedInfix):
+		p.state = packMoved
+		if p.to, err = pack.ParseID(rest[len(movedInfix):]); err != nil {
+			return packFile{}, false
+		}
+	case strings.HasPrefix(rest, emptyInfix) && isToken(rest[len(emptyInfix):]):
+		p.state = packEmpty
 	case strings.HasSuffix(rest, packTempSuffix):
 		p.state = packTemp
 		cluster, digits, ok := strings.Cut(strings.TrimSuffix(rest[1:], packTempSuffix), ".")

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
+	"sync"
 
 	"fermata/imageio/damage"
 	"fermata/imageio/index"
@@ -20,6 +22,9 @@ type Reader struct {
 	index   *index.Index
 	runs    [][]pack.Run // by ordinal of the index; immutable after NewReader
 	decoder *pack.Decoder
+
+	mu    sync.Mutex
+	moved map[pack.ID]*Reader // guarded by mu; of packs that others have moved to since
 }
 
 // NewReader reads the trailers of the given packs, normally those of a
@@ -34,7 +39,7 @@ func (r *Repository) NewReader(ctx context.Context, packs []string) (*Reader, er
 			return nil, fmt.Errorf("new reader: %w", err)
 		}
 	}
-	rd, failed, err := r.loadPacks(ctx, ids)
+	rd, failed, err := r.loadPacks(ctx, ids, allObjects)
 	if err != nil {
 		return nil, fmt.Errorf("new reader: %w", err)
 	}
@@ -46,16 +51,23 @@ func (r *Repository) NewReader(ctx context.Context, packs []string) (*Reader, er
 	return rd, nil
 }
 
-// loadPacks builds a reader of those packs that can be read, and says what is
-// wrong with the others. An error is none of the packs'.
-func (r *Repository) loadPacks(ctx context.Context, ids []pack.ID) (*Reader, map[pack.ID]error, error) {
+func allObjects(pack.Object) bool { return true }
+
+// loadPacks builds a reader of those packs that can be read, for the objects that
+// want chooses, and says what is wrong with the other packs. An error is none of
+// the packs'.
+func (r *Repository) loadPacks(ctx context.Context, ids []pack.ID, want func(pack.Object) bool) (*Reader, map[pack.ID]error, error) {
 	trailers := make([]*pack.Trailer, len(ids))
+	actual := make([]pack.ID, len(ids))
 	errs := make([]error, len(ids))
 	err := r.readTrailers(ctx, ids, func(i int, id pack.ID, t *pack.Trailer, err error) error {
 		if errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ErrCorrupt) {
 			err = damage.New(pack.Name(id), err)
 		}
-		trailers[i], errs[i] = t, err
+		if t != nil {
+			t.Objects = slices.DeleteFunc(t.Objects, func(o pack.Object) bool { return !want(o) })
+		}
+		actual[i], trailers[i], errs[i] = id, t, err
 		return nil
 	})
 	if err != nil {
@@ -68,10 +80,10 @@ func (r *Repository) loadPacks(ctx context.Context, ids []pack.ID) (*Reader, map
 			failed[ids[i]] = errs[i]
 			continue
 		}
-		if rd.index.Has(ids[i]) {
+		if rd.index.Has(actual[i]) {
 			continue
 		}
-		rd.index.Add(ids[i], t.Objects)
+		rd.index.Add(actual[i], t.Objects)
 		rd.runs = append(rd.runs, t.Runs)
 		trailers[i] = nil // its objects are in the index now
 	}

@@ -68,7 +68,8 @@ func (r *Repository) Refresh(ctx context.Context) error {
 }
 
 // readTrailers reads trailers in parallel and hands them on, in no order and
-// from several goroutines. i is the position in ids.
+// from several goroutines. i is the position in ids, id that pack or what it has
+// moved to.
 func (r *Repository) readTrailers(ctx context.Context, ids []pack.ID, each func(i int, id pack.ID, t *pack.Trailer, err error) error) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(metadataReaders)
@@ -80,12 +81,12 @@ func (r *Repository) readTrailers(ctx context.Context, ids []pack.ID, each func(
 			if err := gctx.Err(); err != nil {
 				return err
 			}
-			path, err := r.findPack(id)
+			actual, path, err := r.followPack(id)
 			if err != nil {
 				return each(i, id, nil, err)
 			}
-			t, err := pack.ReadTrailer(r.fs, path, id)
-			return each(i, id, t, err)
+			t, err := pack.ReadTrailer(r.fs, path, actual)
+			return each(i, actual, t, err)
 		})
 	}
 	if err := g.Wait(); err != nil {

@@ -74,7 +74,7 @@ func (s *sweep) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if s.view, err = s.r.look(ctx, nil); err != nil {
+	if s.view, err = s.r.look(ctx, nil, nil); err != nil {
 		return err
 	}
 	if err := s.condemn(ctx, files); err != nil {
@@ -82,12 +82,15 @@ func (s *sweep) run(ctx context.Context) error {
 	}
 	// The second look is what makes condemning safe: whoever relied on a pack
 	// before it was condemned is seen now, whoever comes later misses it.
-	second, err := s.r.look(ctx, s.view)
+	second, err := s.r.look(ctx, s.view, nil)
 	if err != nil {
 		return errors.Join(err, s.giveBack())
 	}
 	s.view = second
 	if err := s.execute(); err != nil {
+		return err
+	}
+	if err := s.finishMoves(files); err != nil {
 		return err
 	}
 	s.removeStale(files)
@@ -123,7 +126,7 @@ func (s *sweep) condemn(ctx context.Context, files []packFile) error {
 		if err != nil {
 			return err
 		}
-		to := filepath.Join(s.r.packDir(f.id), f.id.String()+condemnedInfix+s.token)
+		to := s.r.condemnedPath(f.id, s.token)
 		if err := s.r.fs.Rename(path, to); errors.Is(err, fs.ErrNotExist) {
 			continue
 		} else if err != nil {
@@ -228,6 +231,20 @@ func (s *sweep) giveBack() error {
 	return errors.Join(append(errs, s.syncTouched())...)
 }
 
+// finishMoves ends what killed compactions have begun.
+func (s *sweep) finishMoves(files []packFile) error {
+	var errs []error
+	for _, f := range files {
+		if f.state != packMoved || !s.view.needs(f.id) {
+			continue
+		}
+		freed, err := s.r.settleMove(f.id, f.to)
+		s.report.FreedBytes += uint64(freed)
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
 // removeStale removes what decided rounds have left: unfinished packs, claims,
 // temporary names, marks of damage on packs that are gone. What cannot be
 // removed now is left to the next sweep.
@@ -250,6 +267,8 @@ func (s *sweep) removeStale(files []packFile) {
 		case f.state == packTemp:
 			s.noteInFlight(f.epoch)
 		case f.state == packDamaged && !present[f.id]:
+			s.remove(path)
+		case f.state == packEmpty, f.state == packMoved && !s.view.needs(f.id):
 			s.remove(path)
 		}
 	}

@@ -44,11 +44,27 @@ type Damage struct {
 //
 // On error: the report is not complete. Damage is not an error.
 func (r *Repository) Verify(ctx context.Context, m *manifest.Manifest, opt VerifyOptions) (VerifyReport, error) {
-	v := &verify{r: r, opt: opt, runs: map[place]int{}, objects: map[place]int{}, bad: map[pack.ID]bool{}}
-	if err := v.run(ctx, m); err != nil {
-		return v.report, fmt.Errorf("verify %s@%d: %w", m.Cluster, m.Epoch, err)
+	if tell, told := opt.Progress, int64(-1); tell != nil {
+		opt.Progress = func(done, total int64) {
+			if done > told {
+				told = done
+				tell(done, total)
+			}
+		}
 	}
-	return v.report, nil
+	for range maxMoves {
+		v := &verify{r: r, opt: opt, runs: map[place]int{}, objects: map[place]int{}, bad: map[pack.ID]bool{}}
+		err := v.run(ctx, m)
+		var moved *movedError
+		switch {
+		case errors.As(err, &moved): // a pack was compacted meanwhile: look again
+		case err != nil:
+			return v.report, fmt.Errorf("verify %s@%d: %w", m.Cluster, m.Epoch, err)
+		default:
+			return v.report, nil
+		}
+	}
+	return VerifyReport{}, fmt.Errorf("verify %s@%d: its packs move all the time", m.Cluster, m.Epoch)
 }
 
 // place is a run, or an object at an offset in it.
@@ -75,7 +91,7 @@ func (v *verify) run(ctx context.Context, m *manifest.Manifest) error {
 			return err
 		}
 	}
-	rd, failed, err := v.r.loadPacks(ctx, ids)
+	rd, failed, err := v.r.loadPacks(ctx, ids, allObjects)
 	if err != nil {
 		return err
 	}
@@ -134,6 +150,10 @@ type badRun struct {
 func (v *verify) scanPack(ctx context.Context, ordinal uint32) error {
 	id := v.rd.index.PackID(ordinal)
 	t, f, err := v.openWhole(id)
+	var moved *movedError
+	if errors.As(err, &moved) {
+		return err
+	}
 	if err != nil {
 		v.failed = append(v.failed, v.add(id, pack.Name(id), err))
 		return nil

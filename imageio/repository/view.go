@@ -16,6 +16,8 @@ type view struct {
 	outcomes map[epochKey]Outcome
 	live     map[pack.ID]struct{} // named by a manifest
 	claimed  map[pack.ID]struct{} // claimed by a round without an outcome
+	fresh    map[pack.ID]struct{} // named by a manifest that no earlier look has read
+	moved    map[pack.ID]pack.ID  // where what is needed of a pack has gone
 	stale    []string             // claims and temporary names that nobody needs
 }
 
@@ -26,15 +28,20 @@ func (v *view) needs(id pack.ID) bool {
 }
 
 // look reads claims first and outcomes second: a claim that is not there any
-// more had an outcome before, which is then seen. Manifests that an earlier
-// look has read are not read again; that one of them may have been deleted
-// since only keeps packs longer.
-func (r *Repository) look(ctx context.Context, earlier *view) (*view, error) {
+// more had an outcome before, which is then seen. Last it looks which packs have
+// moved, for who compacts gives a pack the new name before it looks for the new
+// pack. Manifests that an earlier look has read are not read again; that one of
+// them may have been deleted since only keeps packs longer. Checkpoints of
+// without are taken for deleted.
+func (r *Repository) look(ctx context.Context, earlier *view, without map[epochKey]bool) (*view, error) {
 	claims, err := r.readClaims(ctx)
 	if err != nil {
 		return nil, err
 	}
-	v := &view{outcomes: map[epochKey]Outcome{}, live: map[pack.ID]struct{}{}, claimed: map[pack.ID]struct{}{}}
+	v := &view{
+		outcomes: map[epochKey]Outcome{}, live: map[pack.ID]struct{}{}, claimed: map[pack.ID]struct{}{},
+		fresh: map[pack.ID]struct{}{}, moved: map[pack.ID]pack.ID{},
+	}
 	if earlier != nil {
 		maps.Copy(v.outcomes, earlier.outcomes)
 		maps.Copy(v.live, earlier.live)
@@ -44,7 +51,7 @@ func (r *Repository) look(ctx context.Context, earlier *view) (*view, error) {
 		return nil, err
 	}
 	for _, cluster := range clusters {
-		if err := r.lookAtCluster(ctx, cluster, v); err != nil {
+		if err := r.lookAtCluster(ctx, cluster, v, without); err != nil {
 			return nil, err
 		}
 	}
@@ -63,10 +70,40 @@ func (r *Repository) look(ctx context.Context, earlier *view) (*view, error) {
 			v.claimed[id] = struct{}{}
 		}
 	}
+	if err := r.lookAtMoves(ctx, v); err != nil {
+		return nil, err
+	}
 	return v, nil
 }
 
-func (r *Repository) lookAtCluster(ctx context.Context, cluster string, v *view) error {
+// lookAtMoves makes live what needed packs have moved to.
+func (r *Repository) lookAtMoves(ctx context.Context, v *view) error {
+	files, err := r.listPacks(ctx)
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		if f.state == packMoved {
+			v.moved[f.id] = f.to
+		}
+	}
+	for id := range v.moved {
+		if !v.needs(id) {
+			continue
+		}
+		hops := 0
+		for to, ok := v.moved[id]; ok && hops < maxMoves; to, ok = v.moved[to] {
+			v.live[to] = struct{}{}
+			if _, fresh := v.fresh[id]; fresh {
+				v.fresh[to] = struct{}{}
+			}
+			hops++
+		}
+	}
+	return nil
+}
+
+func (r *Repository) lookAtCluster(ctx context.Context, cluster string, v *view, without map[epochKey]bool) error {
 	names, err := r.listDir(r.clusterDir(cluster))
 	if err != nil {
 		return err
@@ -85,7 +122,7 @@ func (r *Repository) lookAtCluster(ctx context.Context, cluster string, v *view)
 			return err
 		}
 		v.outcomes[e] = rec.outcome
-		if rec.outcome == OutcomeCommitted {
+		if rec.outcome == OutcomeCommitted && !without[e] {
 			if err := v.addLive(rec.manifest); err != nil {
 				return err
 			}
@@ -108,6 +145,7 @@ func (v *view) addLive(m *manifest.Manifest) error {
 			return err
 		}
 		v.live[id] = struct{}{}
+		v.fresh[id] = struct{}{}
 	}
 	return nil
 }

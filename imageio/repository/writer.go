@@ -80,11 +80,7 @@ func (r *Repository) NewWriter(cfg WriterConfig) (*Writer, error) {
 	if err := errors.Join(manifest.ValidCluster(cfg.Cluster), manifest.ValidName(cfg.Node)); err != nil {
 		return nil, fmt.Errorf("new writer: %w", err)
 	}
-	algorithm, err := pack.ParseAlgorithm(r.cfg.Compression)
-	if err != nil {
-		return nil, fmt.Errorf("new writer: %w", err)
-	}
-	encoder, err := pack.NewEncoder(algorithm, r.cfg.Workers)
+	encoder, err := r.newEncoder()
 	if err != nil {
 		return nil, fmt.Errorf("new writer: %w", err)
 	}
@@ -100,6 +96,15 @@ func (r *Repository) NewWriter(cfg WriterConfig) (*Writer, error) {
 		w.workers <- newWorker(r.cfg.RunBytes)
 	}
 	return w, nil
+}
+
+// newEncoder compresses as the configuration says.
+func (r *Repository) newEncoder() (*pack.Encoder, error) {
+	algorithm, err := pack.ParseAlgorithm(r.cfg.Compression)
+	if err != nil {
+		return nil, err
+	}
+	return pack.NewEncoder(algorithm, r.cfg.Workers)
 }
 
 // Finish makes everything durable that was put. After it, and only then, the

@@ -282,7 +282,7 @@ func (t *Tracker) unit() int64 {
 // protectBytes bounds one call of the first protection: the call keeps the
 // process from mapping memory, and the guest's faults from being served, while
 // it lasts.
-const protectBytes = 64 << 20
+const protectBytes = 4 << 20
 
 func (t *Tracker) protectAll(ctx context.Context) error {
 	for _, r := range t.regions {
