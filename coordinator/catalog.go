@@ -25,14 +25,14 @@ func (c *Coordinator) listCheckpoints(ctx context.Context, cluster string) (*api
 	if cluster == "" {
 		var err error
 		if clusters, err = c.repo.Clusters(ctx); err != nil {
-			return nil, fmt.Errorf("list checkpoints: %w", repositoryFault(err))
+			return nil, fmt.Errorf("list checkpoints: %w", RepositoryFault(err))
 		}
 	}
 	reply := &api.ListCheckpointsReply{}
 	for _, name := range clusters {
 		entries, err := c.repo.Checkpoints(ctx, name)
 		if err != nil {
-			return nil, fmt.Errorf("list checkpoints of cluster %s: %w", name, repositoryFault(err))
+			return nil, fmt.Errorf("list checkpoints of cluster %s: %w", name, RepositoryFault(err))
 		}
 		for _, e := range entries {
 			reply.Checkpoints = append(reply.Checkpoints, entryOf(name, e))
@@ -68,14 +68,14 @@ func (c *Coordinator) showCheckpoint(ctx context.Context, cluster string, epoch 
 	case errors.Is(err, repository.ErrCorrupt):
 		return entryOf(cluster, repository.Entry{Epoch: epoch, Err: err}), nil
 	case err != nil:
-		return nil, fmt.Errorf("show checkpoint %s: %w", record.ID(cluster, epoch), repositoryFault(err))
+		return nil, fmt.Errorf("show checkpoint %s: %w", record.ID(cluster, epoch), RepositoryFault(err))
 	}
 	out := entryOf(cluster, repository.Entry{Epoch: epoch, Manifest: m})
 	switch out.UniqueBytes, err = uniqueBytes(ctx, c.repo, m); {
 	case errors.Is(err, repository.ErrCorrupt):
 		out.Damage = oneLine(err)
 	case err != nil:
-		return nil, fmt.Errorf("show checkpoint %s: %w", record.ID(cluster, epoch), repositoryFault(err))
+		return nil, fmt.Errorf("show checkpoint %s: %w", record.ID(cluster, epoch), RepositoryFault(err))
 	}
 	return out, nil
 }
@@ -88,7 +88,7 @@ func (c *Coordinator) intactManifest(ctx context.Context, cluster string, epoch 
 		_, err = c.repo.NewReader(ctx, m.Packs)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("checkpoint %s: %w", record.ID(cluster, epoch), repositoryFault(err))
+		return nil, fmt.Errorf("checkpoint %s: %w", record.ID(cluster, epoch), RepositoryFault(err))
 	}
 	return m, nil
 }
@@ -124,13 +124,13 @@ func (t *term) verifyCheckpoint(ctx context.Context, cluster string, epoch uint6
 		out.Damage = append(out.Damage, &api.Damage{Object: "manifest " + id, Reason: oneLine(err)})
 		return &api.Event{Result: &api.Event_Verify{Verify: out}}, nil
 	case err != nil:
-		return nil, fmt.Errorf("verify checkpoint %s: %w", id, repositoryFault(err))
+		return nil, fmt.Errorf("verify checkpoint %s: %w", id, RepositoryFault(err))
 	}
 	report, err := t.c.repo.Verify(ctx, m, repository.VerifyOptions{Progress: func(done, total int64) {
 		p(&api.Event{Step: stepVerify, DoneBytes: uint64(done), TotalBytes: uint64(total)})
 	}})
 	if err != nil {
-		return nil, asked(ctx, repositoryFault(err))
+		return nil, asked(ctx, RepositoryFault(err))
 	}
 	out.Bytes = report.Bytes
 	for _, d := range report.Damage {
@@ -152,7 +152,7 @@ func (t *term) deleteCheckpoint(ctx context.Context, cluster string, epoch uint6
 	defer end()
 	freed, err := t.c.repo.Delete(ctx, cluster, epoch)
 	if err != nil {
-		return nil, asked(ctx, repositoryFault(err))
+		return nil, asked(ctx, RepositoryFault(err))
 	}
 	more, err := t.sweepAbandoned(ctx)
 	if err != nil {
@@ -169,7 +169,7 @@ func (t *term) deleteCheckpoint(ctx context.Context, cluster string, epoch uint6
 func (t *term) sweepAbandoned(ctx context.Context) (freed uint64, err error) {
 	report, err := t.c.repo.Sweep(ctx)
 	if err != nil {
-		return 0, repositoryFault(err)
+		return 0, RepositoryFault(err)
 	}
 	freed = report.FreedBytes
 	ops, err := t.c.store.Operations(ctx)
@@ -184,7 +184,7 @@ func (t *term) sweepAbandoned(ctx context.Context) (freed uint64, err error) {
 		}
 		err := t.c.repo.Abort(ctx, r.Cluster, r.Epoch, "abandoned: no coordinator knows of the round any more")
 		if err != nil && !errors.Is(err, repository.ErrOutcomeDecided) {
-			return freed, repositoryFault(err)
+			return freed, RepositoryFault(err)
 		}
 		t.c.log.Warn("abandoned round aborted", "cluster", r.Cluster, "epoch", r.Epoch)
 		abandoned++
@@ -193,5 +193,5 @@ func (t *term) sweepAbandoned(ctx context.Context) (freed uint64, err error) {
 		return freed, nil
 	}
 	report, err = t.c.repo.Sweep(ctx)
-	return freed + report.FreedBytes, repositoryFault(err)
+	return freed + report.FreedBytes, RepositoryFault(err)
 }

@@ -147,12 +147,12 @@ func (c *Coordinator) run(ctx context.Context, listeners []net.Listener) (err er
 func openRepository(ctx context.Context, cfg repository.Config) (*repository.Repository, error) {
 	r, err := repository.Open(ctx, cfg)
 	if !errors.Is(err, repository.ErrNotRepository) {
-		return r, repositoryFault(err)
+		return r, RepositoryFault(err)
 	}
 	if r, err = repository.Create(ctx, cfg); errors.Is(err, repository.ErrExists) {
 		r, err = repository.Open(ctx, cfg)
 	}
-	return r, repositoryFault(err)
+	return r, RepositoryFault(err)
 }
 
 func (c *Coordinator) noteAddresses(listeners []net.Listener) {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"fermata/coordinator/record"
 	"fermata/coordinator/rounds"
 	"fermata/imageio/manifest"
@@ -14,15 +16,19 @@ import (
 	"fermata/protocol/round"
 )
 
-// repositoryFault gives an error of the repository its class.
-func repositoryFault(err error) error {
+// RepositoryFault gives an error of package repository its class.
+func RepositoryFault(err error) error {
 	switch {
 	case err == nil:
 		return nil
 	case errors.Is(err, repository.ErrCorrupt):
 		return fault.Wrap(fault.Corrupt, err, "")
-	case errors.Is(err, repository.ErrNotFound):
+	case errors.Is(err, repository.ErrNotFound), errors.Is(err, repository.ErrNotRepository):
 		return fault.Wrap(fault.NotFound, err, "")
+	case errors.Is(err, repository.ErrExists), errors.Is(err, repository.ErrOutcomeDecided):
+		return fault.Wrap(fault.Exists, err, "")
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		return fault.Wrap(fault.NoSpace, err, "")
 	case errors.Is(err, repository.ErrNewerFormat):
 		return fault.Wrap(fault.Mismatch, err, "")
 	case errors.Is(err, repository.ErrPackMissing):
@@ -50,7 +56,7 @@ func (j *judge) Commit(ctx context.Context, e rounds.Evidence) (round.Outcome, e
 	if j.manifest == nil {
 		m, err := j.compose(ctx, e)
 		if err != nil {
-			return round.OutcomeNone, fmt.Errorf("make the manifest: %w", repositoryFault(err))
+			return round.OutcomeNone, fmt.Errorf("make the manifest: %w", RepositoryFault(err))
 		}
 		j.manifest = m
 	}
@@ -82,11 +88,11 @@ func outcomeOf(want round.Outcome, err error) (round.Outcome, error) {
 	case err == nil:
 		return want, nil
 	case !errors.As(err, &decided):
-		return round.OutcomeNone, repositoryFault(err)
+		return round.OutcomeNone, RepositoryFault(err)
 	case decided.Outcome == repository.OutcomeAborted:
 		return round.Aborted, nil
 	case decided.Outcome == repository.OutcomeCommitted, decided.Outcome == repository.OutcomeDeleted:
 		return round.Committed, nil // what was deleted had been committed
 	}
-	return round.OutcomeNone, repositoryFault(err)
+	return round.OutcomeNone, RepositoryFault(err)
 }

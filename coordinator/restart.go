@@ -103,7 +103,7 @@ func (r *restart) candidates(ctx context.Context, epoch uint64) ([]uint64, error
 	}
 	entries, err := r.t.c.repo.Checkpoints(ctx, r.req.GetCluster())
 	if err != nil {
-		return nil, fmt.Errorf("list checkpoints: %w", repositoryFault(err))
+		return nil, fmt.Errorf("list checkpoints: %w", RepositoryFault(err))
 	}
 	if len(entries) == 0 {
 		return nil, fault.New(fault.NotFound, "cluster %s has no checkpoint", r.req.GetCluster())

@@ -74,7 +74,7 @@ func (t *term) life(cluster string, epoch uint64) deploy.Life {
 func (t *term) nextEpoch(ctx context.Context, cluster string) (uint64, error) {
 	last, err := t.c.repo.LastEpoch(ctx, cluster)
 	if err != nil {
-		return 0, fmt.Errorf("last epoch of cluster %s in the repository: %w", cluster, repositoryFault(err))
+		return 0, fmt.Errorf("last epoch of cluster %s in the repository: %w", cluster, RepositoryFault(err))
 	}
 	var epoch uint64
 	err = t.surely(ctx, func(ctx context.Context) (err error) {

@@ -100,11 +100,14 @@ func (o *operator) takeCheckpoint(ctx context.Context, req *api.CheckpointReques
 }
 
 func newCheckpointsCommand(o *operator) *cobra.Command {
-	return newGroup("checkpoints", "List, show, verify and delete checkpoints",
+	return newGroup("checkpoints", "List, show, verify, compare, move and delete checkpoints",
 		newCheckpointsListCommand(o),
 		newCheckpointsShowCommand(o),
 		newCheckpointsVerifyCommand(o),
 		newCheckpointsDeleteCommand(o),
+		newCheckpointsDiffCommand(o),
+		newCheckpointsExportCommand(o),
+		newCheckpointsImportCommand(o),
 	)
 }
 

@@ -85,6 +85,7 @@ func newRootCommand(env *app.Env) *cobra.Command {
 		newRollbackCommand(op),
 		newTraceCommand(op),
 		newNodeCommand(op),
+		newRepoCommand(op),
 	)
 	inGroup(root, groupMachine,
 		newDoctorCommand(env),

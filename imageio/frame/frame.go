@@ -17,6 +17,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 
 	"fermata/imageio/damage"
 )
@@ -72,6 +73,44 @@ func (k Kind) Decode(data []byte) ([]byte, error) {
 		return nil, damage.New(k.Name, fmt.Errorf("%d bytes behind the end", len(rest)))
 	}
 	return body, nil
+}
+
+// Read reads one frame from a stream, and no byte more. buf is used if it is large
+// enough; the body aliases it or a new one, which is returned.
+//
+// On error: io.EOF if there is nothing, as for Decode, or what r said.
+func (k Kind) Read(r io.Reader, buf []byte) (body, grown []byte, err error) {
+	var head [headLen]byte
+	if _, err := io.ReadFull(r, head[:]); err == io.EOF {
+		return nil, buf, err
+	} else if err != nil {
+		return nil, buf, fmt.Errorf("%s: %w", k.Name, cutOff(err))
+	}
+	if !k.Is(head[:]) {
+		return nil, buf, damage.New(k.Name, errors.New("wrong magic"))
+	}
+	n := uint64(binary.LittleEndian.Uint32(head[12:]))
+	if n > uint64(k.MaxBody) {
+		return nil, buf, damage.New(k.Name, fmt.Errorf("body of %d bytes, limit %d", n, k.MaxBody))
+	}
+	if uint64(cap(buf)) < n+Overhead {
+		buf = make([]byte, n+Overhead)
+	}
+	buf = buf[:n+Overhead]
+	copy(buf, head[:])
+	if _, err := io.ReadFull(r, buf[headLen:]); err != nil {
+		return nil, buf, fmt.Errorf("%s: %w", k.Name, cutOff(err))
+	}
+	body, err = k.Decode(buf)
+	return body, buf, err
+}
+
+// cutOff makes an early end damage.
+func cutOff(err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return errors.Join(damage.ErrCorrupt, io.ErrUnexpectedEOF)
+	}
+	return err
 }
 
 // DecodePrefix is Decode for a frame that more bytes follow.

@@ -26,6 +26,19 @@ type compaction struct {
 	touched map[string]bool // directories to sync
 }
 
+// newCompaction begins one. view is of before anything was decided.
+func (r *Repository) newCompaction(v *view) (*compaction, error) {
+	token, err := r.randomHex(tokenBytes)
+	if err != nil {
+		return nil, err
+	}
+	encoder, err := r.newEncoder()
+	if err != nil {
+		return nil, err
+	}
+	return &compaction{r: r, token: token, view: v, encoder: encoder, touched: map[string]bool{}}, nil
+}
+
 // source is a pack that is being compacted.
 type source struct {
 	id  pack.ID
@@ -54,11 +67,14 @@ func (r *Repository) groups(sources []source) [][]source {
 	return all
 }
 
-// group compacts sources into one pack. Those that somebody began to rely on stay
-// as they are.
+// copyFunc writes a new pack with all that is needed of some packs.
+type copyFunc func(context.Context, []source) (pack.ID, []pack.Object, int64, error)
+
+// group replaces sources by the one pack that copy writes. Those that somebody
+// began to rely on stay as they are.
 //
 // On error: sources are given their names back, as far as that can be done.
-func (c *compaction) group(ctx context.Context, sources []source) error {
+func (c *compaction) group(ctx context.Context, sources []source, copy copyFunc) error {
 	condemned, err := c.condemn(sources)
 	if err != nil {
 		return errors.Join(err, c.giveBack(condemned))
@@ -86,7 +102,7 @@ func (c *compaction) group(ctx context.Context, sources []source) error {
 	if len(taken) == 0 {
 		return nil
 	}
-	to, objects, size, err := c.copyLive(ctx, taken)
+	to, objects, size, err := copy(ctx, taken)
 	if errors.Is(err, fs.ErrNotExist) { // a sweep has taken the sources over, or our unfinished pack
 		c.report.Busy += len(taken)
 		return c.giveBack(taken)
@@ -132,11 +148,22 @@ func (c *compaction) giveBack(sources []source) error {
 // copyLive writes the new pack. Its header names the round of the first source,
 // which has an outcome: until something has moved to it, it is garbage.
 func (c *compaction) copyLive(ctx context.Context, sources []source) (pack.ID, []pack.Object, int64, error) {
+	return c.writePack(sources[0].use.round, func(out *repack) error {
+		for _, s := range sources {
+			if err := c.copyFrom(ctx, s, out); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// writePack makes a pack of what fill adds.
+func (c *compaction) writePack(round epochKey, fill func(*repack) error) (pack.ID, []pack.Object, int64, error) {
 	id, err := c.r.newPackID()
 	if err != nil {
 		return id, nil, 0, err
 	}
-	round := sources[0].use.round
 	h := pack.Header{ID: id, Repository: c.r.id, Cluster: round.cluster, Epoch: round.epoch, Node: compactorName}
 	w, err := pack.Create(c.r.fs, c.r.packTempPath(id, round), c.r.packPath(id), h)
 	if err != nil {
@@ -145,10 +172,8 @@ func (c *compaction) copyLive(ctx context.Context, sources []source) (pack.ID, [
 	out := &repack{w: w, encoder: c.encoder, written: map[object.ID]bool{},
 		pages: runBuilder{target: c.r.cfg.RunBytes}, nodes: runBuilder{target: c.r.cfg.RunBytes},
 		compressed: make([]byte, pack.MaxStoredLen(max(c.r.cfg.RunBytes, pack.MaxRunBytes)))}
-	for _, s := range sources {
-		if err := c.copyFrom(ctx, s, out); err != nil {
-			return id, nil, 0, errors.Join(err, w.Discard())
-		}
+	if err := fill(out); err != nil {
+		return id, nil, 0, errors.Join(err, w.Discard())
 	}
 	for _, b := range []*runBuilder{&out.pages, &out.nodes} {
 		if err := out.flush(b); err != nil {
@@ -218,7 +243,7 @@ func (c *compaction) copyFrom(ctx context.Context, s source, out *repack) error 
 			if object.Sum(b) != o.ID {
 				return damage.New(fmt.Sprintf("object %s in %s", o.ID, pack.Name(s.id)), errWrongHash)
 			}
-			if err := out.add(o, b); err != nil {
+			if err := out.add(o.Kind, o.ID, b); err != nil {
 				return err
 			}
 		}
@@ -236,9 +261,9 @@ type repack struct {
 	written      map[object.ID]bool
 }
 
-func (p *repack) add(o pack.Object, data []byte) error {
+func (p *repack) add(kind object.Kind, id object.ID, data []byte) error {
 	b := &p.nodes
-	if o.Kind == object.KindPage {
+	if kind == object.KindPage {
 		b = &p.pages
 	}
 	if len(b.raw) > 0 && len(b.raw)+len(data) > b.target {
@@ -246,8 +271,8 @@ func (p *repack) add(o pack.Object, data []byte) error {
 			return err
 		}
 	}
-	b.add(o.ID, o.Kind, data)
-	p.written[o.ID] = true
+	b.add(id, kind, data)
+	p.written[id] = true
 	return nil
 }
 

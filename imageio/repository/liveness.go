@@ -9,6 +9,7 @@ import (
 	"math/bits"
 	"sync"
 
+	"fermata/imageio/index"
 	"fermata/imageio/manifest"
 	"fermata/imageio/object"
 	"fermata/imageio/pack"
@@ -85,7 +86,7 @@ func (r *Repository) mark(ctx context.Context, packs []pack.ID, memoryBytes int6
 		return nil, err
 	}
 	var failed map[pack.ID]error
-	k.nodes, failed, err = r.loadPacks(ctx, packs, func(o pack.Object) bool { return o.Kind != object.KindPage })
+	k.nodes, failed, err = r.loadPacks(ctx, packs, isNode)
 	if err != nil {
 		return nil, err
 	}
@@ -106,20 +107,22 @@ func (r *Repository) mark(ctx context.Context, packs []pack.ID, memoryBytes int6
 	return k.uses, nil
 }
 
+func isNode(_ pack.ID, o *pack.Object) bool { return o.Kind != object.KindPage }
+
 // pass marks the objects of one shard.
 func (k *marking) pass(ctx context.Context, packs []pack.ID, shard int, each func(func(*manifest.Manifest) error) error) error {
-	var needed, walked idSet
+	var needed idSet
+	walked := placeSet{rd: k.nodes}
 	mask := byte(k.shards - 1)
 	err := each(func(m *manifest.Manifest) error {
 		for _, g := range m.Guests {
 			for _, o := range g.Objects {
-				err := k.nodes.walk(ctx, RefOf(o), func(id object.ID) bool { return walked.add(id) }, func(ids []object.ID) {
-					for i := range ids {
-						if ids[i][0]&mask == byte(shard) && !ids[i].IsZero() {
-							needed.add(ids[i])
-						}
+				err := k.nodes.eachObject(ctx, RefOf(o), traversal{enter: walked.add, want: func(_ object.Kind, id object.ID) bool {
+					if id[0]&mask == byte(shard) {
+						needed.add(id)
 					}
-				})
+					return false
+				}})
 				if err != nil {
 					return fmt.Errorf("%s@%d, guest %s, %s %s: %w", m.Cluster, m.Epoch, g.Name, o.Kind, o.Name, err)
 				}
@@ -152,70 +155,46 @@ func (k *marking) pass(ctx context.Context, packs []pack.ID, shard int, each fun
 	})
 }
 
-// walk visits the ids of all objects of an image, zeros among them, node by node,
-// without reading pages. It leaves out what is below nodes for which enter is
-// false. Neither is called by two goroutines at once.
-func (rd *Reader) walk(ctx context.Context, ref Ref, enter func(object.ID) bool, visit func([]object.ID)) error {
-	if !enter(ref.ID) {
-		return nil
-	}
-	visit([]object.ID{ref.ID})
-	var root object.Root
-	err := rd.fetchNodes(ctx, []object.ID{ref.ID}, object.KindRoot, func(_ int, data []byte) (err error) {
-		root, err = object.DecodeRoot(data)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	visit(root.Branches)
-	var mu sync.Mutex
-	// below reads nodes that are to be entered, and visits their children. Node i
-	// has childrenOf(i) of them.
-	below := func(ids []object.ID, kind object.Kind, childrenOf func(i int) int, keep func(i int, children []object.ID)) error {
-		todo := make([]object.ID, len(ids)) // zero: not to be read
-		for i, id := range ids {
-			if !id.IsZero() && enter(id) {
-				todo[i] = id
-			}
-		}
-		return rd.fetchNodes(ctx, todo, kind, func(i int, data []byte) error {
-			n := childrenOf(i)
-			children, err := object.DecodeNode(make([]object.ID, 0, n), data, kind, n)
-			if err != nil {
-				return err
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			visit(children)
-			keep(i, children)
-			return nil
-		})
-	}
-	leaves := make([]object.ID, object.LeafCount(ref.Size))
-	err = below(root.Branches, object.KindBranch, func(i int) int { return min(object.Fanout, len(leaves)-i*object.Fanout) },
-		func(i int, children []object.ID) { copy(leaves[i*object.Fanout:], children) })
-	if err != nil {
-		return err
-	}
-	pages := object.PageCount(ref.Size)
-	return below(leaves, object.KindLeaf, func(i int) int { return int(min(object.Fanout, pages-int64(i)*object.Fanout)) },
-		func(int, []object.ID) {})
+// idSet is a set of objects by eight bytes of their ids. Of 2^64 objects two share
+// those: good for counting, and for what may err by keeping too much.
+type idSet struct{ keys keySet }
+
+// key leaves out the byte that chooses the shard.
+func (s *idSet) key(id object.ID) uint64 { return binary.LittleEndian.Uint64(id[8:]) }
+
+// add tells whether id is new.
+func (s *idSet) add(id object.ID) bool { return s.keys.add(s.key(id)) }
+
+func (s *idSet) has(id object.ID) bool { return s.keys.has(s.key(id)) }
+
+// placeSet is a set of objects by their places in the packs of a reader, which are
+// no two objects'.
+type placeSet struct {
+	rd   *Reader
+	keys keySet
 }
 
-// idSet is a set of objects by eight bytes of their ids. Two objects in 2^64 share
-// those; then one that nobody needs is kept. The zero value is empty.
-type idSet struct {
-	slots []uint64 // 0: free
+// add tells whether id is new. What the reader cannot find always is.
+func (s *placeSet) add(id object.ID) bool {
+	loc, ok := s.rd.index.Lookup(id)
+	return !ok || s.keys.add(placeKey(loc))
+}
+
+// placeKey is a location in 64 bits, see the limits of package pack.
+func placeKey(loc index.Location) uint64 {
+	return uint64(loc.Pack)<<36 | uint64(loc.Run)<<20 | uint64(loc.Offset)
+}
+
+// keySet is a set of numbers, in 11 to 22 bytes each. The zero value is empty.
+type keySet struct {
+	slots []uint64 // of a number and one; 0: free
 	used  int
+	most  bool // the one number that has no slot: 2^64-1
 }
 
-// key leaves out the byte that chooses the shard. No key is 0.
-func (s *idSet) key(id object.ID) uint64 { return max(1, binary.LittleEndian.Uint64(id[8:])) }
-
-// slot is where k is or would be.
-func (s *idSet) slot(k uint64) int {
-	i, _ := bits.Mul64(k*0x9e3779b97f4a7c15, uint64(len(s.slots)))
+// slot is where k, a number and one, is or would be.
+func (s *keySet) slot(k uint64) int {
+	i, _ := bits.Mul64(k*0x9e3779b97f4a7c15, uint64(len(s.slots))) // the golden ratio spreads places, too
 	for s.slots[i] != 0 && s.slots[i] != k {
 		if i++; i == uint64(len(s.slots)) {
 			i = 0
@@ -224,8 +203,13 @@ func (s *idSet) slot(k uint64) int {
 	return int(i)
 }
 
-// add tells whether id is new.
-func (s *idSet) add(id object.ID) bool {
+// add tells whether k is new.
+func (s *keySet) add(k uint64) bool {
+	if k++; k == 0 {
+		old := s.most
+		s.most = true
+		return !old
+	}
 	if 4*s.used >= 3*len(s.slots) {
 		old := s.slots
 		s.slots = make([]uint64, max(1024, 2*len(old)))
@@ -235,7 +219,6 @@ func (s *idSet) add(id object.ID) bool {
 			}
 		}
 	}
-	k := s.key(id)
 	at := &s.slots[s.slot(k)]
 	if *at == k {
 		return false
@@ -245,7 +228,9 @@ func (s *idSet) add(id object.ID) bool {
 	return true
 }
 
-func (s *idSet) has(id object.ID) bool {
-	k := s.key(id)
+func (s *keySet) has(k uint64) bool {
+	if k++; k == 0 {
+		return s.most
+	}
 	return len(s.slots) > 0 && s.slots[s.slot(k)] == k
 }

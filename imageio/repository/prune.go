@@ -246,15 +246,10 @@ func (r *Repository) eachManifest(ctx context.Context, without map[epochKey]bool
 //
 // On error: the report says what was done. Asking again does the rest.
 func (r *Repository) Prune(ctx context.Context, p *PrunePlan) (PruneReport, error) {
-	token, err := r.randomHex(tokenBytes)
+	c, err := r.newCompaction(p.view)
 	if err != nil {
 		return PruneReport{}, fmt.Errorf("prune: %w", err)
 	}
-	encoder, err := r.newEncoder()
-	if err != nil {
-		return PruneReport{}, fmt.Errorf("prune: %w", err)
-	}
-	c := &compaction{r: r, token: token, view: p.view, encoder: encoder, touched: map[string]bool{}}
 	if err := r.prune(ctx, p, c); err != nil {
 		return c.report, fmt.Errorf("prune: %w", err)
 	}
@@ -296,7 +291,7 @@ func (r *Repository) prune(ctx context.Context, p *PrunePlan, c *compaction) err
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		err := c.group(ctx, g)
+		err := c.group(ctx, g, c.copyLive)
 		if errors.Is(err, ErrCorrupt) { // the packs are as they were; the others can go on
 			c.report.Damaged = append(c.report.Damaged, err.Error())
 			continue

@@ -134,8 +134,7 @@ func (rd *Reader) UniquePages(ctx context.Context, refs []Ref) (pages uint64, er
 	for _, ref := range refs {
 		err := rd.pages(ctx, ref, func(wants []want, _, _ int64) error {
 			for i := range wants {
-				loc := wants[i].loc
-				places = append(places, uint64(loc.Pack)<<36|uint64(loc.Run)<<20|uint64(loc.Offset))
+				places = append(places, placeKey(wants[i].loc))
 			}
 			if len(places) > 2*distinct { // doubling keeps the sorting cheap
 				places = sortedDistinct(places)

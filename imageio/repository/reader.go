@@ -32,12 +32,9 @@ type Reader struct {
 //
 // On error: ErrCorrupt if a pack is damaged or gone.
 func (r *Repository) NewReader(ctx context.Context, packs []string) (*Reader, error) {
-	ids := make([]pack.ID, len(packs))
-	for i, s := range packs {
-		var err error
-		if ids[i], err = pack.ParseID(s); err != nil {
-			return nil, fmt.Errorf("new reader: %w", err)
-		}
+	ids, err := packIDsOf(packs)
+	if err != nil {
+		return nil, fmt.Errorf("new reader: %w", err)
 	}
 	rd, failed, err := r.loadPacks(ctx, ids, allObjects)
 	if err != nil {
@@ -51,12 +48,12 @@ func (r *Repository) NewReader(ctx context.Context, packs []string) (*Reader, er
 	return rd, nil
 }
 
-func allObjects(pack.Object) bool { return true }
+func allObjects(pack.ID, *pack.Object) bool { return true }
 
 // loadPacks builds a reader of those packs that can be read, for the objects that
 // want chooses, and says what is wrong with the other packs. An error is none of
 // the packs'.
-func (r *Repository) loadPacks(ctx context.Context, ids []pack.ID, want func(pack.Object) bool) (*Reader, map[pack.ID]error, error) {
+func (r *Repository) loadPacks(ctx context.Context, ids []pack.ID, want func(pack.ID, *pack.Object) bool) (*Reader, map[pack.ID]error, error) {
 	trailers := make([]*pack.Trailer, len(ids))
 	actual := make([]pack.ID, len(ids))
 	errs := make([]error, len(ids))
@@ -65,7 +62,7 @@ func (r *Repository) loadPacks(ctx context.Context, ids []pack.ID, want func(pac
 			err = damage.New(pack.Name(id), err)
 		}
 		if t != nil {
-			t.Objects = slices.DeleteFunc(t.Objects, func(o pack.Object) bool { return !want(o) })
+			t.Objects = slices.DeleteFunc(t.Objects, func(o pack.Object) bool { return !want(id, &o) })
 		}
 		actual[i], trailers[i], errs[i] = id, t, err
 		return nil
@@ -88,4 +85,16 @@ func (r *Repository) loadPacks(ctx context.Context, ids []pack.ID, want func(pac
 		trailers[i] = nil // its objects are in the index now
 	}
 	return rd, failed, nil
+}
+
+// packIDsOf parses names of packs, as in a manifest.
+func packIDsOf(names []string) ([]pack.ID, error) {
+	ids := make([]pack.ID, len(names))
+	for i, s := range names {
+		var err error
+		if ids[i], err = pack.ParseID(s); err != nil {
+			return nil, err
+		}
+	}
+	return ids, nil
 }

@@ -52,19 +52,36 @@ func (r *Repository) Verify(ctx context.Context, m *manifest.Manifest, opt Verif
 			}
 		}
 	}
+	report, err := r.verify(ctx, m, opt, scans{}, func(pack.ID) bool { return true })
+	if err != nil {
+		return report, fmt.Errorf("verify %s@%d: %w", m.Cluster, m.Epoch, err)
+	}
+	return report, nil
+}
+
+// scans is what is known of packs that were read. It is shared by the checkpoints
+// of one Check, so that no pack is read twice.
+type scans map[pack.ID]*scan
+
+// scan is what was found wrong with one pack.
+type scan struct {
+	err   error    // it cannot be read at all
+	bad   []badRun // runs with damage
+	bytes uint64   // that are right, uncompressed
+}
+
+// verify is Verify that reads the packs that read chooses, and of the others only
+// headers and trailers. What it reads it adds to known.
+func (r *Repository) verify(ctx context.Context, m *manifest.Manifest, opt VerifyOptions, known scans, read func(pack.ID) bool) (VerifyReport, error) {
 	for range maxMoves {
-		v := &verify{r: r, opt: opt, runs: map[place]int{}, objects: map[place]int{}, bad: map[pack.ID]bool{}}
+		v := &verify{r: r, opt: opt, scans: known, read: read, runs: map[place]int{}, objects: map[place]int{}, bad: map[pack.ID]bool{}}
 		err := v.run(ctx, m)
 		var moved *movedError
-		switch {
-		case errors.As(err, &moved): // a pack was compacted meanwhile: look again
-		case err != nil:
-			return v.report, fmt.Errorf("verify %s@%d: %w", m.Cluster, m.Epoch, err)
-		default:
-			return v.report, nil
-		}
+		if !errors.As(err, &moved) {
+			return v.report, err
+		} // else a pack was compacted meanwhile: look again
 	}
-	return VerifyReport{}, fmt.Errorf("verify %s@%d: its packs move all the time", m.Cluster, m.Epoch)
+	return VerifyReport{}, errors.New("its packs move all the time")
 }
 
 // place is a run, or an object at an offset in it.
@@ -74,6 +91,8 @@ type place struct{ pack, run, offset uint32 }
 type verify struct {
 	r       *Repository
 	opt     VerifyOptions
+	scans   scans
+	read    func(pack.ID) bool
 	rd      *Reader
 	failed  []int         // packs that cannot be read, as positions in report.Damage
 	runs    map[place]int // damaged runs (offset 0): position in report.Damage
@@ -84,12 +103,9 @@ type verify struct {
 }
 
 func (v *verify) run(ctx context.Context, m *manifest.Manifest) error {
-	ids := make([]pack.ID, len(m.Packs))
-	for i, s := range m.Packs {
-		var err error
-		if ids[i], err = pack.ParseID(s); err != nil {
-			return err
-		}
+	ids, err := packIDsOf(m.Packs)
+	if err != nil {
+		return err
 	}
 	rd, failed, err := v.r.loadPacks(ctx, ids, allObjects)
 	if err != nil {
@@ -100,10 +116,14 @@ func (v *verify) run(ctx context.Context, m *manifest.Manifest) error {
 		if err := failed[id]; errors.Is(err, frame.ErrNewerFormat) {
 			return err
 		} else if err != nil {
+			v.scans[id] = &scan{err: err}
 			v.failed = append(v.failed, v.add(id, pack.Name(id), err))
 		}
 	}
-	for _, runs := range rd.runs {
+	for ordinal, runs := range rd.runs {
+		if !v.read(rd.index.PackID(uint32(ordinal))) {
+			continue
+		}
 		for _, run := range runs {
 			v.total += int64(run.RawLen)
 		}
@@ -120,7 +140,7 @@ func (v *verify) run(ctx context.Context, m *manifest.Manifest) error {
 			}
 		}
 	}
-	return v.mark(ids)
+	return v.mark(append(ids, rd.index.Packs()...)) // those it names, and where they have moved
 }
 
 // add notes damage of a pack and returns its position.
@@ -146,20 +166,55 @@ type badRun struct {
 	objs []pack.Object // else: these are not what they should be
 }
 
-// scanPack reads all of a pack.
+// scanPack notes what is wrong with a pack, which it reads if nobody has.
 func (v *verify) scanPack(ctx context.Context, ordinal uint32) error {
 	id := v.rd.index.PackID(ordinal)
+	found := v.scans[id]
+	if found == nil {
+		var err error
+		if found, err = v.scan(ctx, id); err != nil {
+			return err
+		}
+		v.scans[id] = found
+	}
+	if found.err != nil {
+		v.failed = append(v.failed, v.add(id, pack.Name(id), found.err))
+		return nil
+	}
+	for _, b := range found.bad {
+		name := fmt.Sprintf("%s, run %d", pack.Name(id), b.run)
+		if b.err != nil {
+			v.runs[place{ordinal, b.run, 0}] = v.add(id, name, b.err)
+		}
+		for _, o := range b.objs {
+			at := v.add(id, fmt.Sprintf("%s %s in %s", o.Kind, o.ID, name), errWrongHash)
+			v.objects[place{ordinal, b.run, o.Offset}] = at
+		}
+	}
+	v.report.Bytes += found.bytes
+	if v.opt.Progress != nil {
+		v.opt.Progress(int64(v.report.Bytes), v.total)
+	}
+	return nil
+}
+
+// scan reads all of a pack, if it is to be read.
+//
+// On error: *movedError, or ctx.
+func (v *verify) scan(ctx context.Context, id pack.ID) (*scan, error) {
 	t, f, err := v.openWhole(id)
 	var moved *movedError
 	if errors.As(err, &moved) {
-		return err
+		return nil, err
 	}
 	if err != nil {
-		v.failed = append(v.failed, v.add(id, pack.Name(id), err))
-		return nil
+		return &scan{err: err}, nil
 	}
 	defer f.Close() // opened for reading: nothing can be lost
-	found := make([]badRun, len(t.Runs))
+	if !v.read(id) {
+		return &scan{}, nil
+	}
+	all := make([]badRun, len(t.Runs))
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(v.r.cfg.Workers)
 	for i := range t.Runs {
@@ -167,29 +222,23 @@ func (v *verify) scanPack(ctx context.Context, ordinal uint32) error {
 			break
 		}
 		g.Go(func() error {
-			found[i] = v.scanRun(t, f, uint32(i))
+			all[i] = v.scanRun(t, f, uint32(i))
 			return nil
 		})
 	}
 	if err := errors.Join(g.Wait(), ctx.Err()); err != nil {
-		return err
+		return nil, err
 	}
-	for i, b := range found {
-		name := fmt.Sprintf("%s, run %d", pack.Name(id), i)
-		if b.err != nil {
-			v.runs[place{ordinal, b.run, 0}] = v.add(id, name, b.err)
-			continue
+	found := &scan{}
+	for i, b := range all {
+		if b.err == nil {
+			found.bytes += uint64(t.Runs[i].RawLen)
 		}
-		v.report.Bytes += uint64(t.Runs[i].RawLen)
-		for _, o := range b.objs {
-			at := v.add(id, fmt.Sprintf("%s %s in %s", o.Kind, o.ID, name), errWrongHash)
-			v.objects[place{ordinal, b.run, o.Offset}] = at
+		if b.err != nil || len(b.objs) > 0 {
+			found.bad = append(found.bad, b)
 		}
 	}
-	if v.opt.Progress != nil {
-		v.opt.Progress(int64(v.report.Bytes), v.total)
-	}
-	return nil
+	return found, nil
 }
 
 // openWhole opens a pack and checks what readers pass over: its header.
@@ -309,7 +358,7 @@ func (v *verify) markPack(id pack.ID) error {
 		if err := vfs.WriteFile(v.r.fs, mark, nil); err != nil {
 			return err
 		}
-	} else {
+	} else if v.read(id) {
 		if _, err := v.r.fs.Stat(mark); err != nil {
 			return err
 		}

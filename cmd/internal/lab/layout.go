@@ -26,6 +26,9 @@ func (l layout) certs() string      { return filepath.Join(l.dir, "certs") }
 func (l layout) etcd() string       { return filepath.Join(l.dir, "etcd") }
 func (l layout) repository() string { return filepath.Join(l.dir, "repository") }
 
+// RepositoryDir is where a lab has its repository, unless it was told another place.
+func RepositoryDir(dir string) string { return layout{dir}.repository() }
+
 // node is the directory of one node; coordinator that of the coordinator.
 func (l layout) node(name string) string { return filepath.Join(l.dir, "nodes", name) }
 func (l layout) coordinator() string     { return filepath.Join(l.dir, "coordinator") }

@@ -232,7 +232,7 @@ func writeNICs(w io.Writer, guests []Guest) error {
 }
 
 // section sets a table apart from what stands above it.
-func section(w io.Writer, rows *render.Rows) error {
+func section(w io.Writer, rows interface{ Write(io.Writer) error }) error {
 	if _, err := io.WriteString(w, "\n"); err != nil {
 		return err
 	}

@@ -1,0 +1,189 @@
+package repository
+
+import (
+	"context"
+	"fmt"
+
+	"fermata/imageio/damage"
+	"fermata/imageio/manifest"
+	"fermata/imageio/object"
+)
+
+// traversal is what eachObject does at the objects of an image. The first two are
+// never called by two goroutines at once; none is called for zeros.
+type traversal struct {
+	// enter says whether a node is read, and what is below it. Nil: all are.
+	enter func(object.ID) bool
+	// want says whether an object is handed to take.
+	want func(object.Kind, object.ID) bool
+	// take gets objects, verified, from several goroutines, each valid until it
+	// returns. Nil if want wants none.
+	take func(kind object.Kind, id object.ID, data []byte) error
+	// reach is told up to where the image is done. Nil: nobody asks.
+	reach func(doneBytes int64)
+}
+
+// eachObject goes over the objects of an image, nodes before what is below them.
+// Pages that are not wanted are not read. An object that the image has several
+// times is met several times.
+func (rd *Reader) eachObject(ctx context.Context, ref Ref, do traversal) error {
+	// nodes reads nodes of one kind and returns all their children.
+	nodes := func(ids []object.ID, kind object.Kind, children int, decode func(i int, data []byte, out []object.ID) error) ([]object.ID, error) {
+		todo, wanted := make([]object.ID, len(ids)), make([]bool, len(ids))
+		for i, id := range ids {
+			if !id.IsZero() && (do.enter == nil || do.enter(id)) {
+				todo[i], wanted[i] = id, do.want(kind, id)
+			}
+		}
+		out := make([]object.ID, children)
+		err := rd.fetchNodes(ctx, todo, kind, func(i int, data []byte) error {
+			if err := decode(i, data, out); err != nil || !wanted[i] {
+				return err
+			}
+			return do.take(kind, ids[i], data)
+		})
+		return out, err
+	}
+	// below decodes branches or leaves, all but the last with Fanout children.
+	below := func(kind object.Kind) func(i int, data []byte, out []object.ID) error {
+		return func(i int, data []byte, out []object.ID) error {
+			part := out[i*object.Fanout : min((i+1)*object.Fanout, len(out))]
+			_, err := object.DecodeNode(part[:0], data, kind, len(part))
+			return err
+		}
+	}
+	branches, err := nodes([]object.ID{ref.ID}, object.KindRoot, object.BranchCount(ref.Size), func(_ int, data []byte, out []object.ID) error {
+		root, err := object.DecodeRoot(data)
+		if err == nil && root.Size != ref.Size {
+			err = damage.New("root "+ref.ID.String(), fmt.Errorf("image of %d bytes, want %d", root.Size, ref.Size))
+		}
+		copy(out, root.Branches)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	leaves, err := nodes(branches, object.KindBranch, object.LeafCount(ref.Size), below(object.KindBranch))
+	if err != nil {
+		return err
+	}
+	pages := object.PageCount(ref.Size)
+	for first := 0; first < len(leaves); first += windowLeaves {
+		end := min(first+windowLeaves, len(leaves))
+		count := min(pages-int64(first)*object.Fanout, int64(end-first)*object.Fanout)
+		ids, err := nodes(leaves[first:end], object.KindLeaf, int(count), below(object.KindLeaf))
+		if err != nil {
+			return err
+		}
+		var wants []want
+		for i, id := range ids {
+			if id.IsZero() || !do.want(object.KindPage, id) {
+				continue
+			}
+			w, err := rd.locate(id, object.KindPage, int64(i))
+			if err != nil {
+				return err
+			}
+			wants = append(wants, w)
+		}
+		err = rd.fetch(ctx, wants, func(run []byte, batch []want) error {
+			for _, w := range batch {
+				if err := do.take(object.KindPage, w.id, run[w.loc.Offset:][:w.loc.Length]); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		if do.reach != nil {
+			do.reach(min(int64(end)*object.LeafBytes, ref.Size))
+		}
+	}
+	return nil
+}
+
+// eachRef visits the distinct images of a checkpoint.
+func eachRef(m *manifest.Manifest, visit func(g *manifest.Guest, ref Ref) error) error {
+	seen := map[object.ID]bool{}
+	for i := range m.Guests {
+		for _, o := range m.Guests[i].Objects {
+			if seen[o.ID] {
+				continue
+			}
+			seen[o.ID] = true
+			if err := visit(&m.Guests[i], RefOf(o)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// eachObjectOf goes over the objects of all images of a checkpoint. progress is told
+// how much of all of them is done.
+func (rd *Reader) eachObjectOf(ctx context.Context, m *manifest.Manifest, do traversal, progress func(done, total int64)) error {
+	var done, total int64
+	_ = eachRef(m, func(_ *manifest.Guest, ref Ref) error { total += ref.Size; return nil }) // which has no error
+	return eachRef(m, func(g *manifest.Guest, ref Ref) error {
+		do.reach = func(of int64) { progress(done+of, total) }
+		if err := rd.eachObject(ctx, ref, do); err != nil {
+			return fmt.Errorf("guest %s: %w", g.Name, err)
+		}
+		done += ref.Size
+		progress(done, total)
+		return nil
+	})
+}
+
+// has says whether the repository has an object that this round can rely on; it is
+// then part of what the round needs.
+func (w *Writer) has(ctx context.Context, id object.ID) (bool, error) {
+	loc, known := w.r.index.Lookup(id)
+	if !known {
+		return false, nil
+	}
+	wk, err := w.worker(ctx)
+	if err != nil {
+		return false, err
+	}
+	wk.use(loc.Pack)
+	w.workers <- wk
+	return true, nil
+}
+
+// putObject stores an object whose id was verified.
+func (w *Writer) putObject(ctx context.Context, kind object.Kind, id object.ID, data []byte) error {
+	wk, err := w.worker(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { w.workers <- wk }()
+	wk.holders.reset()
+	b := &wk.nodes
+	if kind == object.KindPage {
+		b = &wk.pages
+	}
+	if len(b.raw) > 0 && len(b.raw)+len(data) > b.target {
+		if err := w.store(wk, b); err != nil {
+			return err
+		}
+	}
+	if w.take(wk, id, b.run) {
+		b.add(id, kind, data)
+	}
+	return nil
+}
+
+// complete checks that packs hold every object of a checkpoint, without reading
+// pages.
+func (r *Repository) complete(ctx context.Context, m *manifest.Manifest, packs []string) error {
+	rd, err := r.NewReader(ctx, packs)
+	if err != nil {
+		return err
+	}
+	return eachRef(m, func(_ *manifest.Guest, ref Ref) error {
+		return rd.pages(ctx, ref, func([]want, int64, int64) error { return nil })
+	})
+}
