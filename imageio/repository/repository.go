@@ -5,7 +5,8 @@
 // A node writes images through a Writer, which adds packs and nothing else. The
 // coordinator makes them a checkpoint with Commit, or rules with Abort that
 // there will be none; whichever comes first stands for ever. Restart reads
-// through a Reader. Delete and Sweep take space back.
+// through a Reader. Delete, Sweep and Prune take space back; Check and Repair look
+// after what is there; Copy, Export and Import take it elsewhere.
 //
 // No operation takes a lock that another node could see, and none keeps state
 // outside the directory: any number of processes may use one repository.
@@ -16,8 +17,10 @@
 //	    but from manifest to tombstone.
 //	R2  A manifest that can be read names only packs that were whole and
 //	    durable when it was committed.
-//	R3  Sweep removes no pack that a manifest or a round in flight needs.
+//	R3  Sweep removes no pack that a manifest or a round in flight needs, and
+//	    Prune no object.
 //	R4  No byte reaches a caller whose hash was not checked.
+//	R5  What can be read stays so while packs are compacted or repaired.
 //
 // Lock order: Writer.endMu, Writer.mu; pendingShard.mu, then the locks of
 // package index. No lock but Writer.mu is held during file operations.
