@@ -80,6 +80,48 @@ type fetcher struct {
 	ordinal uint32
 	stored  []byte
 	raw     []byte
+	sums    sums
+}
+
+// sums verifies objects, whole pages together. The zero value has none.
+type sums struct {
+	pages [][]byte
+	want  []object.ID
+	got   [object.Lanes]object.ID
+	bad   []object.ID
+}
+
+// add has data verified, which must stay as it is until wrong is called.
+func (s *sums) add(id object.ID, data []byte) {
+	if len(data) != object.PageBytes {
+		if object.Sum(data) != id {
+			s.bad = append(s.bad, id)
+		}
+		return
+	}
+	if s.pages, s.want = append(s.pages, data), append(s.want, id); len(s.pages) == object.Lanes {
+		s.flush()
+	}
+}
+
+func (s *sums) flush() {
+	object.SumPages(s.got[:len(s.pages)], s.pages)
+	for i, id := range s.want {
+		if s.got[i] != id {
+			s.bad = append(s.bad, id)
+		}
+	}
+	s.pages, s.want = s.pages[:0], s.want[:0]
+}
+
+// wrong returns an object that is not what it should be, if one is, and begins anew.
+func (s *sums) wrong() (id object.ID, ok bool) {
+	s.flush()
+	if ok = len(s.bad) > 0; ok {
+		id = s.bad[0]
+	}
+	s.bad = s.bad[:0]
+	return id, ok
 }
 
 func (f *fetcher) run(ctx context.Context, batch []want, deliver func(run []byte, batch []want) error) error {
@@ -92,16 +134,17 @@ func (f *fetcher) run(ctx context.Context, batch []want, deliver func(run []byte
 	if err != nil {
 		return err
 	}
-	verified := -1 // offset of the object checked last; equal ones often follow each other
+	checked := -1 // offset of the object looked at last; equal ones often follow each other
 	for i := range batch {
 		w := &batch[i]
-		if int(w.loc.Offset) == verified {
+		if int(w.loc.Offset) == checked {
 			continue
 		}
-		if object.Sum(raw[w.loc.Offset:][:w.loc.Length]) != w.id {
-			return damage.New(fmt.Sprintf("object %s in %s", w.id, pack.Name(f.rd.index.PackID(loc.Pack))), errWrongHash)
-		}
-		verified = int(w.loc.Offset)
+		f.sums.add(w.id, raw[w.loc.Offset:][:w.loc.Length])
+		checked = int(w.loc.Offset)
+	}
+	if wrong, ok := f.sums.wrong(); ok {
+		return damage.New(fmt.Sprintf("object %s in %s", wrong, pack.Name(f.rd.index.PackID(loc.Pack))), errWrongHash)
 	}
 	return deliver(raw, batch)
 }

@@ -23,7 +23,7 @@ func (p *put) readLeaf(wk *worker, i int) error {
 func (p *put) putLeaf(wk *worker, i int) error {
 	wk.holders.reset()
 	part := p.part(i)
-	stats, err := p.pages(wk, part, p.w.putPage)
+	stats, err := p.pages(wk, part, p.w.putPages)
 	if err != nil {
 		return err
 	}
@@ -40,7 +40,7 @@ func (p *put) putLeaf(wk *worker, i int) error {
 // auditLeaf checks that leaf i is what was taken from Base, and stores nothing.
 func (p *put) auditLeaf(wk *worker, i int) error {
 	part := p.part(i)
-	stats, err := p.pages(wk, part, sumPage)
+	stats, err := p.pages(wk, part, sumPages)
 	if err != nil {
 		return err
 	}
@@ -55,9 +55,10 @@ func (p *put) auditLeaf(wk *worker, i int) error {
 	return nil
 }
 
-// nameFunc turns a page that is not all zeros into its id, zero if it has
-// become zeros meanwhile. fresh says that it was stored now.
-type nameFunc func(wk *worker, page []byte) (id object.ID, fresh bool, err error)
+// nameFunc turns up to object.Lanes pages that are not all zeros into their ids,
+// zero for those that have become zeros meanwhile. fresh is how many bytes of them
+// were stored now.
+type nameFunc func(wk *worker, pages [][]byte, ids []object.ID) (fresh int64, err error)
 
 // pages reads a leaf and names its pages. It leaves the leaf's encoding in
 // wk.node; if no page is other than zeros, the leaf is no object.
@@ -83,24 +84,29 @@ func (p *put) pages(wk *worker, part extent.Extent, name nameFunc) (stats ImageS
 
 // namePages writes the ids of the pages in b to children.
 func namePages(wk *worker, b []byte, children []object.ID, name nameFunc, stats *ImageStats) error {
+	batch := &wk.batch
+	batch.pages, batch.at = batch.pages[:0], batch.at[:0]
 	for n := 0; len(b) > 0; n++ {
 		page := b[:min(object.PageBytes, len(b))]
 		b = b[len(page):]
-		if isZero(page) {
+		if !isZero(page) {
+			batch.pages, batch.at = append(batch.pages, page), append(batch.at, n)
+		}
+		if len(batch.pages) < object.Lanes && len(b) > 0 || len(batch.pages) == 0 {
 			continue
 		}
-		id, fresh, err := name(wk, page)
+		fresh, err := name(wk, batch.pages, batch.ids[:len(batch.pages)])
 		if err != nil {
 			return err
 		}
-		if id.IsZero() {
-			continue
+		stats.NewBytes += fresh
+		for i, at := range batch.at {
+			children[at] = batch.ids[i]
+			if !batch.ids[i].IsZero() {
+				stats.NonZeroBytes += int64(len(batch.pages[i]))
+			}
 		}
-		children[n] = id
-		stats.NonZeroBytes += int64(len(page))
-		if fresh {
-			stats.NewBytes += int64(len(page))
-		}
+		batch.pages, batch.at = batch.pages[:0], batch.at[:0]
 	}
 	return nil
 }

@@ -275,7 +275,15 @@ func (v *verify) scanRun(t *pack.Trailer, f vfs.File, i uint32) badRun {
 		bad.err = err
 		return bad
 	}
-	for _, o := range t.Objects[run.First : run.First+run.Count] {
+	objects := t.Objects[run.First : run.First+run.Count]
+	var all sums
+	for _, o := range objects {
+		all.add(o.ID, raw[o.Offset:o.Offset+o.Length])
+	}
+	if _, some := all.wrong(); !some {
+		return bad
+	}
+	for _, o := range objects { // which?
 		if object.Sum(raw[o.Offset:o.Offset+o.Length]) != o.ID {
 			bad.objs = append(bad.objs, o)
 		}

@@ -17,6 +17,8 @@ type worker struct {
 	compressed []byte
 	node       []byte // encoding of a node
 	children   [object.Fanout]object.ID
+	batch      pageBatch
+	staged     [][]byte            // whole pages of the batch in work
 	used       map[uint32]struct{} // ordinals of packs whose objects were met again
 	lastUsed   uint32              // the latest of used, which is nearly always the next
 	holders    holders             // of the leaf in work
@@ -47,6 +49,13 @@ func (wk *worker) readBuffer() []byte {
 	return wk.read
 }
 
+// pageBatch is pages that are named together.
+type pageBatch struct {
+	pages [][]byte
+	at    []int // among the children of the leaf
+	ids   [object.Lanes]object.ID
+}
+
 // runBuilder collects objects until they fill a run.
 type runBuilder struct {
 	target  int // length at which the run is stored
@@ -61,24 +70,24 @@ func (b *runBuilder) reset() {
 	b.objects = b.objects[:0]
 }
 
-// stage appends a page, padded with zeros, without making it an object yet.
-func (b *runBuilder) stage(page []byte) []byte {
+// stage appends copies of pages, padded with zeros, without making them objects yet.
+// It returns where each lies.
+//
+// Preconditions: there is room for them.
+func (b *runBuilder) stage(pages [][]byte, at [][]byte) [][]byte {
 	if b.raw == nil {
 		b.raw = make([]byte, 0, b.target)
 	}
-	start := len(b.raw)
-	b.raw = b.raw[:start+object.PageBytes]
-	staged := b.raw[start:]
-	clear(staged[copy(staged, page):])
-	return staged
+	at = at[:0]
+	for _, page := range pages {
+		start := len(b.raw)
+		b.raw = b.raw[:start+object.PageBytes]
+		staged := b.raw[start:]
+		clear(staged[copy(staged, page):])
+		at = append(at, staged)
+	}
+	return at
 }
-
-// keep makes the staged page an object, drop forgets it.
-func (b *runBuilder) keep(id object.ID) {
-	b.objects = append(b.objects, pack.Object{ID: id, Kind: object.KindPage, Length: object.PageBytes})
-}
-
-func (b *runBuilder) drop() { b.raw = b.raw[:len(b.raw)-object.PageBytes] }
 
 // add appends an object of any length.
 func (b *runBuilder) add(id object.ID, kind object.Kind, data []byte) {
@@ -86,37 +95,55 @@ func (b *runBuilder) add(id object.ID, kind object.Kind, data []byte) {
 	b.objects = append(b.objects, pack.Object{ID: id, Kind: kind, Length: uint32(len(data))})
 }
 
-// putPage stores a page that is not all zeros, at most PageBytes of it.
+// putPages stores pages that are not all zeros, each at most PageBytes long, and
+// writes their ids. fresh is how many bytes of them were stored now.
 //
-// The page is copied before it is hashed, so that a source which changes
-// meanwhile yields an old or a new page or a mixture, but never a hash that
-// does not belong to its bytes. If it has become zeros, the id is zero.
-func (w *Writer) putPage(wk *worker, page []byte) (id object.ID, fresh bool, err error) {
-	if len(wk.pages.raw)+object.PageBytes > wk.pages.target {
-		if err := w.store(wk, &wk.pages); err != nil {
-			return object.ID{}, false, err
+// Pages are copied before they are hashed, so that a source which changes
+// meanwhile yields old or new pages or mixtures, but never a hash that does not
+// belong to its bytes. Of a page that has become zeros the id is zero.
+func (w *Writer) putPages(wk *worker, pages [][]byte, ids []object.ID) (fresh int64, err error) {
+	b := &wk.pages
+	for len(pages) > 0 {
+		room := (b.target - len(b.raw)) / object.PageBytes
+		if room == 0 {
+			if err := w.store(wk, b); err != nil {
+				return fresh, err
+			}
+			continue
 		}
+		n := min(len(pages), room, object.Lanes)
+		start := len(b.raw)
+		wk.staged = b.stage(pages[:n], wk.staged)
+		object.SumPages(ids[:n], wk.staged)
+		kept := b.raw[:start]
+		for i, staged := range wk.staged {
+			if isZero(staged) {
+				ids[i] = object.ID{}
+				continue
+			}
+			if !w.take(wk, ids[i], b.run) {
+				continue
+			}
+			kept = append(kept, staged...) // to where it is, unless one before was dropped
+			b.objects = append(b.objects, pack.Object{ID: ids[i], Kind: object.KindPage, Length: object.PageBytes})
+			fresh += int64(len(pages[i]))
+		}
+		b.raw = kept
+		pages, ids = pages[n:], ids[n:]
 	}
-	staged := wk.pages.stage(page)
-	if isZero(staged) {
-		wk.pages.drop()
-		return object.ID{}, false, nil
-	}
-	id = object.Sum(staged)
-	if !w.take(wk, id, wk.pages.run) {
-		wk.pages.drop()
-		return id, false, nil
-	}
-	wk.pages.keep(id)
-	return id, true, nil
+	return fresh, nil
 }
 
-// sumPage names a page as putPage does, and stores nothing.
-func sumPage(_ *worker, page []byte) (id object.ID, fresh bool, err error) {
-	if len(page) < object.PageBytes { // once an image
-		page = append(make([]byte, 0, object.PageBytes), page...)[:object.PageBytes]
+// sumPages names pages as putPages does, and stores nothing.
+func sumPages(wk *worker, pages [][]byte, ids []object.ID) (fresh int64, err error) {
+	wk.staged = append(wk.staged[:0], pages...)
+	for i, page := range pages {
+		if len(page) < object.PageBytes { // once an image
+			wk.staged[i] = append(make([]byte, 0, object.PageBytes), page...)[:object.PageBytes]
+		}
 	}
-	return object.Sum(page), false, nil
+	object.SumPages(ids, wk.staged)
+	return 0, nil
 }
 
 // putNode stores a leaf, branch or root.
