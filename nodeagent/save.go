@@ -38,6 +38,7 @@ type saving struct {
 	writer  *repository.Writer
 	endCut  func() // closes the cut on the wire; nil before beginCut
 	guests  []*savedGuest
+	copied  map[pieceKey]*repository.Image // by the round before; immutable
 	places  []*place
 	loose   sync.WaitGroup // copying that a step may have left behind; see apart
 }
@@ -62,6 +63,8 @@ type savedGuest struct {
 // or stored already when the copy did not fit into the budget.
 type piece struct {
 	kind, name string
+	last       *repository.Image // of the round before, if that copied it, too
+	image      *repository.Image // once stored
 	copy       *capture.Copy
 	stored     *api.ImageObject
 	stats      repository.ImageStats
@@ -275,7 +278,7 @@ func (s *saving) saveState(ctx context.Context, sg *savedGuest) (err error) {
 
 // savePiece takes one memory block or disk overlay. Size 0: the whole file.
 func (s *saving) savePiece(ctx context.Context, sg *savedGuest, kind string, from vmm.Memory) error {
-	p := &piece{kind: kind, name: from.Name}
+	p := &piece{kind: kind, name: from.Name, last: s.copied[pieceKey{sg.spec.Name, kind, from.Name}]}
 	sg.pieces = append(sg.pieces, p)
 	var warm *capture.Warm
 	if kind == kindMemory {
@@ -386,12 +389,33 @@ func mappable(mem vmm.Memory) bool { return mem.Offset == 0 }
 
 // store puts one piece into the repository.
 func (s *saving) store(ctx context.Context, p *piece, src io.ReaderAt, size int64, data extent.Set, progress func(int64)) error {
-	img, err := s.writer.PutImage(ctx, src, size, repository.PutOptions{Data: &data, Progress: progress})
+	opt := repository.PutOptions{Data: &data, Progress: progress, Fingerprint: true}
+	if p.last != nil && p.last.Ref.Size == size && !s.options.Full {
+		opt.Base = p.last
+	}
+	img, err := s.writer.PutImage(ctx, src, size, opt)
 	if err != nil {
 		return fmt.Errorf("store %s %s: %w", p.kind, p.name, repositoryFault(err))
 	}
-	p.stored, p.stats = objectOf(p.kind, p.name, img.Ref), img.Stats
+	p.image, p.stored, p.stats = img, objectOf(p.kind, p.name, img.Ref), img.Stats
 	return nil
+}
+
+// pieceKey names a piece that is copied in the pause.
+type pieceKey struct{ guest, kind, name string }
+
+// copies returns the images of what was copied, by whose fingerprints the next round
+// finds what has not changed since.
+func (s *saving) copies() map[pieceKey]*repository.Image {
+	all := map[pieceKey]*repository.Image{}
+	for _, sg := range s.guests {
+		for _, p := range sg.pieces {
+			if p.image != nil {
+				all[pieceKey{sg.spec.Name, p.kind, p.name}] = p.image
+			}
+		}
+	}
+	return all
 }
 
 // resume makes every guest that this round stopped run again and opens all

@@ -29,9 +29,10 @@ type worker struct {
 	rounds *roundRun // immutable
 
 	// Owned by run's goroutine:
-	saving  *saving             // nil when no round holds anything
-	tracked map[string]*tracked // by guest
-	pending []kept              // what is durable here, and waits for the round's outcome
+	saving  *saving                        // nil when no round holds anything
+	tracked map[string]*tracked            // by guest
+	pending []kept                         // what is durable here, and waits for the round's outcome
+	copied  map[pieceKey]*repository.Image // by the last round that became durable here
 
 	mu      sync.Mutex
 	queue   []job              // guarded by mu
@@ -206,7 +207,7 @@ func (w *worker) prepare(ctx context.Context, a round.Action) error {
 	}
 	s := &saving{
 		agent: r.agent, cluster: r.cluster, epoch: uint64(a.Round.Epoch),
-		options: a.Options, budget: a.Options.PauseBudget, writer: writer,
+		options: a.Options, budget: a.Options.PauseBudget, writer: writer, copied: w.copied,
 	}
 	w.saving = s
 	reply := &api.PrepareRoundReply{}
@@ -293,6 +294,7 @@ func (w *worker) persist(ctx context.Context, s *saving, epoch round.Epoch) erro
 	})
 	if err != nil {
 		// What it was built on may be what has gone: the next one reads everything.
+		w.copied = nil
 		for _, sg := range s.guests {
 			if sg.tracked != nil {
 				sg.tracked.base = nil
@@ -304,7 +306,7 @@ func (w *worker) persist(ctx context.Context, s *saving, epoch round.Epoch) erro
 	if err != nil {
 		return fmt.Errorf("encode answer: %w", err)
 	}
-	w.pending = s.keepable()
+	w.pending, w.copied = s.keepable(), s.copies()
 	// A member that waits for the outcome holds no memory.
 	if err := w.discard(); err != nil {
 		return err

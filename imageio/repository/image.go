@@ -26,6 +26,9 @@ type Image struct {
 	r    *Repository
 	ids  []object.ID // by leaf; immutable after PutImage
 	held []holding   // by leaf; immutable once settled
+	// prints are fingerprints by leaf, 0 where there is none; nil without
+	// PutOptions.Fingerprint. Immutable after PutImage.
+	prints []uint64
 
 	open    []openLeaf  // until settled: leaves with objects in packs that are not finalised
 	settled atomic.Bool // held is complete

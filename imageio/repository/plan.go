@@ -64,8 +64,17 @@ func (p *put) inherit(i int) error {
 		}
 		p.inherited[ordinal] = struct{}{}
 	}
-	p.image.ids[i], p.image.held[i] = base.ids[i], base.held[i]
+	p.take(i)
 	return nil
+}
+
+// take makes leaf i that of Base.
+func (p *put) take(i int) {
+	base := p.opt.Base
+	p.image.ids[i], p.image.held[i] = base.ids[i], base.held[i]
+	if p.image.prints != nil && base.prints != nil {
+		p.image.prints[i] = base.prints[i]
+	}
 }
 
 // urgentLeaf is the leaf that somebody waits for, or -1.

@@ -33,6 +33,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io"
 	"io/fs"
 	"runtime"
@@ -129,6 +130,7 @@ type Repository struct {
 	fs    vfs.FS       // immutable
 	id    string       // immutable
 	index *index.Index // what writers need not store again; see Refresh
+	seed  maphash.Seed // immutable; of the fingerprints in Images
 
 	randomMu sync.Mutex // guards cfg.Random
 }
@@ -154,7 +156,7 @@ func Create(ctx context.Context, cfg Config) (*Repository, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("create repository: %w", err)
 	}
-	r := &Repository{cfg: cfg, fs: cfg.FS, index: index.New()}
+	r := &Repository{cfg: cfg, fs: cfg.FS, index: index.New(), seed: maphash.MakeSeed()}
 	if err := r.create(ctx); err != nil {
 		return nil, fmt.Errorf("create repository %s: %w", cfg.Dir, err)
 	}
@@ -199,7 +201,7 @@ func Open(_ context.Context, cfg Config) (*Repository, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("open repository: %w", err)
 	}
-	r := &Repository{cfg: cfg, fs: cfg.FS, index: index.New()}
+	r := &Repository{cfg: cfg, fs: cfg.FS, index: index.New(), seed: maphash.MakeSeed()}
 	data, err := vfs.ReadFile(r.fs, r.recordPath(), recordKind().MaxLen())
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("open repository %s: %w", cfg.Dir, errors.Join(ErrNotRepository, err))

@@ -2,6 +2,7 @@ package repository
 
 import (
 	"bytes"
+	"hash/maphash"
 
 	"fermata/imageio/object"
 	"fermata/imageio/pack"
@@ -18,6 +19,8 @@ type worker struct {
 	node       []byte // encoding of a node
 	children   [object.Fanout]object.ID
 	batch      pageBatch
+	printing   bool                // the leaf in work gets a fingerprint
+	chunks     []chunk             // what was read of it
 	staged     [][]byte            // whole pages of the batch in work
 	used       map[uint32]struct{} // ordinals of packs whose objects were met again
 	lastUsed   uint32              // the latest of used, which is nearly always the next
@@ -54,6 +57,8 @@ type pageBatch struct {
 	pages [][]byte
 	at    []int // among the children of the leaf
 	ids   [object.Lanes]object.ID
+	// prints are hashes of the very bytes that were named, if they are wanted.
+	prints []uint64
 }
 
 // runBuilder collects objects until they fill a run.
@@ -115,6 +120,11 @@ func (w *Writer) putPages(wk *worker, pages [][]byte, ids []object.ID) (fresh in
 		start := len(b.raw)
 		wk.staged = b.stage(pages[:n], wk.staged)
 		object.SumPages(ids[:n], wk.staged)
+		if wk.printing {
+			for i, staged := range wk.staged {
+				wk.batch.prints = append(wk.batch.prints, maphash.Bytes(w.r.seed, staged[:len(pages[i])]))
+			}
+		}
 		kept := b.raw[:start]
 		for i, staged := range wk.staged {
 			if isZero(staged) {
