@@ -79,7 +79,11 @@ func (t *term) checkpoint(ctx context.Context, req *api.CheckpointRequest, p pro
 		return nil, err
 	}
 	id := round.ID{Cluster: name, Epoch: round.Epoch(epoch)}
-	verdict := &judge{repo: t.c.repo, id: id, taken: record.Taken{
+	skew := options.SkewBudget
+	if options.Cut != round.CutColoured {
+		skew = 0 // at a barrier all stand still at one instant, whatever the clocks say
+	}
+	verdict := &judge{repo: t.c.repo, id: id, skew: skew, taken: record.Taken{
 		Cluster: name, Epoch: epoch, Label: req.GetLabel(), Spec: c.Spec, Fence: t.fence.API(),
 		ChannelsRecorded: !req.GetDiscardChannels(), Cut: options.Cut, Networks: networksOf(s), Bypassed: bypassedOf(s), OffFabric: offFabric(s), Begun: begun,
 	}}

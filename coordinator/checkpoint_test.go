@@ -7,6 +7,7 @@ import (
 	"slices"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/testing/protocmp"
@@ -16,6 +17,7 @@ import (
 	"fermata/imageio/repository"
 	"fermata/protocol/api"
 	"fermata/protocol/fault"
+	"fermata/protocol/round"
 )
 
 func TestCheckpoint_ReportsAndIsListedTheSame(t *testing.T) {
@@ -117,6 +119,32 @@ func TestCheckpoint_FailureAborts(t *testing.T) {
 			c.mustCheckpoint("web")
 		})
 	}
+}
+
+// TestCheckpoint_PointsTooFarApart: a cut whose points are further apart than the
+// specification allows is no checkpoint, unless all stood still at one instant.
+func TestCheckpoint_PointsTooFarApart(t *testing.T) {
+	l := newLab(t, "n1", "n2")
+	c := l.ready(0)
+	c.create("web", "a", "b")
+	if _, err := c.startCluster("web"); err != nil {
+		t.Fatal(err)
+	}
+	c.mustCheckpoint("web")
+	l.agents["n2"].SetAhead(6 * time.Second) // the default budget is 5 s
+	_, err := c.checkpoint("web")
+	wantFault(t, err, fault.Deadline, "skew_budget")
+	if outcome, err := l.repo.Outcome(t.Context(), "web", l.lastEpoch("web")); outcome != repository.OutcomeAborted {
+		t.Errorf("the repository says %v, %v", outcome, err)
+	}
+	if l.runningGuests("web") != 2 {
+		t.Errorf("%d guests run, want 2", l.runningGuests("web"))
+	}
+	if _, err := follow(c.TakeCheckpoint(t.Context(), &api.CheckpointRequest{Cluster: "web", Cut: api.Cut(round.CutBarrier).Enum()})); err != nil {
+		t.Errorf("at a barrier: %v", err)
+	}
+	l.agents["n2"].SetAhead(4 * time.Second)
+	c.mustCheckpoint("web")
 }
 
 // mustStartWithPause makes the cluster anew with a pause budget, and starts it.

@@ -45,6 +45,7 @@ type judge struct {
 	repo  *repository.Repository // immutable
 	id    round.ID               // immutable
 	taken record.Taken           // immutable; without what the round brings
+	skew  time.Duration          // immutable; most that the points of the cut may be apart; 0: as the pause budget allows
 
 	manifest *manifest.Manifest // nil until Commit has made it
 }
@@ -71,6 +72,10 @@ func (j *judge) compose(ctx context.Context, e rounds.Evidence) (*manifest.Manif
 	m, err := record.Manifest(t)
 	if err != nil {
 		return nil, err
+	}
+	if skew := record.Skew(m); j.skew > 0 && skew > j.skew {
+		return nil, fault.New(fault.Deadline,
+			"guests were cut %s apart by their nodes' clocks, at most %s (skew_budget): a node was slow, or the clocks differ", skew, j.skew)
 	}
 	record.SetDurable(m, time.Since(t.Begun))
 	return m, nil

@@ -103,7 +103,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, a.journal.Close()) }()
-	if a.repo, err = repository.Open(ctx, repository.Config{Dir: a.cfg.RepositoryDir}); err != nil {
+	if a.repo, err = repository.Open(ctx, a.cfg.Repository); err != nil {
 		return fmt.Errorf("open repository: %w", err)
 	}
 	if a.qemu, err = qemu.Probe(ctx, a.cfg.QEMU); err != nil {

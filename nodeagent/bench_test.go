@@ -112,13 +112,13 @@ func newBench(t *testing.T, guests int) *bench {
 	must(err)
 	a, err := New(Config{
 		Name: "n1", StateDir: filepath.Join(dir, "state"), MemoryDir: filepath.Join(dir, "memory"),
-		RepositoryDir: filepath.Join(dir, "repository"), Listen: "127.0.0.1:1", FabricListen: "127.0.0.1:1",
+		Repository: repository.Config{Dir: filepath.Join(dir, "repository")}, Listen: "127.0.0.1:1", FabricListen: "127.0.0.1:1",
 		Plaintext: true, MemoryBytes: 1 << 30, CaptureBytes: 1 << 30, Logger: hclog.NewNullLogger(),
 	})
 	must(err)
 	a.journal, err = journal.Open(a.cfg.StateDir)
 	must(err)
-	a.repo, err = repository.Create(t.Context(), repository.Config{Dir: a.cfg.RepositoryDir})
+	a.repo, err = repository.Create(t.Context(), a.cfg.Repository)
 	must(err)
 	a.budget = capture.NewBudget(a.cfg.CaptureBytes)
 	a.fabric, err = fabric.New(a.fabricConfig(listener))

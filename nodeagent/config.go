@@ -11,6 +11,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"golang.org/x/sys/unix"
 
+	"fermata/imageio/repository"
 	"fermata/protocol/identity"
 )
 
@@ -19,9 +20,9 @@ import (
 type Config struct {
 	Name string // required: the node's name, as in its certificate
 
-	StateDir      string // required: journal, sockets and consoles; survives a restart of the agent
-	MemoryDir     string // required: where guests' memory files lie, on tmpfs or hugetlbfs
-	RepositoryDir string // required: the repository on the parallel filesystem
+	StateDir   string            // required: journal, sockets and consoles; survives a restart of the agent
+	MemoryDir  string            // required: where guests' memory files lie, on tmpfs or hugetlbfs
+	Repository repository.Config // required: Dir, on the parallel filesystem
 
 	Listen          string // required: host:port of the Node service
 	Advertise       string // how others reach it. Default: Listen
@@ -101,7 +102,7 @@ func (c *Config) Validate() error {
 	missing("name", c.Name)
 	missing("state_dir", c.StateDir)
 	missing("memory_dir", c.MemoryDir)
-	missing("repository", c.RepositoryDir)
+	missing("repository", c.Repository.Dir)
 	for _, a := range []struct{ name, value string }{
 		{"listen", c.Listen}, {"fabric_listen", c.FabricListen},
 	} {

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"fermata/cmd/internal/app"
+	"fermata/imageio/repository"
 	"fermata/nodeagent"
 	"fermata/protocol/failpoint"
 	"fermata/protocol/fault"
@@ -34,6 +35,14 @@ type agentFile struct {
 	CA          string `yaml:"ca"`
 	Plaintext   bool   `yaml:"plaintext"`
 
+	// Storage is how the node writes to the repository.
+	Storage struct {
+		Compression string `yaml:"compression"`
+		MiBPerS     int64  `yaml:"mib_per_s"`
+		Direct      bool   `yaml:"direct"`
+		Preallocate bool   `yaml:"preallocate"`
+	} `yaml:"storage"`
+
 	MemoryMiB   int64         `yaml:"memory_mib"`
 	CaptureMiB  int64         `yaml:"capture_mib"`
 	QEMU        string        `yaml:"qemu"`
@@ -46,7 +55,11 @@ type agentFile struct {
 
 func (f agentFile) config(log hclog.Logger) (nodeagent.Config, error) {
 	cfg := nodeagent.Config{
-		Name: f.Name, StateDir: f.StateDir, MemoryDir: f.MemoryDir, RepositoryDir: f.Repository,
+		Name: f.Name, StateDir: f.StateDir, MemoryDir: f.MemoryDir,
+		Repository: repository.Config{
+			Dir: f.Repository, Compression: f.Storage.Compression, WriteBytesPerSecond: f.Storage.MiBPerS << 20,
+			Direct: f.Storage.Direct, Preallocate: f.Storage.Preallocate,
+		},
 		Listen: f.Listen, Advertise: f.Advertise, FabricListen: f.FabricListen, FabricAdvertise: f.FabricAdvertise,
 		Coordinators: f.Coordinators, Plaintext: f.Plaintext,
 		MemoryBytes: f.MemoryMiB << 20, CaptureBytes: f.CaptureMiB << 20,

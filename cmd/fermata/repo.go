@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -151,18 +152,33 @@ func newRepoCommand(o *operator) *cobra.Command {
 	)
 }
 
-func newRepoCreateCommand(o *operator) *cobra.Command {
-	return &cobra.Command{
-		Use:     "create DIRECTORY",
-		Short:   "Make an empty repository",
-		Long:    "Make an empty repository. The coordinator makes its own where there is none; this\nis for one to copy to.",
-		Example: "  fermata repo create /archive/fermata",
+func newRepoCreateCommand(*operator) *cobra.Command {
+	var stripe string
+	c := &cobra.Command{
+		Use:   "create DIRECTORY",
+		Short: "Make an empty repository",
+		Long: `Make an empty repository. The coordinator makes its own where there is none; this is
+for one to copy to, and for file systems that want a hint before the first file:
+--stripe-command is run with the directory of the packs behind its words, whose
+layout the directories below inherit.`,
+		Example: "  fermata repo create /archive/fermata\n  fermata repo create /lustre/fermata --stripe-command 'lfs setstripe -c 8 -S 4M'",
 		Args:    names("DIRECTORY"),
 		RunE: func(c *cobra.Command, args []string) error {
-			_, err := repository.Create(c.Context(), repository.Config{Dir: args[0]})
+			cfg := repository.Config{Dir: args[0]}
+			if words := strings.Fields(stripe); len(words) > 0 {
+				cfg.PrepareDir = func(ctx context.Context, dir string) error {
+					if out, err := exec.CommandContext(ctx, words[0], append(words[1:], dir)...).CombinedOutput(); err != nil {
+						return fault.Wrap(fault.Invalid, err, "--stripe-command: %s", strings.TrimSpace(string(out)))
+					}
+					return nil
+				}
+			}
+			_, err := repository.Create(c.Context(), cfg)
 			return app.Cause(c.Context(), coordinator.RepositoryFault(err))
 		},
 	}
+	c.Flags().StringVar(&stripe, "stripe-command", "", "`command` that gives a directory its striping")
+	return c
 }
 
 func newRepoStatsCommand(o *operator) *cobra.Command {

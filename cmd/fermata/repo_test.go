@@ -136,7 +136,10 @@ func TestRepo_CopyExportImport(t *testing.T) {
 		t.Errorf("left behind: %v, %v", left, err)
 	}
 	empty := filepath.Join(t.TempDir(), "empty")
-	succeeds(t, nil, "repo", "create", empty)
+	succeeds(t, nil, "repo", "create", empty, "--stripe-command", "chmod 700")
+	if info, err := os.Stat(filepath.Join(empty, "packs")); err != nil || info.Mode().Perm() != 0o700 {
+		t.Errorf("the stripe command was not run: %v, %v", info, err)
+	}
 	stream := succeeds(t, nil, "checkpoints", "export", "demo@2", "-f", "-", "--repository", dir)
 	piped := filepath.Join(t.TempDir(), "piped")
 	if err := os.WriteFile(piped, []byte(stream), 0o600); err != nil {
@@ -198,6 +201,7 @@ func TestRepo_Mistakes(t *testing.T) {
 		{"repo copy --repository " + dir + " --to " + dir, 2, "same repository"},
 		{"repo copy --repository " + dir + " --to " + dir + " demo", 2, "want CLUSTER@EPOCH"},
 		{"repo create " + dir, 4, "exists"},
+		{"repo create " + dir + "2 --stripe-command false", 2, "--stripe-command"},
 		{"checkpoints diff demo@1 --repository " + dir, 2, "B is missing"},
 		{"checkpoints diff demo@1 demo@9 --repository " + dir, 3, "demo@9"},
 		{"checkpoints export demo@9 -f - --repository " + dir, 3, "demo@9"},

@@ -53,6 +53,7 @@ type Agent struct {
 	faults      map[Call][]Fault    // guarded by mu
 	calls       []Call              // guarded by mu; in the order of arrival
 	broken      []string            // guarded by mu; promises the caller broke
+	ahead       time.Duration       // guarded by mu; of the node's clock
 }
 
 // cluster is what the agent has of one cluster.

@@ -108,7 +108,7 @@ func (a *Agent) CutRound(ctx context.Context, req *api.CutRoundRequest) (reply *
 				r.cut[name] = slices.Clone(c.guests[name].memory)
 				report := &api.GuestReport{
 					Name: name, Node: a.cfg.Name, PauseUs: 2000 + uint64(i), GateUs: 100, StopUs: 200, DevicesUs: 300, MemoryUs: 400,
-					ChannelsUs: 500, ResumeUs: 600, StoppedUnixNs: time.Now().UnixNano(), UndrainedNics: uint32(i),
+					ChannelsUs: 500, ResumeUs: 600, StoppedUnixNs: time.Now().Add(a.ahead).UnixNano(), UndrainedNics: uint32(i),
 				}
 				if !r.discard {
 					report.FramesRecorded = c.guests[name].frames
@@ -120,6 +120,13 @@ func (a *Agent) CutRound(ctx context.Context, req *api.CutRoundRequest) (reply *
 		return nil
 	})
 	return reply, err
+}
+
+// SetAhead has the clock of the node be ahead of the others', from the next cut on.
+func (a *Agent) SetAhead(by time.Duration) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.ahead = by
 }
 
 // Frames makes the next cut find n frames on their way to a guest.

@@ -117,6 +117,11 @@ func SetDurable(m *manifest.Manifest, d time.Duration) {
 	m.Stats.TimingsUS[timingDurable] = micros(d)
 }
 
+// Skew is how far apart the guests of a checkpoint were cut.
+func Skew(m *manifest.Manifest) time.Duration {
+	return time.Duration(m.Stats.TimingsUS[timingSkew]) * time.Microsecond
+}
+
 // skew is how far the guests' stops are apart. The instants are those of the
 // nodes' clocks: across nodes the figure is as good as their synchronisation.
 func skew(stops []int64) uint64 {

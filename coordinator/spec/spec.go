@@ -102,8 +102,9 @@ type Policies struct {
 	// PauseBudget is how long a guest may stand still. A guest stopped longer
 	// runs again and the checkpoint fails.
 	PauseBudget time.Duration
-	// SkewBudget is how far apart the guests may be cut, each on its own. A
-	// checkpoint whose cut takes longer fails; no guest stands still for it.
+	// SkewBudget is how far apart the guests may be cut, each on its own, by the
+	// clocks of their nodes. A checkpoint whose cut takes longer fails; no guest
+	// stands still for it. 0: only the pause budget bounds it.
 	SkewBudget time.Duration
 	Outside    Outside // of uplinks that say none
 }

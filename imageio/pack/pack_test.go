@@ -41,7 +41,7 @@ func pages(n int) [][]byte {
 // writePack writes runs of three pages with every algorithm in turn.
 func writePack(t testing.TB, fsys vfs.FS, contents [][]byte) int64 {
 	t.Helper()
-	w, err := Create(fsys, tempName, finalName, testHeader())
+	w, err := Create(fsys, tempName, finalName, testHeader(), 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -205,7 +205,7 @@ func TestReadTrailer_NewerVersion(t *testing.T) {
 
 func TestWriter_ErrorSticksAndDiscardRemoves(t *testing.T) {
 	fsys := crashfs.New(1)
-	w, err := Create(fsys, tempName, finalName, testHeader())
+	w, err := Create(fsys, tempName, finalName, testHeader(), 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -29,7 +29,9 @@ type Writer struct {
 }
 
 // Create begins a pack under a temporary name in the directory of its final one.
-func Create(fsys vfs.FS, temp, final string, h Header) (*Writer, error) {
+//
+// room is what is reserved for it, where the file system can.
+func Create(fsys vfs.FS, temp, final string, h Header, room int64) (*Writer, error) {
 	header, err := encodeHeader(h)
 	if err != nil {
 		return nil, err
@@ -37,6 +39,11 @@ func Create(fsys vfs.FS, temp, final string, h Header) (*Writer, error) {
 	file, err := fsys.Create(temp)
 	if err != nil {
 		return nil, fmt.Errorf("create pack %s: %w", h.ID, err)
+	}
+	if p, ok := file.(vfs.Preallocator); ok && room > 0 {
+		if err := p.Preallocate(room); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+			return nil, errors.Join(fmt.Errorf("reserve room for pack %s: %w", h.ID, err), file.Close(), fsys.Remove(temp))
+		}
 	}
 	return &Writer{
 		fs: fsys, temp: temp, final: final, file: file, header: header,

@@ -165,7 +165,7 @@ func (c *compaction) writePack(round epochKey, fill func(*repack) error) (pack.I
 		return id, nil, 0, err
 	}
 	h := pack.Header{ID: id, Repository: c.r.id, Cluster: round.cluster, Epoch: round.epoch, Node: compactorName}
-	w, err := pack.Create(c.r.fs, c.r.packTempPath(id, round), c.r.packPath(id), h)
+	w, err := pack.Create(c.r.fs, c.r.packTempPath(id, round), c.r.packPath(id), h, 0)
 	if err != nil {
 		return id, nil, 0, err
 	}

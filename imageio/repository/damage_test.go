@@ -26,6 +26,12 @@ func TestDamage_OneFlippedByteIsFoundAndNamed(t *testing.T) {
 			mustCheckpoint(t, r, 1, guestImages(1))
 			m := mustCheckpoint(t, r, 2, guestImages(2))
 			rng := rand.New(rand.NewPCG(11, 12))
+			flips := 0
+			defer func() {
+				if flips < 350 { // a thousand in the three runs
+					t.Errorf("%d flips prove little", flips)
+				}
+			}()
 			for _, path := range allFiles(t, fsys, testDir) {
 				if strings.HasSuffix(path, claimSuffix) {
 					continue // of a decided epoch: nobody reads it
@@ -35,6 +41,7 @@ func TestDamage_OneFlippedByteIsFoundAndNamed(t *testing.T) {
 					t.Fatal(err)
 				}
 				for range flipsPerFile {
+					flips++
 					off, mask := rng.Int64N(info.Size), byte(1+rng.IntN(255))
 					flip := func() {
 						if err := fsys.FlipByte(path, off, mask); err != nil {

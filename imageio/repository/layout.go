@@ -224,6 +224,11 @@ func (r *Repository) makeDirs(ctx context.Context) error {
 			return err
 		}
 	}
+	if r.cfg.PrepareDir != nil {
+		if err := r.cfg.PrepareDir(ctx, r.packsDir()); err != nil {
+			return fmt.Errorf("prepare %s: %w", r.packsDir(), err)
+		}
+	}
 	for i := range 256 {
 		if err := ctx.Err(); err != nil {
 			return err

@@ -62,6 +62,18 @@ type Config struct {
 	// Writer or one read. Default GOMAXPROCS.
 	Workers int
 
+	// Direct writes packs around the page cache (O_DIRECT), where the file system
+	// can. Not with FS.
+	Direct bool
+	// Preallocate reserves the length of a pack before it is written, for a Writer
+	// that has filled one already.
+	Preallocate bool
+	// WriteBytesPerSecond bounds what this process writes. 0: no bound.
+	WriteBytesPerSecond int64
+	// PrepareDir is called by Create with the directory of the packs, before anything
+	// is in it: for hints on striping, which directories below inherit.
+	PrepareDir func(ctx context.Context, dir string) error
+
 	// Random is where names come from. Default crypto/rand. Tests that compare
 	// directories byte by byte set it.
 	Random io.Reader
@@ -79,7 +91,10 @@ const (
 
 func (c *Config) applyDefaults() {
 	if c.FS == nil {
-		c.FS = vfs.OS{}
+		c.FS = vfs.OS{Direct: c.Direct}
+	}
+	if c.WriteBytesPerSecond > 0 {
+		c.FS = vfs.Throttled(c.FS, c.WriteBytesPerSecond)
 	}
 	if c.Compression == "" {
 		c.Compression = pack.S2.String()
@@ -115,6 +130,9 @@ func (c Config) Validate() error {
 	}
 	if c.PackBytes < 0 || c.PackBytes > maxPackBytes {
 		errs = append(errs, fmt.Errorf("pack bytes: %d is not 0 to %d", c.PackBytes, maxPackBytes))
+	}
+	if c.WriteBytesPerSecond < 0 {
+		errs = append(errs, fmt.Errorf("bytes a second: negative (%d)", c.WriteBytesPerSecond))
 	}
 	if c.Workers < 0 {
 		errs = append(errs, fmt.Errorf("workers: negative (%d)", c.Workers))

@@ -28,7 +28,7 @@ func forge(t *testing.T, r *Repository, fsys *crashfs.FS, id pack.ID) (page obje
 	if err != nil {
 		t.Fatal(err)
 	}
-	w, err := pack.Create(fsys, path+".forged", path, tr.Header)
+	w, err := pack.Create(fsys, path+".forged", path, tr.Header, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

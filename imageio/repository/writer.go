@@ -49,6 +49,7 @@ type Writer struct {
 
 	mu     sync.Mutex
 	open   *pack.Writer       // guarded by mu; nil between packs
+	filled bool               // guarded by mu; a pack was filled
 	own    map[pack.ID]uint32 // guarded by mu; finalised, with their ordinals
 	stored uint64             // guarded by mu; bytes of the packs in own
 	unique uint64             // guarded by mu; bytes of new pages
@@ -272,7 +273,7 @@ func (w *Writer) append(enc pack.Encoded, b *runBuilder) (full *pack.Writer, err
 		return nil, w.err
 	}
 	if w.open != nil && (w.open.Size() >= int64(w.r.cfg.PackBytes) || !w.open.HasRoom(len(b.objects))) {
-		full, w.open = w.open, nil
+		full, w.open, w.filled = w.open, nil, true
 	}
 	if w.open == nil {
 		if w.open, err = w.create(); err != nil {
@@ -291,7 +292,7 @@ func (w *Writer) append(enc pack.Encoded, b *runBuilder) (full *pack.Writer, err
 	return full, nil
 }
 
-// create begins a pack.
+// create begins a pack. Callers hold mu.
 func (w *Writer) create() (*pack.Writer, error) {
 	id, err := w.r.newPackID()
 	if err != nil {
@@ -299,7 +300,11 @@ func (w *Writer) create() (*pack.Writer, error) {
 	}
 	h := pack.Header{ID: id, Repository: w.r.id, Cluster: w.epoch.cluster, Epoch: w.epoch.epoch, Node: w.node}
 	temp, final := w.r.packTempPath(id, w.epoch), w.r.packPath(id)
-	p, err := pack.Create(w.r.fs, temp, final, h)
+	room := int64(0)
+	if w.r.cfg.Preallocate && w.filled { // who has filled one has much to write
+		room = int64(w.r.cfg.PackBytes)
+	}
+	p, err := pack.Create(w.r.fs, temp, final, h, room)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return p, err
 	}
@@ -311,7 +316,7 @@ func (w *Writer) create() (*pack.Writer, error) {
 	if err := w.r.ensureDir(w.r.packDir(id)); err != nil {
 		return nil, err
 	}
-	return pack.Create(w.r.fs, temp, final, h)
+	return pack.Create(w.r.fs, temp, final, h, room)
 }
 
 // finalise makes a pack durable and known. Its error sticks to the Writer.

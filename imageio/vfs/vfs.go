@@ -60,6 +60,13 @@ type File interface {
 	io.Closer
 }
 
+// Preallocator is an optional ability of a File that is written: to reserve room, so
+// that a full disk is known early and the file lies together. What is reserved and
+// not written is given back by Close. A file system that cannot does nothing.
+type Preallocator interface {
+	Preallocate(bytes int64) error
+}
+
 // Info is what Stat tells.
 type Info struct {
 	Size  int64

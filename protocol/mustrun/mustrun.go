@@ -30,13 +30,14 @@ const (
 	HugePages  Tier = "hugepages"   // root, and the kernel has huge pages of 2 MiB to reserve
 	UFFD       Tier = "uffd"        // userfaultfd(2), faults of the kernel included
 	NetNS      Tier = "netns"       // root, and a network namespace can be made
+	FUSE       Tier = "fuse"        // root, and /dev/fuse opens
 	Etcd       Tier = "etcd"        // etcd in PATH
 	Libvirt    Tier = "libvirt"     // libvirtd and virsh in PATH
 	GuestImage Tier = "guest-image" // a kernel and an initrd to boot, see GuestDir
 )
 
 // Tiers lists every tier.
-func Tiers() []Tier { return []Tier{QEMU, KVM, HugePages, UFFD, NetNS, Etcd, Libvirt, GuestImage} }
+func Tiers() []Tier { return []Tier{QEMU, KVM, HugePages, UFFD, NetNS, FUSE, Etcd, Libvirt, GuestImage} }
 
 // Need returns when the machine has every tier. Otherwise it ends the test:
 // skipped with the reason, or failed if FERMATA_MUST_RUN names a missing tier.

@@ -53,6 +53,8 @@ func probe(tier Tier) error {
 		return probeUFFD()
 	case NetNS:
 		return probeNetNS()
+	case FUSE:
+		return probeFUSE()
 	case GuestImage:
 		_, err := GuestDir()
 		return err
@@ -97,6 +99,17 @@ func probeUFFD() error {
 		return fmt.Errorf("userfaultfd: %w", errno)
 	}
 	return unix.Close(int(fd))
+}
+
+func probeFUSE() error {
+	if os.Geteuid() != 0 {
+		return errors.New("not root")
+	}
+	f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	return f.Close()
 }
 
 // probeNetNS makes a namespace on a thread that ends with it, so that no other
