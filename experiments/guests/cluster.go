@@ -148,6 +148,7 @@ type Cluster struct {
 	Writer Writer
 	Net    netip.Prefix  // of eth0, a /24
 	Tick   time.Duration // between two TICK lines, at least 1 ms
+	Kernel string        // more words for the kernel's command line
 
 	// PowerOff makes a guest end when its work has; otherwise it stays, ticks,
 	// and repeats its results every ten seconds.
@@ -224,14 +225,14 @@ func (c Cluster) Validate() error {
 // Preconditions: c is valid and 1 <= index <= c.Count.
 func (c Cluster) Cmdline(index int) string {
 	c = c.applyDefaults()
-	words := []string{
+	words := append(strings.Fields(c.Kernel),
 		Console,
 		fmt.Sprintf("fermata.index=%d", index),
 		fmt.Sprintf("fermata.count=%d", c.Count),
 		fmt.Sprintf("fermata.net=%s", c.Net),
 		fmt.Sprintf("fermata.role=%s", c.Work),
 		fmt.Sprintf("fermata.tick=%d", c.Tick.Milliseconds()),
-	}
+	)
 	if c.Work&RunMPI != 0 {
 		words = append(words, fmt.Sprintf("fermata.mpi=%d,%d,%d", c.MPI.Side, c.MPI.Iterations, c.MPI.Every))
 	}

@@ -93,7 +93,7 @@ const (
 type row struct {
 	Tool      string        `json:"tool"`
 	Step      step          `json:"step"`
-	DataBytes int64         `json:"data_bytes"` // of them in pages that are not zeros, in the first generation
+	DataBytes int64         `json:"data_bytes"`               // of them in pages that are not zeros, in the first generation
 	Bytes     int64         `json:"bytes"`                    // of RAM that the step is about
 	MBPerS    result.Sample `json:"mb_per_s,omitempty"`       // wall clock; of prune none
 	CoreMBPS  result.Sample `json:"mb_per_s_core,omitempty"`  // by processor time

@@ -1,13 +1,16 @@
 package repository
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 
 	"fermata/imageio/object"
+	"fermata/imageio/pack"
 	"fermata/imageio/vfs"
 )
 
@@ -15,7 +18,7 @@ import (
 // Each flip must be found by whoever reads the record, and named; restores give
 // the right bytes or an error, never wrong bytes.
 func TestDamage_OneFlippedByteIsFoundAndNamed(t *testing.T) {
-	const flipsPerFile = 60
+	const flipsPerFile = 80
 	for _, compression := range []string{"s2", "zstd", "none"} {
 		t.Run(compression, func(t *testing.T) {
 			ctx := t.Context()
@@ -266,6 +269,50 @@ func FuzzDecodeClaim(f *testing.F) {
 		}
 		if _, err := decodeClaim(epochKey{"web", 1}, data); err != nil && !errors.Is(err, ErrCorrupt) {
 			t.Fatal(err)
+		}
+	})
+}
+
+// FuzzDecodeExportRun: whatever a stream holds, a run is refused or its objects fill it.
+func FuzzDecodeExportRun(f *testing.F) {
+	encoder, err := pack.NewEncoder(pack.S2, 1)
+	if err != nil {
+		f.Fatal(err)
+	}
+	var b bytes.Buffer
+	x := &exporter{to: &b, encoder: encoder, target: 3 * object.PageBytes, compressed: make([]byte, pack.MaxStoredLen(pack.MaxRunBytes))}
+	img := image(1, 3*object.PageBytes)
+	for page := range slices.Chunk(img, object.PageBytes) {
+		if err := x.add(object.KindPage, object.ID{}, page); err != nil {
+			f.Fatal(err)
+		}
+	}
+	if err := x.end(); err != nil {
+		f.Fatal(err)
+	}
+	body, _, err := exportRunKind().Read(bytes.NewReader(b.Bytes()), nil)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(body)
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, body []byte) {
+		raw, objects, err := decodeExportRun(new(pack.Decoder), body, nil)
+		if err != nil {
+			if !errors.Is(err, ErrCorrupt) {
+				t.Fatalf("%v is no damage", err)
+			}
+			return
+		}
+		end := uint32(0)
+		for _, o := range objects {
+			if o.Offset != end || o.Length == 0 {
+				t.Fatalf("object %+v behind %d", o, end)
+			}
+			end += o.Length
+		}
+		if int(end) != len(raw) {
+			t.Fatalf("%d bytes of objects in %d", end, len(raw))
 		}
 	})
 }

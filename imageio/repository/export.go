@@ -226,9 +226,27 @@ func nextExported(from io.Reader, buf []byte) (body []byte, kind frame.Kind, gro
 
 // putRun decodes a run and stores its objects, named by what they are.
 func putRun(ctx context.Context, w *Writer, decoder *pack.Decoder, body, buf []byte) (raw []byte, objects int, err error) {
+	raw, list, err := decodeExportRun(decoder, body, buf)
+	if err != nil {
+		return raw, 0, err
+	}
+	for _, o := range list {
+		data := raw[o.Offset:][:o.Length]
+		if err := w.putObject(ctx, o.Kind, object.Sum(data), data); err != nil {
+			return raw, 0, err
+		}
+	}
+	return raw, len(list), nil
+}
+
+// decodeExportRun returns the bytes of a run, in buf if that is large enough, and where
+// its objects lie. They fill it, in order, and have no ids yet.
+//
+// On error: damage.
+func decodeExportRun(decoder *pack.Decoder, body, buf []byte) (raw []byte, objects []pack.Object, err error) {
 	name := exportRunKind().Name
 	if len(body) < exportHead {
-		return buf, 0, damage.New(name, fmt.Errorf("%d bytes are too short", len(body)))
+		return buf, nil, damage.New(name, fmt.Errorf("%d bytes are too short", len(body)))
 	}
 	run := pack.Run{
 		StoredLen: binary.LittleEndian.Uint32(body), RawLen: binary.LittleEndian.Uint32(body[4:]),
@@ -236,32 +254,29 @@ func putRun(ctx context.Context, w *Writer, decoder *pack.Decoder, body, buf []b
 	}
 	count := int(binary.LittleEndian.Uint16(body[12:]))
 	table := body[exportHead:]
-	if count > maxExportObjects || len(table) < count*exportEntry {
-		return buf, 0, damage.New(name, fmt.Errorf("%d objects in %d bytes", count, len(body)))
+	if body[15] != 0 || count > maxExportObjects || len(table) < count*exportEntry {
+		return buf, nil, damage.New(name, fmt.Errorf("%d objects in %d bytes", count, len(body)))
 	}
 	table, stored := table[:count*exportEntry], table[count*exportEntry:]
 	raw, err = decoder.Decode(buf, run, stored)
 	if err != nil {
-		return buf, 0, damage.New(name, err)
+		return buf, nil, damage.New(name, err)
 	}
 	if run.Algorithm == pack.Raw { // it aliases the frame
 		raw = append(buf[:0], raw...)
 	}
-	rest := raw
+	off := 0
 	for i := range count {
 		entry := binary.LittleEndian.Uint32(table[i*exportEntry:])
 		length, kind := int(entry&(1<<24-1)), object.Kind(entry>>24)
-		if !kind.Valid() || length == 0 || length > len(rest) {
-			return raw, 0, damage.New(name, fmt.Errorf("object of kind %d with %d bytes of %d", kind, length, len(rest)))
+		if !kind.Valid() || length == 0 || length > len(raw)-off {
+			return raw, nil, damage.New(name, fmt.Errorf("object of kind %d with %d bytes of %d", kind, length, len(raw)-off))
 		}
-		data := rest[:length]
-		rest = rest[length:]
-		if err := w.putObject(ctx, kind, object.Sum(data), data); err != nil {
-			return raw, 0, err
-		}
+		objects = append(objects, pack.Object{Kind: kind, Offset: uint32(off), Length: uint32(length)})
+		off += length
 	}
-	if len(rest) > 0 {
-		return raw, 0, damage.New(name, fmt.Errorf("%d bytes behind the last object", len(rest)))
+	if off < len(raw) {
+		return raw, nil, damage.New(name, fmt.Errorf("%d bytes behind the last object", len(raw)-off))
 	}
-	return raw, count, nil
+	return raw, objects, nil
 }

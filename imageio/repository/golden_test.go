@@ -2,12 +2,14 @@ package repository
 
 import (
 	"bytes"
+	"errors"
 	"flag"
 	"os"
 	"path/filepath"
 	"testing"
 
 	"fermata/imageio/vfs"
+	"fermata/imageio/vfs/crashfs"
 )
 
 var update = flag.Bool("update", false, "rewrite golden files")
@@ -35,6 +37,87 @@ func TestTranscript_Checkpoint(t *testing.T) {
 		}
 		wantGolden(t, filepath.Join("testdata", "transcript", c.golden+".txt"), fsys.Log()+"\n")
 	}
+}
+
+// TestTranscript_Years holds the order of what looks after a repository.
+func TestTranscript_Years(t *testing.T) {
+	ctx := t.Context()
+	config := func(fsys vfs.FS) Config {
+		cfg := smallConfig(fsys)
+		cfg.Compression = "none"
+		return cfg
+	}
+	onePack := func(fsys vfs.FS) Config { // several are finished beside each other
+		cfg := config(fsys)
+		cfg.PackBytes = 1 << 20
+		return cfg
+	}
+	for _, c := range []struct {
+		golden  string
+		prepare func(r *Repository, fsys *crashfs.FS)
+		do      func(r *Repository) error
+	}{
+		{"prune_and_compact", func(r *Repository, _ *crashfs.FS) { fiveGenerations(t, r) },
+			func(r *Repository) error { return pruneToTwo(ctx, r) }},
+		{"repair", func(r *Repository, fsys *crashfs.FS) {
+			m := mustCheckpoint(t, r, 1, guestImages(1))
+			ids := packIDs(t, m)
+			spoil(t, r, fsys, ids[0])
+			if err := fsys.Remove(r.packPath(ids[len(ids)-1])); err != nil {
+				t.Fatal(err)
+			}
+			mustCheck(t, r, CheckOptions{ReadData: true})
+			if err := r.Refresh(ctx); err != nil {
+				t.Fatal(err)
+			}
+			mustCheckpoint(t, r, 2, guestImages(1))
+		}, func(r *Repository) error { _, err := r.Repair(ctx, func(int, int) {}); return err }},
+		{"copy", func(r *Repository, _ *crashfs.FS) {},
+			func(r *Repository) error {
+				from := mustCreate(t, config(newCrashFS(t, 2)))
+				fiveGenerations(t, from)
+				_, err := from.Copy(ctx, r, "web", 5, quiet)
+				return err
+			}},
+	} {
+		fsys := newCrashFS(t, 1)
+		cfg := config(fsys)
+		if c.golden == "copy" {
+			cfg = onePack(fsys)
+		}
+		r := mustCreate(t, cfg)
+		c.prepare(r, fsys)
+		fsys.ResetLog()
+		if err := c.do(r); err != nil {
+			t.Fatal(err)
+		}
+		wantGolden(t, filepath.Join("testdata", "transcript", c.golden+".txt"), fsys.Log()+"\n")
+	}
+}
+
+// TestFormat1_ExportIsReadForEver imports a file that was exported when that was made.
+// It is never written again: -update makes it if it is not there.
+func TestFormat1_ExportIsReadForEver(t *testing.T) {
+	ctx := t.Context()
+	path := filepath.Join("testdata", "format1.fermata")
+	if _, err := os.Stat(path); *update && errors.Is(err, os.ErrNotExist) {
+		from := mustCreate(t, smallConfig(newCrashFS(t, 1)))
+		mustCheckpoint(t, from, 1, guestImages(1))
+		var b bytes.Buffer
+		if err := errors.Join(from.Export(ctx, "web", 1, &b, quiet), os.WriteFile(path, b.Bytes(), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	r := mustCreate(t, smallConfig(newCrashFS(t, 2)))
+	if _, _, err := r.Import(ctx, f, func(int64) {}); err != nil {
+		t.Fatal(err)
+	}
+	wantRestore(t, r, 1, guestImages(1))
 }
 
 func wantGolden(t *testing.T, path, got string) {

@@ -54,35 +54,28 @@ func allObjects(pack.ID, *pack.Object) bool { return true }
 // want chooses, and says what is wrong with the other packs. An error is none of
 // the packs'.
 func (r *Repository) loadPacks(ctx context.Context, ids []pack.ID, want func(pack.ID, *pack.Object) bool) (*Reader, map[pack.ID]error, error) {
-	trailers := make([]*pack.Trailer, len(ids))
-	actual := make([]pack.ID, len(ids))
-	errs := make([]error, len(ids))
+	rd := &Reader{r: r, index: index.New(), decoder: new(pack.Decoder)}
+	var mu sync.Mutex
+	failed := map[pack.ID]error{} // guarded by mu, as rd is
 	err := r.readTrailers(ctx, ids, func(i int, id pack.ID, t *pack.Trailer, err error) error {
 		if errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ErrCorrupt) {
 			err = damage.New(pack.Name(id), err)
 		}
-		if t != nil {
+		if err == nil {
 			t.Objects = slices.DeleteFunc(t.Objects, func(o pack.Object) bool { return !want(id, &o) })
 		}
-		actual[i], trailers[i], errs[i] = id, t, err
+		mu.Lock()
+		defer mu.Unlock()
+		if err != nil {
+			failed[ids[i]] = err
+		} else if !rd.index.Has(id) { // two may have moved to one
+			rd.index.Add(id, t.Objects)
+			rd.runs = append(rd.runs, t.Runs)
+		}
 		return nil
 	})
 	if err != nil {
 		return nil, nil, err
-	}
-	rd := &Reader{r: r, index: index.New(), decoder: new(pack.Decoder)}
-	failed := map[pack.ID]error{}
-	for i, t := range trailers {
-		if errs[i] != nil {
-			failed[ids[i]] = errs[i]
-			continue
-		}
-		if rd.index.Has(actual[i]) {
-			continue
-		}
-		rd.index.Add(actual[i], t.Objects)
-		rd.runs = append(rd.runs, t.Runs)
-		trailers[i] = nil // its objects are in the index now
 	}
 	return rd, failed, nil
 }

@@ -18,6 +18,7 @@ import (
 	"fermata/imageio/manifest"
 	"fermata/imageio/object"
 	"fermata/imageio/vfs/faultfs"
+	"fermata/imageio/vfs/glustertest"
 	"fermata/protocol/mustrun"
 )
 
@@ -176,7 +177,7 @@ func TestFaulty_ReadErrorsAreTold(t *testing.T) {
 // on every file system of the machine. Whatever is committed can be restored, by a
 // fourth.
 func TestNodes_TwoWriteOnePrunes(t *testing.T) {
-	t.Run("disk", func(t *testing.T) { twoWriteOnePrunes(t, filepath.Join(t.TempDir(), "repo"), 40) })
+	t.Run("disk", func(t *testing.T) { twoWriteOnePrunes(t, filepath.Join(t.TempDir(), "repo"), 40, nothing) })
 	t.Run("memory", func(t *testing.T) {
 		dir, err := os.MkdirTemp("/dev/shm", "fermata-repo-")
 		if err != nil {
@@ -187,17 +188,51 @@ func TestNodes_TwoWriteOnePrunes(t *testing.T) {
 				t.Error(err)
 			}
 		})
-		twoWriteOnePrunes(t, filepath.Join(dir, "repo"), 40)
+		twoWriteOnePrunes(t, filepath.Join(dir, "repo"), 40, nothing)
 	})
 	t.Run("slow", func(t *testing.T) {
 		f, dir := mountFaulty(t)
 		mustCreate(t, realConfig(dir)) // its 256 directories at full speed
 		f.Slow(200*time.Microsecond, 0)
-		twoWriteOnePrunes(t, dir, 12)
+		twoWriteOnePrunes(t, dir, 12, nothing)
 	})
 }
 
-func twoWriteOnePrunes(t *testing.T, dir string, rounds uint64) {
+// TestNodes_GlusterFS does the same on a file system of several servers: with each file
+// on one of three, and coded over all three while one of them is killed.
+func TestNodes_GlusterFS(t *testing.T) {
+	mustrun.Need(t, mustrun.Gluster)
+	for _, kind := range []glustertest.Kind{glustertest.Distribute, glustertest.Disperse} {
+		t.Run(string(kind), func(t *testing.T) {
+			// Not in a directory of the test's name: paths of sockets are short.
+			dir, err := os.MkdirTemp("", "fermata-g")
+			if err != nil {
+				t.Fatal(err)
+			}
+			v, err := glustertest.Mount(dir, kind)
+			if err != nil {
+				t.Fatal(errors.Join(err, os.RemoveAll(dir)))
+			}
+			t.Cleanup(func() {
+				if err := errors.Join(v.Close(), os.RemoveAll(dir)); err != nil {
+					t.Error(err)
+				}
+			})
+			repo := filepath.Join(v.Dir(), "repo")
+			mustCreate(t, realConfig(repo))
+			amid := func() error { return nil }
+			if kind == glustertest.Disperse {
+				amid = func() error { return v.KillBrick(1) }
+			}
+			twoWriteOnePrunes(t, repo, 5, amid)
+		})
+	}
+}
+
+func nothing() error { return nil }
+
+// twoWriteOnePrunes calls amid once, in the middle of a checkpoint.
+func twoWriteOnePrunes(t *testing.T, dir string, rounds uint64, amid func() error) {
 	ctx := t.Context()
 	if _, err := Create(ctx, realConfig(dir)); err != nil && !errors.Is(err, ErrExists) {
 		t.Fatal(err)
@@ -214,7 +249,11 @@ func twoWriteOnePrunes(t *testing.T, dir string, rounds uint64) {
 				return err
 			}
 			images := guestImages(rng.IntN(6))
-			switch err := checkpointOf(ctx, r, cluster, epoch, images); {
+			between := nothing
+			if cluster == "one" && epoch == 2 {
+				between = amid
+			}
+			switch err := checkpointOf(ctx, r, cluster, epoch, images, between); {
 			case errors.Is(err, ErrPackMissing): // overtaken by the third node
 				overtaken.Add(1)
 				if err := r.Abort(ctx, cluster, epoch, "overtaken"); err != nil {
@@ -278,8 +317,8 @@ func twoWriteOnePrunes(t *testing.T, dir string, rounds uint64) {
 	}
 }
 
-// checkpointOf is checkpoint for any cluster.
-func checkpointOf(ctx context.Context, r *Repository, cluster string, epoch uint64, images map[string][]byte) error {
+// checkpointOf is checkpoint for any cluster, with something between its two guests.
+func checkpointOf(ctx context.Context, r *Repository, cluster string, epoch uint64, images map[string][]byte, between func() error) error {
 	w, err := r.NewWriter(WriterConfig{Cluster: cluster, Epoch: epoch, Node: cluster})
 	if err != nil {
 		return err
@@ -293,6 +332,11 @@ func checkpointOf(ctx context.Context, r *Repository, cluster string, epoch uint
 		m.Guests = append(m.Guests, manifest.Guest{Name: name, Node: cluster, Objects: []manifest.Object{
 			{Kind: manifest.KindMemory, Name: "ram0", ID: ref.ID, SizeBytes: uint64(ref.Size)},
 		}})
+		if name == "a" {
+			if err := between(); err != nil {
+				return errors.Join(err, w.Abort())
+			}
+		}
 	}
 	res, err := w.Finish(ctx)
 	if err != nil {

@@ -31,13 +31,16 @@ const (
 	UFFD       Tier = "uffd"        // userfaultfd(2), faults of the kernel included
 	NetNS      Tier = "netns"       // root, and a network namespace can be made
 	FUSE       Tier = "fuse"        // root, and /dev/fuse opens
+	Gluster    Tier = "gluster"     // root, and glusterd and mount.glusterfs in PATH
 	Etcd       Tier = "etcd"        // etcd in PATH
 	Libvirt    Tier = "libvirt"     // libvirtd and virsh in PATH
 	GuestImage Tier = "guest-image" // a kernel and an initrd to boot, see GuestDir
 )
 
 // Tiers lists every tier.
-func Tiers() []Tier { return []Tier{QEMU, KVM, HugePages, UFFD, NetNS, FUSE, Etcd, Libvirt, GuestImage} }
+func Tiers() []Tier {
+	return []Tier{QEMU, KVM, HugePages, UFFD, NetNS, FUSE, Gluster, Etcd, Libvirt, GuestImage}
+}
 
 // Need returns when the machine has every tier. Otherwise it ends the test:
 // skipped with the reason, or failed if FERMATA_MUST_RUN names a missing tier.

@@ -32,12 +32,9 @@ func probe(tier Tier) error {
 		_, err := exec.LookPath("qemu-system-x86_64")
 		return err
 	case Libvirt:
-		for _, name := range []string{"libvirtd", "virsh"} {
-			if _, err := exec.LookPath(name); err != nil {
-				return err
-			}
-		}
-		return nil
+		return inPath("libvirtd", "virsh")
+	case Gluster:
+		return errors.Join(probeNetNS(), probeFUSE(), inPath("glusterd", "gluster", "mount.glusterfs"))
 	case Etcd:
 		_, err := exec.LookPath("etcd")
 		return err
@@ -73,6 +70,15 @@ func offered() []Tier {
 	_, err = os.Stat(hugePages)
 	huge := !errors.Is(err, os.ErrNotExist)
 	return slices.DeleteFunc(Tiers(), func(t Tier) bool { return t == KVM && !kvm || t == HugePages && !huge })
+}
+
+func inPath(names ...string) error {
+	for _, name := range names {
+		if _, err := exec.LookPath(name); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func hasWord(text, word string) bool { return slices.Contains(strings.Fields(text), word) }
