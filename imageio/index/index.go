@@ -102,25 +102,53 @@ func New() *Index {
 
 // Add learns a pack's objects and returns its ordinal. An object that is known
 // already keeps its place. Adding a known pack changes nothing.
+//
+// Several packs can be added at a time: only their numbers are given out one after
+// the other.
 func (x *Index) Add(id pack.ID, objects []pack.Object) uint32 {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	if ord, ok := x.ordinals[id]; ok {
+	ord, numbers, known := x.register(id, objects)
+	if known {
 		return ord
 	}
-	ord := uint32(len(x.ids))
-	x.ids = append(x.ids, id)
-	x.ordinals[id] = ord
-	for len(objects) > 0 {
-		n := min(segmentObjects, len(objects))
-		x.addSegment(ord, objects[:n])
-		objects = objects[n:]
+	x.mu.RLock() // keeps Remove out
+	defer x.mu.RUnlock()
+	segments := *x.segments.Load()
+	for _, number := range numbers {
+		s := segments[number]
+		if s == nil || s.pack != ord {
+			return ord // removed in between
+		}
+		for i := range s.ids {
+			sh := x.shard(s.ids[i])
+			sh.mu.Lock()
+			// Another pack may have become visible since: its numbers are in use.
+			sh.add(*x.segments.Load(), s.ids[i], number*segmentObjects+uint32(i))
+			sh.mu.Unlock()
+		}
 	}
 	return ord
 }
 
-// addSegment callers hold mu.
-func (x *Index) addSegment(ord uint32, objects []pack.Object) {
+// register gives a pack its ordinal and its objects numbers, unless it is known.
+func (x *Index) register(id pack.ID, objects []pack.Object) (ord uint32, numbers []uint32, known bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if ord, ok := x.ordinals[id]; ok {
+		return ord, nil, true
+	}
+	ord = uint32(len(x.ids))
+	x.ids = append(x.ids, id)
+	x.ordinals[id] = ord
+	for len(objects) > 0 {
+		n := min(segmentObjects, len(objects))
+		numbers = append(numbers, x.publish(newSegment(ord, objects[:n])))
+		objects = objects[n:]
+	}
+	x.held[ord] = numbers
+	return ord, numbers, false
+}
+
+func newSegment(ord uint32, objects []pack.Object) *segment {
 	s := &segment{pack: ord, ids: make([]object.ID, len(objects))}
 	for i := range objects {
 		o := &objects[i]
@@ -134,15 +162,7 @@ func (x *Index) addSegment(ord uint32, objects []pack.Object) {
 		s.stretches = append(s.stretches, stretch{uint32(i), o.Run, o.Offset, o.Length})
 	}
 	s.stretches = slices.Clip(s.stretches)
-	number := x.publish(s)
-	x.held[ord] = append(x.held[ord], number)
-	segments := *x.segments.Load()
-	for i := range s.ids {
-		sh := x.shard(s.ids[i])
-		sh.mu.Lock()
-		sh.add(segments, s.ids[i], number*segmentObjects+uint32(i))
-		sh.mu.Unlock()
-	}
+	return s
 }
 
 // publish gives a segment a number. Callers hold mu. Numbers are enough for 2^32

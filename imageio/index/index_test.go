@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"math/rand/v2"
 	"runtime"
+	"sync"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -109,6 +110,50 @@ func TestIndex_BytesAnObject(t *testing.T) {
 			t.Errorf("%d objects: %.1f bytes each", n, per)
 		}
 		runtime.KeepAlive(x)
+	}
+}
+
+// TestIndex_AddsTogether adds packs that share objects from several goroutines, while
+// others look them up and packs are removed. Each object that is left is found.
+func TestIndex_AddsTogether(t *testing.T) {
+	x := New()
+	list := func(p int) []pack.Object {
+		var out []pack.Object
+		for i := range 3 * segmentObjects / 2 {
+			var id object.ID
+			binary.LittleEndian.PutUint64(id[:], uint64(i*7919)|uint64(p%5)<<40)
+			binary.LittleEndian.PutUint64(id[8:], uint64(i))
+			out = append(out, pack.Object{ID: id, Run: uint32(i / 64), Offset: uint32(i%64) * 4096, Length: 4096})
+		}
+		return out
+	}
+	var wg sync.WaitGroup
+	for g := range 4 {
+		wg.Go(func() {
+			for p := g; p < 40; p += 4 {
+				objects := list(p)
+				x.Add(pack.ID{byte(p)}, objects)
+				for i := range objects {
+					if loc, ok := x.Lookup(objects[i].ID); ok && (loc.Run != objects[i].Run || loc.Offset != objects[i].Offset) {
+						t.Errorf("object %d of pack %d at %+v", i, p, loc)
+						return
+					}
+				}
+				if p%8 == 7 {
+					x.Remove([]pack.ID{{byte(p)}})
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if got := len(x.Packs()); got != 35 {
+		t.Errorf("%d packs, want 35", got)
+	}
+	for _, id := range x.Packs() {
+		x.Remove([]pack.ID{id})
+	}
+	if x.Len() != 0 {
+		t.Errorf("%d objects of no pack", x.Len())
 	}
 }
 

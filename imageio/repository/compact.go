@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"path/filepath"
 	"slices"
 
@@ -23,7 +22,7 @@ type compaction struct {
 	view    *view // of before anything was marked
 	encoder *pack.Encoder
 	report  PruneReport
-	touched map[string]bool // directories to sync
+	touched dirSet
 }
 
 // newCompaction begins one. view is of before anything was decided.
@@ -36,7 +35,7 @@ func (r *Repository) newCompaction(v *view) (*compaction, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &compaction{r: r, token: token, view: v, encoder: encoder, touched: map[string]bool{}}, nil
+	return &compaction{r: r, token: token, view: v, encoder: encoder, touched: dirSet{}}, nil
 }
 
 // source is a pack that is being compacted.
@@ -329,14 +328,7 @@ func (c *compaction) move(sources []source, to pack.ID, objects []pack.Object) e
 	return errors.Join(errs...)
 }
 
-func (c *compaction) sync() error {
-	var errs []error
-	for _, dir := range slices.Sorted(maps.Keys(c.touched)) {
-		errs = append(errs, c.r.fs.SyncDir(dir))
-	}
-	clear(c.touched)
-	return errors.Join(errs...)
-}
+func (c *compaction) sync() error { return c.touched.sync(c.r.fs) }
 
 // settleMove ends a move whose name is durable: it lets the old bytes go if the
 // pack they were copied to is there, and gives the old pack its name back if that

@@ -61,17 +61,20 @@ func (r *Repository) loadPacks(ctx context.Context, ids []pack.ID, want func(pac
 		if errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ErrCorrupt) {
 			err = damage.New(pack.Name(id), err)
 		}
-		if err == nil {
-			t.Objects = slices.DeleteFunc(t.Objects, func(o pack.Object) bool { return !want(id, &o) })
+		if err != nil {
+			mu.Lock()
+			defer mu.Unlock()
+			failed[ids[i]] = err
+			return nil
 		}
+		// Two may have moved to one, which has one ordinal.
+		ord := int(rd.index.Add(id, slices.DeleteFunc(t.Objects, func(o pack.Object) bool { return !want(id, &o) })))
 		mu.Lock()
 		defer mu.Unlock()
-		if err != nil {
-			failed[ids[i]] = err
-		} else if !rd.index.Has(id) { // two may have moved to one
-			rd.index.Add(id, t.Objects)
-			rd.runs = append(rd.runs, t.Runs)
+		for len(rd.runs) <= ord {
+			rd.runs = append(rd.runs, nil)
 		}
+		rd.runs[ord] = t.Runs
 		return nil
 	})
 	if err != nil {

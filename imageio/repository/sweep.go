@@ -11,6 +11,7 @@ import (
 
 	"fermata/imageio/damage"
 	"fermata/imageio/pack"
+	"fermata/imageio/vfs"
 )
 
 // SweepReport is what a sweep did.
@@ -45,7 +46,7 @@ func (r *Repository) Sweep(ctx context.Context) (SweepReport, error) {
 	if err != nil {
 		return SweepReport{}, fmt.Errorf("sweep: %w", err)
 	}
-	s := &sweep{r: r, token: token, inFlight: map[epochKey]bool{}, touched: map[string]bool{}}
+	s := &sweep{r: r, token: token, inFlight: map[epochKey]bool{}, touched: dirSet{}}
 	if err := s.run(ctx); err != nil {
 		return s.report, fmt.Errorf("sweep: %w", err)
 	}
@@ -59,7 +60,7 @@ type sweep struct {
 	view      *view
 	condemned []condemnedPack
 	inFlight  map[epochKey]bool
-	touched   map[string]bool // directories to sync
+	touched   dirSet
 	report    SweepReport
 }
 
@@ -292,11 +293,17 @@ func (s *sweep) noteInFlight(e epochKey) {
 	}
 }
 
-func (s *sweep) syncTouched() error {
+func (s *sweep) syncTouched() error { return s.touched.sync(s.r.fs) }
+
+// dirSet is directories whose names are to be made durable.
+type dirSet map[string]bool
+
+// sync makes them durable, in order of name, and forgets them.
+func (d dirSet) sync(fsys vfs.FS) error {
 	var errs []error
-	for _, dir := range slices.Sorted(maps.Keys(s.touched)) {
-		errs = append(errs, s.r.fs.SyncDir(dir))
+	for _, dir := range slices.Sorted(maps.Keys(d)) {
+		errs = append(errs, fsys.SyncDir(dir))
 	}
-	clear(s.touched)
+	clear(d)
 	return errors.Join(errs...)
 }

@@ -14,32 +14,18 @@ import (
 	"fermata/protocol/mustrun"
 )
 
-func mount(t *testing.T) (*faultfs.FS, string) {
-	t.Helper()
-	mustrun.Need(t, mustrun.FUSE)
-	point := t.TempDir()
-	f, err := faultfs.Mount(t.TempDir(), point)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := f.Unmount(); err != nil {
-			t.Error(err)
-		}
-	})
-	return f, point
-}
-
 // TestContract: without faults it is a file system like any other.
 func TestContract(t *testing.T) {
 	vfstest.Run(t, func(t *testing.T) (vfs.FS, string) {
-		_, point := mount(t)
+		mustrun.Need(t, mustrun.FUSE)
+		_, point := faultfs.Temp(t)
 		return vfs.OS{}, point
 	})
 }
 
 func TestFaults(t *testing.T) {
-	f, point := mount(t)
+	mustrun.Need(t, mustrun.FUSE)
+	f, point := faultfs.Temp(t)
 	path := filepath.Join(point, "file")
 	file, err := os.Create(path)
 	if err != nil {
