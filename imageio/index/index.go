@@ -100,6 +100,22 @@ func New() *Index {
 	return x
 }
 
+// Reserve makes room for about so many more objects, so that tables need not grow
+// while they are added: that is most of the work.
+func (x *Index) Reserve(objects int) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	segments := *x.segments.Load()
+	for i := range x.shards {
+		s := &x.shards[i]
+		s.mu.Lock()
+		if n := (s.used+objects/shardCount*51/50)*fullDen/fullNum + 1; n > len(s.tags) {
+			s.resize(segments, n)
+		}
+		s.mu.Unlock()
+	}
+}
+
 // Add learns a pack's objects and returns its ordinal. An object that is known
 // already keeps its place. Adding a known pack changes nothing.
 //

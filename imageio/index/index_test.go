@@ -93,6 +93,9 @@ func TestIndex_BytesAnObject(t *testing.T) {
 		runtime.ReadMemStats(&before)
 		x := New()
 		n := 0
+		if packs%2 == 0 { // told before, or not
+			x.Reserve(packs * 16000)
+		}
 		for p := range packs {
 			list := make([]pack.Object, 16000)
 			for i := range list {

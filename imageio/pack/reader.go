@@ -34,6 +34,27 @@ func ReadTrailer(fsys vfs.FS, path string, id ID) (*Trailer, error) {
 	return t, named(id, err)
 }
 
+// AboutObjects estimates from the footer of a pack how many objects it has, within a
+// few per cent. Nothing is verified.
+func AboutObjects(fsys vfs.FS, path string) (int, error) {
+	info, err := fsys.Stat(path)
+	if err != nil {
+		return 0, err
+	}
+	f, err := fsys.Open(path)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close() // opened for reading: nothing can be lost
+	foot := make([]byte, footerLen)
+	if err := readFull(f, foot, info.Size-footerLen); err != nil {
+		return 0, err
+	}
+	at, err := decodeFooter(foot, info.Size)
+	const pagesARun = 64 // as by default
+	return int(at.length * pagesARun / (pagesARun*objEntryLen + runEntryLen)), err
+}
+
 func readTrailer(r io.ReaderAt, size int64) (*Trailer, error) {
 	if size < footerLen {
 		return nil, fmt.Errorf("%d bytes are too short", size)

@@ -36,7 +36,7 @@ func (r *Repository) NewReader(ctx context.Context, packs []string) (*Reader, er
 	if err != nil {
 		return nil, fmt.Errorf("new reader: %w", err)
 	}
-	rd, failed, err := r.loadPacks(ctx, ids, allObjects)
+	rd, failed, err := r.loadPacks(ctx, ids, nil)
 	if err != nil {
 		return nil, fmt.Errorf("new reader: %w", err)
 	}
@@ -48,15 +48,18 @@ func (r *Repository) NewReader(ctx context.Context, packs []string) (*Reader, er
 	return rd, nil
 }
 
-func allObjects(pack.ID, *pack.Object) bool { return true }
-
 // loadPacks builds a reader of those packs that can be read, for the objects that
-// want chooses, and says what is wrong with the other packs. An error is none of
+// want chooses (nil: all), and says what is wrong with the other packs. An error is none of
 // the packs'.
 func (r *Repository) loadPacks(ctx context.Context, ids []pack.ID, want func(pack.ID, *pack.Object) bool) (*Reader, map[pack.ID]error, error) {
 	rd := &Reader{r: r, index: index.New(), decoder: new(pack.Decoder)}
 	var mu sync.Mutex
 	failed := map[pack.ID]error{} // guarded by mu, as rd is
+	if want == nil {
+		if err := r.reserve(ctx, rd.index, ids); err != nil {
+			return nil, nil, err
+		}
+	}
 	err := r.readTrailers(ctx, ids, func(i int, id pack.ID, t *pack.Trailer, err error) error {
 		if errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ErrCorrupt) {
 			err = damage.New(pack.Name(id), err)
@@ -68,7 +71,7 @@ func (r *Repository) loadPacks(ctx context.Context, ids []pack.ID, want func(pac
 			return nil
 		}
 		// Two may have moved to one, which has one ordinal.
-		ord := int(rd.index.Add(id, slices.DeleteFunc(t.Objects, func(o pack.Object) bool { return !want(id, &o) })))
+		ord := int(rd.index.Add(id, slices.DeleteFunc(t.Objects, func(o pack.Object) bool { return want != nil && !want(id, &o) })))
 		mu.Lock()
 		defer mu.Unlock()
 		for len(rd.runs) <= ord {

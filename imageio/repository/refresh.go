@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 
+	"fermata/imageio/index"
 	"fermata/imageio/pack"
 )
 
@@ -50,6 +52,9 @@ func (r *Repository) Refresh(ctx context.Context) error {
 		}
 	}
 	r.index.Remove(gone)
+	if err := r.reserve(ctx, r.index, fresh); err != nil {
+		return fmt.Errorf("refresh: %w", err)
+	}
 	err = r.readTrailers(ctx, fresh, func(_ int, id pack.ID, t *pack.Trailer, err error) error {
 		switch {
 		case err == nil:
@@ -64,6 +69,38 @@ func (r *Repository) Refresh(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("refresh: %w", err)
 	}
+	return nil
+}
+
+// reserveFrom is from how many packs on a look at their ends is worth while.
+const reserveFrom = 32
+
+// reserve makes room in an index for the objects of packs, if there are many. A pack
+// that cannot be read is of no account here.
+func (r *Repository) reserve(ctx context.Context, x *index.Index, ids []pack.ID) error {
+	if len(ids) < reserveFrom {
+		return nil
+	}
+	var objects atomic.Int64
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(metadataReaders)
+	for _, id := range ids {
+		if gctx.Err() != nil {
+			break
+		}
+		g.Go(func() error {
+			if _, path, err := r.followPack(id); err == nil {
+				if n, err := pack.AboutObjects(r.fs, path); err == nil {
+					objects.Add(int64(n))
+				}
+			}
+			return nil
+		})
+	}
+	if err := errors.Join(g.Wait(), ctx.Err()); err != nil {
+		return err
+	}
+	x.Reserve(int(objects.Load()))
 	return nil
 }
 

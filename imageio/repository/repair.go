@@ -172,7 +172,7 @@ func (m *mending) planOne(ctx context.Context, man *manifest.Manifest) error {
 	}
 	contents := map[pack.ID]*Reader{} // of what the trailers of the sick say
 	for _, id := range sick {
-		if contents[id], _, err = m.r.loadPacks(ctx, []pack.ID{id}, allObjects); err != nil {
+		if contents[id], _, err = m.r.loadPacks(ctx, []pack.ID{id}, nil); err != nil {
 			return err
 		}
 	}

@@ -107,7 +107,7 @@ func (v *verify) run(ctx context.Context, m *manifest.Manifest) error {
 	if err != nil {
 		return err
 	}
-	rd, failed, err := v.r.loadPacks(ctx, ids, allObjects)
+	rd, failed, err := v.r.loadPacks(ctx, ids, nil)
 	if err != nil {
 		return err
 	}
