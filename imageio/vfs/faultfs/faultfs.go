@@ -59,15 +59,12 @@ type FS struct {
 func Mount(backing, point string) (*FS, error) {
 	f := &FS{closed: make(chan struct{}), ops: map[Op]int{}}
 	root := &fs.LoopbackRoot{Path: backing}
-	root.NewNode = func(data *fs.LoopbackRoot, _ *fs.Inode, _ string, _ *syscall.Stat_t) fs.InodeEmbedder {
-		return &node{LoopbackNode: fs.LoopbackNode{RootData: data}, fs: f}
-	}
 	var st syscall.Stat_t
 	if err := syscall.Stat(backing, &st); err != nil {
 		return nil, fmt.Errorf("mount %s: %w", backing, err)
 	}
 	root.Dev = uint64(st.Dev)
-	rootNode := root.NewNode(root, nil, "", &st)
+	rootNode := &node{LoopbackNode: &fs.LoopbackNode{RootData: root}, fs: f}
 	root.RootNode = rootNode
 	server, err := fs.Mount(point, rootNode, &fs.Options{MountOptions: fuse.MountOptions{DirectMount: true, FsName: "faultfs"}})
 	if err != nil {
@@ -142,17 +139,23 @@ func (f *FS) meet(op Op, name string, bytes int) Fault {
 
 // node is a file or directory.
 type node struct {
-	fs.LoopbackNode
+	*fs.LoopbackNode
 	fs *FS
 }
 
+// WrapChild makes what is below it meet faults, too.
+func (n *node) WrapChild(_ context.Context, ops fs.InodeEmbedder) fs.InodeEmbedder {
+	return &node{LoopbackNode: ops.(*fs.LoopbackNode), fs: n.fs}
+}
+
 var (
-	_ fs.NodeCreater  = (*node)(nil)
-	_ fs.NodeOpener   = (*node)(nil)
-	_ fs.NodeLinker   = (*node)(nil)
-	_ fs.NodeRenamer  = (*node)(nil)
-	_ fs.NodeUnlinker = (*node)(nil)
-	_ fs.NodeFsyncer  = (*node)(nil)
+	_ fs.NodeWrapChilder = (*node)(nil)
+	_ fs.NodeCreater     = (*node)(nil)
+	_ fs.NodeOpener      = (*node)(nil)
+	_ fs.NodeLinker      = (*node)(nil)
+	_ fs.NodeRenamer     = (*node)(nil)
+	_ fs.NodeUnlinker    = (*node)(nil)
+	_ fs.NodeFsyncer     = (*node)(nil)
 )
 
 func (n *node) Create(ctx context.Context, name string, flags, mode uint32, out *fuse.EntryOut) (*fs.Inode, fs.FileHandle, uint32, syscall.Errno) {
