@@ -178,6 +178,9 @@ func (t *term) sweepAbandoned(ctx context.Context) (freed uint64, err error) {
 	}
 	abandoned := 0
 	for _, r := range report.InFlight {
+		if r.Copied {
+			continue
+		}
 		driven := slices.ContainsFunc(ops, func(op store.Operation) bool { return op.Cluster == r.Cluster && op.Epoch == r.Epoch })
 		if driven {
 			continue

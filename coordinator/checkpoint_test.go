@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"math/rand/v2"
 	"slices"
 	"syscall"
 	"testing"
@@ -14,6 +15,7 @@ import (
 
 	"fermata/coordinator/coordinatortest"
 	"fermata/coordinator/store"
+	"fermata/imageio/manifest"
 	"fermata/imageio/repository"
 	"fermata/protocol/api"
 	"fermata/protocol/fault"
@@ -496,5 +498,57 @@ func TestDelete_FreesWhatAbandonedRoundsLeft(t *testing.T) {
 	report, err := l.repo.Sweep(t.Context())
 	if err != nil || len(report.InFlight) != 0 || report.Packs != 0 {
 		t.Errorf("something was left to sweep: %+v, %v", report, err)
+	}
+}
+
+// TestDelete_LeavesACopyAlone: a copy into the repository is a round that no
+// coordinator drives. A deletion meanwhile does not take it for one whose coordinator
+// has died.
+func TestDelete_LeavesACopyAlone(t *testing.T) {
+	l := newLab(t, "n1")
+	c := l.ready(0)
+	c.running("web", "a")
+	taken := c.mustCheckpoint("web")
+	ctx := t.Context()
+	from, err := repository.Create(ctx, repository.Config{Dir: t.TempDir() + "/from"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := from.NewWriter(repository.WriterConfig{Cluster: "elsewhere", Epoch: 3, Node: "n9"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	memory := make([]byte, 2<<20) // more than a run, so that a pack is begun before the end
+	if _, err := rand.NewChaCha8([32]byte{1}).Read(memory); err != nil {
+		t.Fatal(err)
+	}
+	ref, err := w.PutBytes(ctx, memory)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := w.Finish(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = from.Commit(ctx, &manifest.Manifest{Cluster: "elsewhere", Epoch: 3, CreatedUnixNS: 1, Packs: res.Packs,
+		Guests: []manifest.Guest{{Name: "x", Node: "n9", Objects: []manifest.Object{
+			{Kind: manifest.KindMemory, Name: "ram", ID: ref.ID, SizeBytes: uint64(ref.Size)}}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	deleted := false
+	_, err = from.Copy(ctx, l.repo, "elsewhere", 3, func(done, total int64) {
+		if done == total && !deleted {
+			deleted = true
+			if _, err := c.DeleteCheckpoint(ctx, &api.DeleteCheckpointRequest{Id: taken.GetId()}); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	if err != nil || !deleted {
+		t.Fatalf("deleted %v, %v", deleted, err)
+	}
+	if outcome, err := l.repo.Outcome(ctx, "elsewhere", 3); outcome != repository.OutcomeCommitted {
+		t.Errorf("the repository says %v, %v", outcome, err)
 	}
 }

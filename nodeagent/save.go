@@ -172,11 +172,17 @@ func (s *saving) gate(ctx context.Context, sg *savedGuest) error {
 // taken is taken back after the stop.
 func (s *saving) drain(ctx context.Context, sg *savedGuest) error {
 	// Whoever does not drain must leave time for the rest of the pause.
-	drained, cancel := context.WithTimeout(ctx, min(s.agent.cfg.DrainBudget, s.budget/2))
-	defer cancel()
+	budget := min(s.agent.cfg.DrainBudget, s.budget/2)
 	begun := time.Now()
+	until := begun.Add(budget)
 	for _, n := range sg.nics {
-		err := n.port.Drain(drained)
+		err := drainUntil(ctx, n.port, until)
+		// An agent that stood still itself finds the time over, in which the guest
+		// had no part: one frame may be inside QEMU, and the stop would lose it.
+		for errors.Is(err, fabric.ErrUndrained) && time.Since(until) > stoodStill && ctx.Err() == nil {
+			until = time.Now().Add(budget)
+			err = drainUntil(ctx, n.port, until)
+		}
 		switch {
 		case errors.Is(err, fabric.ErrUndrained):
 			sg.report.UndrainedNics++
@@ -186,6 +192,16 @@ func (s *saving) drain(ctx context.Context, sg *savedGuest) error {
 	}
 	sg.report.DrainUs = micros(begun)
 	return failpoint.Inject(ctx, failpoint.AgentAfterDrain)
+}
+
+// stoodStill is how late an agent notices that a time is over only if it did not run:
+// it was stopped, or its machine was.
+const stoodStill = 250 * time.Millisecond
+
+func drainUntil(ctx context.Context, port *fabric.Port, until time.Time) error {
+	ctx, cancel := context.WithDeadline(ctx, until)
+	defer cancel()
+	return port.Drain(ctx)
 }
 
 // rearm protects again what a guest that is captured live has written since prepare,

@@ -84,25 +84,22 @@ func (w *Writer) writeClaim(packs []string) error {
 	return w.r.fs.SyncDir(dir)
 }
 
-func decodeClaim(e epochKey, data []byte) ([]pack.ID, error) {
+func decodeClaim(e epochKey, data []byte) (node string, packs []pack.ID, err error) {
 	body, err := claimKind().Decode(data)
 	if err != nil {
-		return nil, err
+		return "", nil, err
 	}
 	var c claim
 	if err := json.Unmarshal(body, &c); err != nil {
-		return nil, damage.New(claimKind().Name, err)
+		return "", nil, damage.New(claimKind().Name, err)
 	}
 	if (epochKey{c.Cluster, c.Epoch}) != e {
-		return nil, damage.New(claimKind().Name, fmt.Errorf("is of %s@%d", c.Cluster, c.Epoch))
+		return "", nil, damage.New(claimKind().Name, fmt.Errorf("is of %s@%d", c.Cluster, c.Epoch))
 	}
-	ids := make([]pack.ID, len(c.Packs))
-	for i, s := range c.Packs {
-		if ids[i], err = pack.ParseID(s); err != nil {
-			return nil, damage.New(claimKind().Name, err)
-		}
+	if packs, err = packIDsOf(c.Packs); err != nil {
+		return "", nil, damage.New(claimKind().Name, err)
 	}
-	return ids, nil
+	return c.Node, packs, nil
 }
 
 // claimFile is one claim as Sweep finds it.
@@ -110,6 +107,7 @@ type claimFile struct {
 	epoch epochKey
 	path  string
 	temp  bool // never counted
+	node  string
 	packs []pack.ID
 	err   error // counts only if the epoch is undecided
 }
@@ -141,7 +139,7 @@ func (r *Repository) readClaims(ctx context.Context) ([]claimFile, error) {
 					continue
 				}
 				if err == nil {
-					c.packs, err = decodeClaim(c.epoch, data)
+					c.node, c.packs, err = decodeClaim(c.epoch, data)
 				}
 				c.err = err
 			}

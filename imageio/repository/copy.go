@@ -82,7 +82,13 @@ func (r *Repository) receive(ctx context.Context, m *manifest.Manifest, fill fun
 	if err != nil {
 		return report, err
 	}
-	if err := fill(w); err != nil {
+	// Before the first pack is there, so that nobody takes the round for one whose
+	// coordinator has died.
+	err = w.writeClaim([]string{})
+	if err == nil {
+		err = fill(w)
+	}
+	if err != nil {
 		_ = w.Abort() // the first error tells the story
 		return report, err
 	}

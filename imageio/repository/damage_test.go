@@ -267,7 +267,7 @@ func FuzzDecodeClaim(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if _, err := decodeClaim(epochKey{"web", 1}, data); err != nil && !errors.Is(err, ErrCorrupt) {
+		if _, _, err := decodeClaim(epochKey{"web", 1}, data); err != nil && !errors.Is(err, ErrCorrupt) {
 			t.Fatal(err)
 		}
 	})

@@ -31,6 +31,9 @@ type SweepReport struct {
 type Round struct {
 	Cluster string
 	Epoch   uint64
+	// Copied says that it is a copy or an import, which no coordinator drives. One that
+	// was given up goes on when it is tried again.
+	Copied bool
 }
 
 // Sweep removes the packs that no manifest needs, except those of rounds that
@@ -289,7 +292,7 @@ func (s *sweep) remove(path string) bool {
 func (s *sweep) noteInFlight(e epochKey) {
 	if !s.inFlight[e] {
 		s.inFlight[e] = true
-		s.report.InFlight = append(s.report.InFlight, Round{Cluster: e.cluster, Epoch: e.epoch})
+		s.report.InFlight = append(s.report.InFlight, Round{Cluster: e.cluster, Epoch: e.epoch, Copied: s.view.copied[e]})
 	}
 }
 

@@ -191,7 +191,7 @@ func dieTracing(t *testing.T, pid int, check func(place int)) int {
 // all the time.
 func TestWith_DiesWithoutHarm_Computation(t *testing.T) {
 	mustrun.Need(t, mustrun.UFFD)
-	const steps = 1_000_000
+	const steps = 5_000_000 // more than the tracers take
 	want := 0
 	for i := range steps {
 		want = (want*31 + i) % 1000003
