@@ -169,8 +169,7 @@ func (c *compaction) writePack(round epochKey, fill func(*repack) error) (pack.I
 		return id, nil, 0, err
 	}
 	out := &repack{w: w, encoder: c.encoder, written: map[object.ID]bool{},
-		pages: runBuilder{target: c.r.cfg.RunBytes}, nodes: runBuilder{target: c.r.cfg.RunBytes},
-		compressed: make([]byte, pack.MaxStoredLen(max(c.r.cfg.RunBytes, pack.MaxRunBytes)))}
+		openRuns: newOpenRuns(c.r.cfg.RunBytes), compressed: make([]byte, pack.MaxStoredLen(pack.MaxRunBytes))}
 	if err := fill(out); err != nil {
 		return id, nil, 0, errors.Join(err, w.Discard())
 	}
@@ -210,18 +209,18 @@ func (c *compaction) copyFrom(ctx context.Context, s source, out *repack) error 
 	}
 	defer f.Close() // opened for reading: nothing can be lost
 	var stored, raw []byte
+	var keep []pack.Object
 	for n, run := range t.Runs {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		objects := t.Objects[run.First : run.First+run.Count]
-		live := 0
-		for i, o := range objects {
+		keep = keep[:0]
+		for i, o := range t.Objects[run.First : run.First+run.Count] {
 			if s.use.isLive(int(run.First)+i) && !out.written[o.ID] {
-				live++
+				keep = append(keep, o)
 			}
 		}
-		if live == 0 {
+		if len(keep) == 0 {
 			continue
 		}
 		if stored, err = pack.ReadRun(f, run, stored); err != nil {
@@ -234,15 +233,14 @@ func (c *compaction) copyFrom(ctx context.Context, s source, out *repack) error 
 		if run.Algorithm != pack.Raw { // else data is stored
 			raw = data
 		}
-		for i, o := range objects {
-			if !s.use.isLive(int(run.First)+i) || out.written[o.ID] {
-				continue
-			}
-			b := data[o.Offset : o.Offset+o.Length]
-			if object.Sum(b) != o.ID {
-				return damage.New(fmt.Sprintf("object %s in %s", o.ID, pack.Name(s.id)), errWrongHash)
-			}
-			if err := out.add(o.Kind, o.ID, b); err != nil {
+		for _, o := range keep {
+			out.sums.add(o.ID, data[o.Offset:][:o.Length])
+		}
+		if wrong, some := out.sums.wrong(); some {
+			return damage.New(fmt.Sprintf("object %s in %s", wrong, pack.Name(s.id)), errWrongHash)
+		}
+		for _, o := range keep {
+			if err := out.add(o.Kind, o.ID, data[o.Offset:][:o.Length]); err != nil {
 				return err
 			}
 		}
@@ -252,20 +250,18 @@ func (c *compaction) copyFrom(ctx context.Context, s source, out *repack) error 
 
 // repack collects objects in the runs of a new pack.
 type repack struct {
-	w            *pack.Writer
-	encoder      *pack.Encoder
-	decoder      pack.Decoder
-	pages, nodes runBuilder
-	compressed   []byte
-	written      map[object.ID]bool
+	openRuns
+	w          *pack.Writer
+	encoder    *pack.Encoder
+	decoder    pack.Decoder
+	sums       sums
+	compressed []byte
+	written    map[object.ID]bool
 }
 
 func (p *repack) add(kind object.Kind, id object.ID, data []byte) error {
-	b := &p.nodes
-	if kind == object.KindPage {
-		b = &p.pages
-	}
-	if len(b.raw) > 0 && len(b.raw)+len(data) > b.target {
+	b := p.of(kind)
+	if b.isFull(len(data)) {
 		if err := p.flush(b); err != nil {
 			return err
 		}

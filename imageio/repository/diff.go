@@ -138,40 +138,26 @@ func changedBytes(ctx context.Context, rdA, rdB *Reader, a, b *Ref) (n int64, er
 		end := min(first+windowLeaves, object.LeafCount(common))
 		// What is equal is not read.
 		partA, partB := slices.Clone(leavesA[first:end]), slices.Clone(leavesB[first:end])
-		differs := make([]bool, len(partA))
 		for i := range partA {
-			if differs[i] = partA[i] != partB[i]; !differs[i] {
+			if partA[i] == partB[i] {
 				partA[i], partB[i] = object.ID{}, object.ID{}
 			}
 		}
-		pagesA, err := rdA.children(ctx, *a, partA, first)
+		pagesA, err := rdA.below(ctx, partA, object.KindLeaf, a.pagesBelow(first, end), nil)
 		if err != nil {
 			return 0, err
 		}
-		pagesB, err := rdB.children(ctx, *b, partB, first)
+		pagesB, err := rdB.below(ctx, partB, object.KindLeaf, b.pagesBelow(first, end), nil)
 		if err != nil {
 			return 0, err
 		}
-		for i := range differs {
-			for page := range object.Fanout {
-				off := int64(first+i)*object.LeafBytes + int64(page)*object.PageBytes
-				if off < common && pagesA[i][page] != pagesB[i][page] {
-					n += min(object.PageBytes, common-off)
-				}
+		off := int64(first) * object.LeafBytes
+		for i := 0; i < len(pagesA) && off < common; i++ {
+			if pagesA[i] != pagesB[i] {
+				n += min(object.PageBytes, common-off)
 			}
+			off += object.PageBytes
 		}
 	}
 	return n, nil
-}
-
-// children reads leaves, the first of which is leaf first of the image: zeros for
-// those that are zero, and behind the end of the image.
-func (rd *Reader) children(ctx context.Context, ref Ref, leaves []object.ID, first int) ([][object.Fanout]object.ID, error) {
-	out := make([][object.Fanout]object.ID, len(leaves))
-	pages := object.PageCount(ref.Size)
-	err := rd.fetchNodes(ctx, leaves, object.KindLeaf, func(i int, data []byte) error {
-		_, err := object.DecodeNode(out[i][:0], data, object.KindLeaf, int(min(object.Fanout, pages-int64(first+i)*object.Fanout)))
-		return err
-	})
-	return out, err
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 
-	"fermata/imageio/damage"
 	"fermata/imageio/manifest"
 	"fermata/imageio/object"
 )
@@ -27,51 +26,38 @@ type traversal struct {
 // Pages that are not wanted are not read. An object that the image has several
 // times is met several times.
 func (rd *Reader) eachObject(ctx context.Context, ref Ref, do traversal) error {
-	// nodes reads nodes of one kind and returns all their children.
-	nodes := func(ids []object.ID, kind object.Kind, children int, decode func(i int, data []byte, out []object.ID) error) ([]object.ID, error) {
+	// chosen returns the nodes that are entered, and what hands over those wanted.
+	chosen := func(ids []object.ID, kind object.Kind) ([]object.ID, func(i int, data []byte) error) {
 		todo, wanted := make([]object.ID, len(ids)), make([]bool, len(ids))
 		for i, id := range ids {
 			if !id.IsZero() && (do.enter == nil || do.enter(id)) {
 				todo[i], wanted[i] = id, do.want(kind, id)
 			}
 		}
-		out := make([]object.ID, children)
-		err := rd.fetchNodes(ctx, todo, kind, func(i int, data []byte) error {
-			if err := decode(i, data, out); err != nil || !wanted[i] {
-				return err
+		return todo, func(i int, data []byte) error {
+			if !wanted[i] {
+				return nil
 			}
 			return do.take(kind, ids[i], data)
-		})
-		return out, err
-	}
-	// below decodes branches or leaves, all but the last with Fanout children.
-	below := func(kind object.Kind) func(i int, data []byte, out []object.ID) error {
-		return func(i int, data []byte, out []object.ID) error {
-			part := out[i*object.Fanout : min((i+1)*object.Fanout, len(out))]
-			_, err := object.DecodeNode(part[:0], data, kind, len(part))
-			return err
 		}
 	}
-	branches, err := nodes([]object.ID{ref.ID}, object.KindRoot, object.BranchCount(ref.Size), func(_ int, data []byte, out []object.ID) error {
-		root, err := object.DecodeRoot(data)
-		if err == nil && root.Size != ref.Size {
-			err = damage.New("root "+ref.ID.String(), fmt.Errorf("image of %d bytes, want %d", root.Size, ref.Size))
-		}
-		copy(out, root.Branches)
-		return err
-	})
+	root, take := chosen([]object.ID{ref.ID}, object.KindRoot)
+	if root[0].IsZero() {
+		return nil
+	}
+	branches, err := rd.branches(ctx, ref, take)
 	if err != nil {
 		return err
 	}
-	leaves, err := nodes(branches, object.KindBranch, object.LeafCount(ref.Size), below(object.KindBranch))
+	branches, take = chosen(branches, object.KindBranch)
+	leaves, err := rd.below(ctx, branches, object.KindBranch, object.LeafCount(ref.Size), take)
 	if err != nil {
 		return err
 	}
-	pages := object.PageCount(ref.Size)
 	for first := 0; first < len(leaves); first += windowLeaves {
 		end := min(first+windowLeaves, len(leaves))
-		count := min(pages-int64(first)*object.Fanout, int64(end-first)*object.Fanout)
-		ids, err := nodes(leaves[first:end], object.KindLeaf, int(count), below(object.KindLeaf))
+		some, take := chosen(leaves[first:end], object.KindLeaf)
+		ids, err := rd.below(ctx, some, object.KindLeaf, ref.pagesBelow(first, end), take)
 		if err != nil {
 			return err
 		}
@@ -161,19 +147,7 @@ func (w *Writer) putObject(ctx context.Context, kind object.Kind, id object.ID, 
 	}
 	defer func() { w.workers <- wk }()
 	wk.holders.reset()
-	b := &wk.nodes
-	if kind == object.KindPage {
-		b = &wk.pages
-	}
-	if len(b.raw) > 0 && len(b.raw)+len(data) > b.target {
-		if err := w.store(wk, b); err != nil {
-			return err
-		}
-	}
-	if w.take(wk, id, b.run) {
-		b.add(id, kind, data)
-	}
-	return nil
+	return w.put(wk, kind, id, data)
 }
 
 // complete checks that packs hold every object of a checkpoint, without reading

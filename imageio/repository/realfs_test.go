@@ -111,18 +111,22 @@ func TestFaulty_HangsAndGoesOn(t *testing.T) {
 	f, dir := mountFaulty(t)
 	r := mustCreate(t, realConfig(dir))
 	mustCheckpoint(t, r, 1, guestImages(1))
-	goOn := make(chan struct{})
-	var hung atomic.Bool
+	goOn, hangs := make(chan struct{}), make(chan struct{})
+	first := true
 	f.Rule(func(op faultfs.Op, _ string) faultfs.Fault {
-		if op == faultfs.Fsync && hung.CompareAndSwap(false, true) {
+		if op == faultfs.Fsync && first {
+			first = false
+			close(hangs)
 			return faultfs.Fault{Wait: goOn}
 		}
 		return faultfs.Fault{}
 	})
 	done := make(chan error, 1)
 	go func() { done <- checkpoint(t.Context(), r, 2, guestImages(2)) }()
-	for !hung.Load() {
-		time.Sleep(time.Millisecond)
+	select {
+	case <-hangs:
+	case err := <-done:
+		t.Fatalf("nothing was synced: %v", err)
 	}
 	wantRestore(t, r, 1, guestImages(1))
 	select {

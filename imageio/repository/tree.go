@@ -52,15 +52,18 @@ func (rd *Reader) fetchNodes(ctx context.Context, ids []object.ID, kind object.K
 	})
 }
 
-// leaves returns the ids of all leaves of an image, zero for zeros.
-func (rd *Reader) leaves(ctx context.Context, ref Ref) ([]object.ID, error) {
+// branches reads the root of an image and returns the ids of its branches, zero for
+// zeros. each, unless nil, gets the root's encoding.
+func (rd *Reader) branches(ctx context.Context, ref Ref, each func(i int, data []byte) error) ([]object.ID, error) {
 	if ref.ID.IsZero() {
 		return nil, errors.New("ref names no image")
 	}
 	var root object.Root
-	err := rd.fetchNodes(ctx, []object.ID{ref.ID}, object.KindRoot, func(_ int, data []byte) (err error) {
-		root, err = object.DecodeRoot(data)
-		return err
+	err := rd.fetchNodes(ctx, []object.ID{ref.ID}, object.KindRoot, func(i int, data []byte) (err error) {
+		if root, err = object.DecodeRoot(data); err != nil || each == nil {
+			return err
+		}
+		return each(i, data)
 	})
 	if err != nil {
 		return nil, err
@@ -68,16 +71,39 @@ func (rd *Reader) leaves(ctx context.Context, ref Ref) ([]object.ID, error) {
 	if root.Size != ref.Size {
 		return nil, damage.New("root "+ref.ID.String(), fmt.Errorf("image of %d bytes, want %d", root.Size, ref.Size))
 	}
-	leaves := make([]object.ID, object.LeafCount(root.Size))
-	err = rd.fetchNodes(ctx, root.Branches, object.KindBranch, func(i int, data []byte) error {
-		part := leaves[i*object.Fanout : min((i+1)*object.Fanout, len(leaves))]
-		_, err := object.DecodeNode(part[:0], data, object.KindBranch, len(part))
-		return err
+	return root.Branches, nil
+}
+
+// below reads branches or leaves, of which all but the last of the image have Fanout
+// children, and returns those, total in all, zero for zeros and below what is zero.
+// each, unless nil, gets the encoding of ids[i], from several goroutines.
+func (rd *Reader) below(ctx context.Context, ids []object.ID, kind object.Kind, total int, each func(i int, data []byte) error) ([]object.ID, error) {
+	children := make([]object.ID, total)
+	err := rd.fetchNodes(ctx, ids, kind, func(i int, data []byte) error {
+		part := children[i*object.Fanout : min((i+1)*object.Fanout, total)]
+		if _, err := object.DecodeNode(part[:0], data, kind, len(part)); err != nil || each == nil {
+			return err
+		}
+		return each(i, data)
 	})
 	if err != nil {
 		return nil, err
 	}
-	return leaves, nil
+	return children, nil
+}
+
+// leaves returns the ids of all leaves of an image, zero for zeros.
+func (rd *Reader) leaves(ctx context.Context, ref Ref) ([]object.ID, error) {
+	branches, err := rd.branches(ctx, ref, nil)
+	if err != nil {
+		return nil, err
+	}
+	return rd.below(ctx, branches, object.KindBranch, object.LeafCount(ref.Size), nil)
+}
+
+// pagesBelow is how many pages leaves first to end, exclusive, of an image cover.
+func (ref Ref) pagesBelow(first, end int) int {
+	return int(min(object.PageCount(ref.Size)-int64(first)*object.Fanout, int64(end-first)*object.Fanout))
 }
 
 // windowLeaves is how much of an image is planned at a time: 2 GiB, whose plan

@@ -12,9 +12,8 @@ import (
 // objects, kept from leaf to leaf so that nothing is allocated by page. Its
 // open runs are stored by Finish.
 type worker struct {
-	pages      runBuilder // of pages
-	nodes      runBuilder // of leaves, branches and roots: a restart reads them first, so they lie together
-	read       []byte     // a leaf's worth of the source
+	openRuns
+	read       []byte // a leaf's worth of the source
 	compressed []byte
 	node       []byte // encoding of a node
 	children   [object.Fanout]object.ID
@@ -29,8 +28,7 @@ type worker struct {
 
 func newWorker(runBytes int) *worker {
 	return &worker{
-		pages:      runBuilder{target: runBytes, run: &pendingRun{}},
-		nodes:      runBuilder{target: runBytes, run: &pendingRun{}},
+		openRuns:   newOpenRuns(runBytes),
 		compressed: make([]byte, pack.MaxStoredLen(runBytes)),
 		used:       map[uint32]struct{}{},
 		lastUsed:   ^uint32(0),
@@ -61,6 +59,27 @@ type pageBatch struct {
 	prints []uint64
 }
 
+// openRuns are the runs that are not full yet.
+type openRuns struct {
+	pages runBuilder // of pages
+	nodes runBuilder // of leaves, branches and roots: a restart reads them first, so they lie together
+}
+
+func newOpenRuns(target int) openRuns {
+	return openRuns{
+		pages: runBuilder{target: target, run: &pendingRun{}},
+		nodes: runBuilder{target: target, run: &pendingRun{}},
+	}
+}
+
+// of is the run for objects of a kind.
+func (r *openRuns) of(kind object.Kind) *runBuilder {
+	if kind == object.KindPage {
+		return &r.pages
+	}
+	return &r.nodes
+}
+
 // runBuilder collects objects until they fill a run.
 type runBuilder struct {
 	target  int // length at which the run is stored
@@ -74,6 +93,10 @@ func (b *runBuilder) reset() {
 	b.raw = b.raw[:0]
 	b.objects = b.objects[:0]
 }
+
+// isFull says that there is no room for so many bytes more. An empty run takes any
+// object.
+func (b *runBuilder) isFull(more int) bool { return len(b.raw) > 0 && len(b.raw)+more > b.target }
 
 // stage appends copies of pages, padded with zeros, without making them objects yet.
 // It returns where each lies.
@@ -158,17 +181,23 @@ func sumPages(wk *worker, pages [][]byte, ids []object.ID) (fresh int64, err err
 
 // putNode stores a leaf, branch or root.
 func (w *Writer) putNode(wk *worker, kind object.Kind, data []byte) (object.ID, error) {
+	id := object.Sum(data)
+	return id, w.put(wk, kind, id, data)
+}
+
+// put stores an object in memory, whose id belongs to it.
+func (w *Writer) put(wk *worker, kind object.Kind, id object.ID, data []byte) error {
+	b := wk.of(kind)
 	// Room comes first: who takes an object has to know its run.
-	if len(wk.nodes.raw) > 0 && len(wk.nodes.raw)+len(data) > wk.nodes.target {
-		if err := w.store(wk, &wk.nodes); err != nil {
-			return object.ID{}, err
+	if b.isFull(len(data)) {
+		if err := w.store(wk, b); err != nil {
+			return err
 		}
 	}
-	id := object.Sum(data)
-	if w.take(wk, id, wk.nodes.run) {
-		wk.nodes.add(id, kind, data)
+	if w.take(wk, id, b.run) {
+		b.add(id, kind, data)
 	}
-	return id, nil
+	return nil
 }
 
 // take says whether an object must be stored in run, and notes what holds it.
