@@ -2,10 +2,9 @@ package main
 
 import (
 	"bytes"
-	"os"
 	"testing"
 
-	"fermata/experiments/result"
+	"fermata/experiments/result/resulttest"
 	"fermata/protocol/mustrun"
 )
 
@@ -17,21 +16,9 @@ func TestRun_Quick(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	scratch := t.TempDir()
-	var out bytes.Buffer
-	err = run(t.Context(), []string{"--quick", "-o", "json", "--dir", scratch, "--guest-dir", image}, &out, t.Output())
-	if err != nil {
-		t.Fatal(err)
-	}
-	doc, err := result.Decode[row](&out)
-	if err != nil {
-		t.Fatal(err)
-	}
+	doc := resulttest.Quick[row](t, run, "--guest-dir", image)
 	if len(doc.Rows) != 2 || len(doc.Goals) != 1 || !doc.Goals[0].Met {
 		t.Errorf("%+v", doc)
-	}
-	if entries, err := os.ReadDir(scratch); err != nil || len(entries) > 0 {
-		t.Errorf("left behind: %v, %v", entries, err)
 	}
 }
 

@@ -2,10 +2,9 @@ package main
 
 import (
 	"bytes"
-	"os"
 	"testing"
 
-	"fermata/experiments/result"
+	"fermata/experiments/result/resulttest"
 	"fermata/protocol/mustrun"
 )
 
@@ -17,16 +16,7 @@ func TestRun_Quick(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	scratch := t.TempDir()
-	var out bytes.Buffer
-	err = run(t.Context(), []string{"--quick", "-o", "json", "--dir", scratch, "--guest-dir", image}, &out, t.Output())
-	if err != nil {
-		t.Fatal(err)
-	}
-	doc, err := result.Decode[row](&out)
-	if err != nil {
-		t.Fatal(err)
-	}
+	doc := resulttest.Quick[row](t, run, "--guest-dir", image)
 	if len(doc.Rows) != 6 {
 		t.Fatalf("%d rows, want 2 arms of 3 wires", len(doc.Rows))
 	}
@@ -37,9 +27,6 @@ func TestRun_Quick(t *testing.T) {
 		if r.Doubled+r.Reordered+r.Corrupt+r.Broken != 0 || r.Arm == restarts && r.Lost != 0 || r.Wire == "tcp" && r.Lost != 0 {
 			t.Errorf("%s, %s: %d lost, %d doubled, %d reordered, %d corrupt, %d broken", r.Arm, r.Wire, r.Lost, r.Doubled, r.Reordered, r.Corrupt, r.Broken)
 		}
-	}
-	if entries, err := os.ReadDir(scratch); err != nil || len(entries) > 0 {
-		t.Errorf("left behind: %v, %v", entries, err)
 	}
 }
 

@@ -6,7 +6,7 @@ import (
 	"path/filepath"
 	"testing"
 
-	"fermata/experiments/result"
+	"fermata/experiments/result/resulttest"
 	"fermata/protocol/mustrun"
 )
 
@@ -17,17 +17,8 @@ func TestRun_Quick(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	scratch := t.TempDir()
 	drawing := filepath.Join(t.TempDir(), "overhead.svg")
-	var out bytes.Buffer
-	err = run(t.Context(), []string{"--quick", "-o", "json", "--svg", drawing, "--dir", scratch, "--guest-dir", image}, &out, t.Output())
-	if err != nil {
-		t.Fatal(err)
-	}
-	doc, err := result.Decode[row](&out)
-	if err != nil {
-		t.Fatal(err)
-	}
+	doc := resulttest.Quick[row](t, run, "--svg", drawing, "--guest-dir", image)
 	if len(doc.Rows) != len(arms) {
 		t.Fatalf("%d rows, want %d", len(doc.Rows), len(arms))
 	}
@@ -48,9 +39,6 @@ func TestRun_Quick(t *testing.T) {
 	}
 	if fi, err := os.Stat(drawing); err != nil || fi.Size() == 0 {
 		t.Errorf("drawing: %v", err)
-	}
-	if entries, err := os.ReadDir(scratch); err != nil || len(entries) > 0 {
-		t.Errorf("left behind: %v, %v", entries, err)
 	}
 }
 

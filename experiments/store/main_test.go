@@ -5,7 +5,7 @@ import (
 	"os"
 	"testing"
 
-	"fermata/experiments/result"
+	"fermata/experiments/result/resulttest"
 	"fermata/protocol/mustrun"
 )
 
@@ -26,16 +26,7 @@ func TestRun_Quick(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	scratch := t.TempDir()
-	var out bytes.Buffer
-	err = run(t.Context(), []string{"--quick", "-o", "json", "--dir", scratch, "--guest-dir", image}, &out, t.Output())
-	if err != nil {
-		t.Fatal(err)
-	}
-	doc, err := result.Decode[row](&out)
-	if err != nil {
-		t.Fatal(err)
-	}
+	doc := resulttest.Quick[row](t, run, "--guest-dir", image)
 	if len(doc.Rows) != 2*5+2*4+2*3 {
 		t.Errorf("%d rows", len(doc.Rows))
 	}
@@ -46,9 +37,6 @@ func TestRun_Quick(t *testing.T) {
 	}
 	if zstd, ours := find(doc.Rows, "zstd -1", next), find(doc.Rows, fermataZstd, next); ours.Stored >= zstd.Stored {
 		t.Errorf("%d bytes stored, %d by compression alone", ours.Stored, zstd.Stored)
-	}
-	if entries, err := os.ReadDir(scratch); err != nil || len(entries) > 0 {
-		t.Errorf("left behind: %v, %v", entries, err)
 	}
 }
 

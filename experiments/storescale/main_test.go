@@ -5,7 +5,7 @@ import (
 	"os"
 	"testing"
 
-	"fermata/experiments/result"
+	"fermata/experiments/result/resulttest"
 )
 
 // TestMain lets the test binary be the process that is measured.
@@ -19,15 +19,7 @@ func TestMain(m *testing.M) {
 
 // TestRun_Quick makes small repositories, and decodes what is printed strictly.
 func TestRun_Quick(t *testing.T) {
-	scratch := t.TempDir()
-	var out bytes.Buffer
-	if err := run(t.Context(), []string{"--quick", "-o", "json", "--dir", scratch}, &out, t.Output()); err != nil {
-		t.Fatal(err)
-	}
-	doc, err := result.Decode[row](&out)
-	if err != nil {
-		t.Fatal(err)
-	}
+	doc := resulttest.Quick[row](t, run)
 	if len(doc.Rows) != 2 || len(doc.Goals) != 2 {
 		t.Fatalf("%d rows, %d goals", len(doc.Rows), len(doc.Goals))
 	}
@@ -37,9 +29,6 @@ func TestRun_Quick(t *testing.T) {
 		if r.Pages < 19000 || r.Packs == 0 || r.LiveShare < 0.3 || r.OpenS[0] <= 0 || r.PlanS[0] <= 0 {
 			t.Errorf("row %+v", r)
 		}
-	}
-	if entries, err := os.ReadDir(scratch); err != nil || len(entries) > 0 {
-		t.Errorf("left behind: %v, %v", entries, err)
 	}
 }
 

@@ -2,25 +2,16 @@ package main
 
 import (
 	"bytes"
-	"os"
 	"testing"
 
-	"fermata/experiments/result"
+	"fermata/experiments/result/resulttest"
 	"fermata/protocol/mustrun"
 )
 
 // TestRun_Quick runs the whole experiment, and decodes what it prints strictly.
 func TestRun_Quick(t *testing.T) {
 	mustrun.Need(t, mustrun.QEMU, mustrun.NetNS)
-	scratch := t.TempDir()
-	var out bytes.Buffer
-	if err := run(t.Context(), []string{"--quick", "-o", "json", "--dir", scratch}, &out, t.Output()); err != nil {
-		t.Fatal(err)
-	}
-	doc, err := result.Decode[row](&out)
-	if err != nil {
-		t.Fatal(err)
-	}
+	doc := resulttest.Quick[row](t, run)
 	seen := map[string]int{}
 	for _, r := range doc.Rows {
 		seen[r.Arm]++
@@ -36,9 +27,6 @@ func TestRun_Quick(t *testing.T) {
 		if want := map[bool]int{false: 3, true: 2}[a.guest]; seen[a.name] != want {
 			t.Errorf("%s was measured at %d sizes, want %d", a.name, seen[a.name], want)
 		}
-	}
-	if entries, err := os.ReadDir(scratch); err != nil || len(entries) > 0 {
-		t.Errorf("left behind: %v, %v", entries, err)
 	}
 }
 
