@@ -21,6 +21,10 @@ func RepositoryFault(err error) error {
 	switch {
 	case err == nil:
 		return nil
+	case errors.Is(err, repository.ErrKeyMissing), errors.Is(err, repository.ErrWrongKey):
+		return fault.Wrap(fault.Denied, err, "")
+	case errors.Is(err, repository.ErrNotEncrypted), errors.Is(err, repository.ErrKeyInUse):
+		return fault.Wrap(fault.Invalid, err, "")
 	case errors.Is(err, repository.ErrCorrupt):
 		return fault.Wrap(fault.Corrupt, err, "")
 	case errors.Is(err, repository.ErrNotFound), errors.Is(err, repository.ErrNotRepository):

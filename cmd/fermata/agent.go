@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -19,10 +20,11 @@ import (
 
 // agentFile is the configuration file of an agent: configs/agent.yaml.
 type agentFile struct {
-	Name       string `yaml:"name"`
-	StateDir   string `yaml:"state_dir"`
-	MemoryDir  string `yaml:"memory_dir"`
-	Repository string `yaml:"repository"`
+	Name      string `yaml:"name"`
+	StateDir  string `yaml:"state_dir"`
+	MemoryDir string `yaml:"memory_dir"`
+
+	repositoryPlace `yaml:",inline"`
 
 	Listen          string   `yaml:"listen"`
 	Advertise       string   `yaml:"advertise"`
@@ -53,12 +55,16 @@ type agentFile struct {
 	Bridges map[string]string `yaml:"bridges"`
 }
 
-func (f agentFile) config(log hclog.Logger) (nodeagent.Config, error) {
+func (f agentFile) config(ctx context.Context, log hclog.Logger) (nodeagent.Config, error) {
+	key, err := f.load(ctx)
+	if err != nil {
+		return nodeagent.Config{}, err
+	}
 	cfg := nodeagent.Config{
 		Name: f.Name, StateDir: f.StateDir, MemoryDir: f.MemoryDir,
 		Repository: repository.Config{
 			Dir: f.Repository, Compression: f.Storage.Compression, WriteBytesPerSecond: f.Storage.MiBPerS << 20,
-			Direct: f.Storage.Direct, Preallocate: f.Storage.Preallocate,
+			Direct: f.Storage.Direct, Preallocate: f.Storage.Preallocate, Key: key,
 		},
 		Listen: f.Listen, Advertise: f.Advertise, FabricListen: f.FabricListen, FabricAdvertise: f.FabricAdvertise,
 		Coordinators: f.Coordinators, Plaintext: f.Plaintext,
@@ -103,7 +109,7 @@ run by the agent's guard process.`,
 			if err != nil {
 				return err
 			}
-			cfg, err := f.config(logger)
+			cfg, err := f.config(cmd.Context(), logger)
 			if err != nil {
 				return err
 			}

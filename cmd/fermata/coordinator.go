@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
@@ -22,9 +23,10 @@ import (
 // coordinatorFile is the configuration file of a coordinator:
 // configs/coordinator.yaml.
 type coordinatorFile struct {
-	Listen     []string `yaml:"listen"`
-	Advertise  string   `yaml:"advertise"`
-	Repository string   `yaml:"repository"`
+	Listen    []string `yaml:"listen"`
+	Advertise string   `yaml:"advertise"`
+
+	repositoryPlace `yaml:",inline"`
 
 	Certificate string `yaml:"certificate"`
 	Key         string `yaml:"key"`
@@ -54,10 +56,14 @@ type coordinatorFile struct {
 	} `yaml:"timeouts"`
 }
 
-func (f coordinatorFile) config(log hclog.Logger) (coordinator.Config, error) {
+func (f coordinatorFile) config(ctx context.Context, log hclog.Logger) (coordinator.Config, error) {
+	key, err := f.load(ctx)
+	if err != nil {
+		return coordinator.Config{}, err
+	}
 	cfg := coordinator.Config{
 		Listen: f.Listen, Advertise: f.Advertise, Plaintext: f.Plaintext,
-		Repository:   repository.Config{Dir: f.Repository},
+		Repository:   repository.Config{Dir: f.Repository, Key: key},
 		NodeLeaseTTL: f.NodeLeaseTTL, Timeouts: coordinator.Timeouts(f.Timeouts), Logger: log,
 		Etcd: coordinator.Etcd{Endpoints: f.Etcd.Endpoints, Prefix: f.Etcd.Prefix, LeaderTTL: f.Etcd.LeaderTTL},
 	}
@@ -124,7 +130,7 @@ checkpoints and restarts wait.`,
 			if err != nil {
 				return err
 			}
-			cfg, err := f.config(logger)
+			cfg, err := f.config(cmd.Context(), logger)
 			if err != nil {
 				return err
 			}

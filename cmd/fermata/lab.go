@@ -52,6 +52,7 @@ Use it from another terminal with --lab DIR or FERMATA_LAB=DIR.`,
 	f.StringSliceVar(&cfg.Etcd, "etcd", nil, "`endpoints` of an etcd in place of the embedded one")
 	f.StringSliceVar(&cfg.Bridges, "bridge", nil, "`names` of bridges to make on every node, each one network: what a specification may say as uplink or bridge")
 	f.BoolVar(&cfg.FabricPlaintext, "fabric-plaintext", false, "links between nodes without TLS")
+	f.BoolVar(&cfg.Encrypt, "encrypt", false, "encrypt the checkpoints, with the key DIR/repository.key, which is drawn if it is not there")
 	f.Int64Var(&cfg.NodeMemoryMiB, "node-memory", 4096, "memory of each node for guests, in `MiB`")
 	f.Int64Var(&cfg.NodeCaptureMiB, "node-capture", 1024, "memory of each node for copies of stopped guests, in `MiB`")
 	log.add(cmd)

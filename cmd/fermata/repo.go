@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"fermata/cmd/internal/app"
 	"fermata/cmd/internal/lab"
@@ -34,58 +33,77 @@ const envRepository = "FERMATA_REPOSITORY"
 // directory, on any node that mounts it, and ask no coordinator.
 type repositoryFlags struct {
 	dir         string
+	key         keySource
 	compression string
 }
 
-func (f *repositoryFlags) add(fs *pflag.FlagSet) {
+func (f *repositoryFlags) add(c *cobra.Command) {
+	fs := c.Flags()
+	f.key.add(fs, "", "the repository's key, if it is encrypted (env "+envKeyFile+", "+envKeyCommand+"; default: from where --repository comes from)")
+	mustExclude(c, "")
 	fs.StringVar(&f.dir, "repository", "", "`directory` of the repository (env "+envRepository+"; default: a lab's, or what this machine's daemons use)")
 	fs.StringVar(&f.compression, "compression", "s2", "of what is written: s2, zstd or none")
 }
 
 // open finds and opens the repository.
 func (f *repositoryFlags) open(ctx context.Context, o *operator) (*repository.Repository, error) {
-	dir, err := f.resolve(o)
+	dir, key, err := f.resolve(o)
 	if err != nil {
 		return nil, err
 	}
-	r, err := repository.Open(ctx, repository.Config{Dir: dir, Compression: f.compression})
-	return r, coordinator.RepositoryFault(err)
+	r, err := openThere(ctx, dir, f.keyOr(o, key), f.compression)
+	return r, keyHint(err)
+}
+
+// keyOr is where the key is: a flag wins over the environment, and that over what
+// belongs to the directory.
+func (f *repositoryFlags) keyOr(o *operator, otherwise keySource) keySource {
+	env := keySource{File: o.env.Getenv(envKeyFile), Command: o.env.Getenv(envKeyCommand)}
+	for _, s := range []keySource{f.key, env} {
+		if s != (keySource{}) {
+			return s
+		}
+	}
+	return otherwise
 }
 
 // resolve decides between the sources: a flag wins over the environment, and that
 // over the configuration of this machine's daemons.
-func (f *repositoryFlags) resolve(o *operator) (string, error) {
+func (f *repositoryFlags) resolve(o *operator) (dir string, key keySource, err error) {
 	getenv := o.env.Getenv
+	ofLab := func(dir string) (string, keySource, error) {
+		return lab.RepositoryDir(dir), keySource{File: lab.RepositoryKeyFile(dir)}, nil
+	}
 	switch {
 	case f.dir != "":
-		return f.dir, nil
+		return f.dir, key, nil
 	case o.remote.Lab != "":
-		return lab.RepositoryDir(o.remote.Lab), nil
+		return ofLab(o.remote.Lab)
 	case getenv(envRepository) != "":
-		return getenv(envRepository), nil
+		return getenv(envRepository), key, nil
 	case getenv(remote.EnvLab) != "":
-		return lab.RepositoryDir(getenv(remote.EnvLab)), nil
+		return ofLab(getenv(remote.EnvLab))
 	}
 	for _, c := range []struct {
 		file string
-		into func() (any, *string)
+		into func() (any, *repositoryPlace)
 	}{
-		{"coordinator.yaml", func() (any, *string) { c := new(coordinatorFile); return c, &c.Repository }},
-		{"agent.yaml", func() (any, *string) { a := new(agentFile); return a, &a.Repository }},
+		{"coordinator.yaml", func() (any, *repositoryPlace) { c := new(coordinatorFile); return c, &c.repositoryPlace }},
+		{"agent.yaml", func() (any, *repositoryPlace) { a := new(agentFile); return a, &a.repositoryPlace }},
 	} {
 		path := filepath.Join(remote.ConfigDir, c.file)
 		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		file, dir := c.into()
+		file, place := c.into()
 		if err := readConfig(path, file); err != nil {
-			return "", err
+			return "", key, err
 		}
-		if *dir != "" {
-			return *dir, nil
+		if place.Repository != "" {
+			return place.Repository, place.keySource, nil
 		}
 	}
-	return "", fault.New(fault.Invalid, "no repository: name it with --repository or --lab, %s or %s, or in %s",
+	return "", key, fault.New(fault.Invalid, "no repository: name it with --repository or --lab, %s or %s, or in %s",
 		envRepository, remote.EnvLab, filepath.Join(remote.ConfigDir, "agent.yaml"))
 }
 
@@ -149,22 +167,29 @@ func newRepoCommand(o *operator) *cobra.Command {
 		newRepoRepairCommand(o),
 		newRepoPruneCommand(o),
 		newRepoCopyCommand(o),
+		newRepoKeyCommand(o),
 	)
 }
 
 func newRepoCreateCommand(*operator) *cobra.Command {
 	var stripe string
+	var key keySource
 	c := &cobra.Command{
 		Use:   "create DIRECTORY",
 		Short: "Make an empty repository",
 		Long: `Make an empty repository. The coordinator makes its own where there is none; this is
 for one to copy to, and for file systems that want a hint before the first file:
 --stripe-command is run with the directory of the packs behind its words, whose
-layout the directories below inherit.`,
-		Example: "  fermata repo create /archive/fermata\n  fermata repo create /lustre/fermata --stripe-command 'lfs setstripe -c 8 -S 4M'",
+layout the directories below inherit. With a key (see repo key create) everything in
+it is encrypted.`,
+		Example: "  fermata repo create /archive/fermata --key-file /etc/fermata/archive.key\n  fermata repo create /lustre/fermata --stripe-command 'lfs setstripe -c 8 -S 4M'",
 		Args:    names("DIRECTORY"),
 		RunE: func(c *cobra.Command, args []string) error {
-			cfg := repository.Config{Dir: args[0]}
+			k, err := key.load(c.Context())
+			if err != nil {
+				return err
+			}
+			cfg := repository.Config{Dir: args[0], Key: k}
 			if words := strings.Fields(stripe); len(words) > 0 {
 				cfg.PrepareDir = func(ctx context.Context, dir string) error {
 					if out, err := exec.CommandContext(ctx, words[0], append(words[1:], dir)...).CombinedOutput(); err != nil {
@@ -173,11 +198,13 @@ layout the directories below inherit.`,
 					return nil
 				}
 			}
-			_, err := repository.Create(c.Context(), cfg)
+			_, err = repository.Create(c.Context(), cfg)
 			return app.Cause(c.Context(), coordinator.RepositoryFault(err))
 		},
 	}
 	c.Flags().StringVar(&stripe, "stripe-command", "", "`command` that gives a directory its striping")
+	key.add(c.Flags(), "", "the key that the repository is encrypted for")
+	mustExclude(c, "")
 	return c
 }
 
@@ -201,7 +228,7 @@ that no checkpoint before has. Trees are read, pages are not.`,
 			})
 		},
 	}
-	f.add(c.Flags())
+	f.add(c)
 	return o.follows(c)
 }
 
@@ -237,7 +264,7 @@ not rely on it, and the exit status is that of class corrupt.`,
 			})
 		},
 	}
-	f.add(c.Flags())
+	f.add(c)
 	c.Flags().BoolVar(&opt.ReadData, "read-data", false, "read and verify every byte of every pack")
 	c.Flags().StringVar(&subset, "read-data-subset", "", "read and verify part `N/M` of the packs")
 	c.MarkFlagsMutuallyExclusive("read-data", "read-data-subset")
@@ -282,7 +309,7 @@ rebuild: each process makes its own of the packs.`,
 			})
 		},
 	}
-	f.add(c.Flags())
+	f.add(c)
 	return o.follows(c)
 }
 
@@ -330,7 +357,7 @@ the next one is right. Do not delete a checkpoint that is being restarted.`,
 			})
 		},
 	}
-	f.add(c.Flags())
+	f.add(c)
 	flags := c.Flags()
 	flags.IntVar(&opt.Retention.Last, "keep-last", 0, "keep the newest `N` of each cluster")
 	flags.IntVar(&opt.Retention.Hourly, "keep-hourly", 0, "keep the newest of each of the last `N` hours (UTC) that have one")
@@ -346,14 +373,15 @@ the next one is right. Do not delete a checkpoint that is being restarted.`,
 
 func newRepoCopyCommand(o *operator) *cobra.Command {
 	var f repositoryFlags
-	var to string
-	var cluster string
+	var to, cluster string
+	var toKey keySource
 	c := &cobra.Command{
 		Use:   "copy --to DIRECTORY [ID…]",
 		Short: "Copy checkpoints to another repository",
 		Long: `Copy checkpoints to another repository, as the same epochs of the same clusters:
 those named, or all, or all of one cluster. What is there already is not copied, and
-copying again goes on where it was given up.`,
+copying again goes on where it was given up. Each repository is read and written with
+its own key, if it has one.`,
 		Example: `  fermata repo create /archive/fermata
   fermata repo copy --to /archive/fermata demo@7 demo@9
   fermata repo copy --to /archive/fermata --cluster demo`,
@@ -370,9 +398,9 @@ copying again goes on where it was given up.`,
 				return app.Usagef("give checkpoints or --cluster, not both")
 			}
 			return o.onRepository(c.Context(), &f, "copy checkpoints", "the copy is given up, the next one goes on from there", func(ctx context.Context, r *repository.Repository, m *meter) error {
-				there, err := repository.Open(ctx, repository.Config{Dir: to, Compression: f.compression})
+				there, err := openThere(ctx, to, toKey, f.compression)
 				if err != nil {
-					return err
+					return fmt.Errorf("destination: %w", err)
 				}
 				if there.ID() == r.ID() {
 					return fault.New(fault.Invalid, "%s is the same repository", to)
@@ -393,8 +421,10 @@ copying again goes on where it was given up.`,
 			})
 		},
 	}
-	f.add(c.Flags())
+	f.add(c)
 	c.Flags().StringVar(&to, "to", "", "`directory` of the other repository")
+	toKey.add(c.Flags(), "to-", "its key, if it is encrypted")
+	mustExclude(c, "to-")
 	c.Flags().StringVar(&cluster, "cluster", "", "copy all checkpoints of the cluster of this `name`")
 	mustRequire(c, "to")
 	return o.follows(c)
@@ -489,18 +519,21 @@ func newCheckpointsDiffCommand(o *operator) *cobra.Command {
 			})
 		},
 	}
-	f.add(c.Flags())
+	f.add(c)
 	return o.follows(c)
 }
 
 func newCheckpointsExportCommand(o *operator) *cobra.Command {
 	var f repositoryFlags
 	var file string
+	var forKey keySource
+	var opt repository.ExportOptions
 	c := &cobra.Command{
 		Use:   "export ID -f FILE",
 		Short: "Write a checkpoint to one self-contained file",
 		Long: `Write a checkpoint, with all that a restart needs, to one file or, with -f -, to the
-standard output. A file appears when it is whole and durable.`,
+standard output. A file appears when it is whole and durable. That of an encrypted
+repository is encrypted for the repository's key, or for the one given here.`,
 		Example: "  fermata checkpoints export demo@7 -f demo-7.fermata\n  fermata checkpoints export demo@7 -f - | ssh archive fermata checkpoints import -f -",
 		Args:    checkpointID,
 		RunE: func(c *cobra.Command, args []string) error {
@@ -508,8 +541,12 @@ standard output. A file appears when it is whole and durable.`,
 			if err != nil {
 				return err
 			}
+			if opt.Key, err = forKey.load(c.Context()); err != nil {
+				return err
+			}
 			return o.onRepository(c.Context(), &f, "export checkpoint "+args[0], "the export is given up, no file is left", func(ctx context.Context, r *repository.Repository, m *meter) error {
-				export := func(w io.Writer) error { return r.Export(ctx, id.cluster, id.epoch, w, m.bytes("export")) }
+				opt.Progress = m.bytes("export")
+				export := func(w io.Writer) error { return r.Export(ctx, id.cluster, id.epoch, w, opt) }
 				if file == "-" {
 					return export(o.env.Stdout)
 				}
@@ -517,8 +554,11 @@ standard output. A file appears when it is whole and durable.`,
 			})
 		},
 	}
-	f.add(c.Flags())
+	f.add(c)
 	c.Flags().StringVarP(&file, "file", "f", "", "`file` to write, - for the standard output")
+	forKey.add(c.Flags(), "for-", "the key to encrypt for, in place of the repository's")
+	c.Flags().BoolVar(&opt.Plain, "plain", false, "do not encrypt, although the repository is")
+	c.MarkFlagsMutuallyExclusive("for-key-file", "for-key-command", "plain")
 	mustRequire(c, "file")
 	c.Flags().Var(&o.progress, "progress", "how to show progress: bars on a terminal (auto), a line a step (plain), or none")
 	mustComplete(c, "progress", progress.ModeNames())
@@ -554,14 +594,20 @@ func writeWhole(path string, write func(io.Writer) error) (err error) {
 func newCheckpointsImportCommand(o *operator) *cobra.Command {
 	var f repositoryFlags
 	var file string
+	var fromKey keySource
 	c := &cobra.Command{
 		Use:   "import -f FILE",
 		Short: "Make a checkpoint of an exported file",
 		Long: `Make a checkpoint of an exported file, or with -f - of the standard input, under the
-name it had. Everything is verified, and what is not whole becomes no checkpoint.`,
+name it had. Everything is verified, and what is not whole becomes no checkpoint. A
+file that was encrypted is opened with the key given here, or the repository's.`,
 		Example: "  fermata checkpoints import -f demo-7.fermata --repository /scratch/fermata",
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			key, err := fromKey.load(c.Context())
+			if err != nil {
+				return err
+			}
 			return o.onRepository(c.Context(), &f, "import checkpoint", "the import is given up, there is no checkpoint", func(ctx context.Context, r *repository.Repository, m *meter) error {
 				from := o.env.Stdin
 				if file != "-" {
@@ -572,9 +618,9 @@ name it had. Everything is verified, and what is not whole becomes no checkpoint
 					defer in.Close()
 					from = in
 				}
-				man, report, err := r.Import(ctx, from, func(done int64) {
+				man, report, err := r.Import(ctx, from, repository.ImportOptions{Key: key, Progress: func(done int64) {
 					m.seldom(&api.Event{Step: "import", Text: render.Bytes(done) + " of pages"}, false)
-				})
+				}})
 				if err != nil {
 					return err
 				}
@@ -584,8 +630,10 @@ name it had. Everything is verified, and what is not whole becomes no checkpoint
 			})
 		},
 	}
-	f.add(c.Flags())
+	f.add(c)
 	c.Flags().StringVarP(&file, "file", "f", "", "`file` to read, - for the standard input")
+	fromKey.add(c.Flags(), "from-", "the key that the file was encrypted for")
+	mustExclude(c, "from-")
 	mustRequire(c, "file")
 	return o.follows(c)
 }

@@ -216,3 +216,75 @@ func TestRepo_Mistakes(t *testing.T) {
 		t.Errorf("without a repository: %+v", r)
 	}
 }
+
+// TestRepo_Encrypted goes the way of an operator: a key, a repository, a copy into it,
+// another key, an export.
+func TestRepo_Encrypted(t *testing.T) {
+	at := func(name string) string { return filepath.Join(t.TempDir(), name) }
+	plain, sealed, first, second := testRepository(t), at("sealed"), at("first.key"), at("second.key")
+	made := document[madeKey](t, "repo", "key", "create", first)
+	if info, err := os.Stat(first); err != nil || info.Mode().Perm() != 0o600 || len(made.ID) != 16 {
+		t.Fatalf("%+v, %v, %v", made, info, err)
+	}
+	if r := fermata(t, nil, "repo", "key", "create", first); r.status != 4 {
+		t.Errorf("a key replaces a file: %+v", r)
+	}
+	succeeds(t, nil, "repo", "create", sealed, "--key-file", first)
+	succeeds(t, nil, "repo", "copy", "--repository", plain, "--to", sealed, "--to-key-command", "cat "+first)
+
+	for _, c := range []struct {
+		says   string
+		status int
+		args   []string
+	}{
+		{envKeyFile, 14, []string{"--repository", sealed}},
+		{"not encrypted", 2, []string{"--repository", plain, "--key-file", first}},
+		{"no such file", 2, []string{"--repository", sealed, "--key-file", second}},
+		{"none of the others can be", 2, []string{"--repository", sealed, "--key-file", first, "--key-command", "cat " + first}},
+	} {
+		if r := fermata(t, nil, append([]string{"repo", "stats"}, c.args...)...); r.status != c.status || !strings.Contains(r.stderr, c.says) {
+			t.Errorf("%v: %+v", c.args, r)
+		}
+	}
+
+	t.Setenv(envRepository, sealed)
+	t.Setenv(envKeyFile, first)
+	if s := document[view.RepoStats](t, "repo", "stats"); len(s.Checkpoints) != 3 {
+		t.Errorf("%+v", s)
+	}
+	other := document[madeKey](t, "repo", "key", "create", second)
+	if keys := document[view.RepoKeys](t, "repo", "key", "add", "--new-key-file", second); len(keys.Keys) != 2 {
+		t.Errorf("%+v", keys)
+	}
+	if r := fermata(t, nil, "repo", "key", "remove", made.ID); r.status != 2 {
+		t.Errorf("the key in use: %+v", r)
+	}
+	keys := document[view.RepoKeys](t, "repo", "key", "remove", made.ID, "--key-file", second)
+	if len(keys.Keys) != 1 || keys.Keys[0] != (view.RepoKey{ID: other.ID, Used: true}) {
+		t.Errorf("%+v", keys)
+	}
+	if r := fermata(t, nil, "repo", "stats"); r.status != 14 || !strings.Contains(r.stderr, other.ID) {
+		t.Errorf("a key that was removed: %+v", r)
+	}
+	t.Setenv(envKeyFile, second)
+	if out := succeeds(t, nil, "repo", "key", "list"); !strings.Contains(out, other.ID) {
+		t.Errorf("list prints %q", out)
+	}
+
+	file, open := at("sealed.fermata"), at("open.fermata")
+	succeeds(t, nil, "checkpoints", "export", "demo@2", "-f", file, "--for-key-file", first)
+	succeeds(t, nil, "checkpoints", "export", "demo@2", "-f", open, "--plain")
+	to := at("to")
+	t.Setenv(envKeyFile, "")
+	succeeds(t, nil, "repo", "create", to)
+	if r := fermata(t, nil, "checkpoints", "import", "-f", file, "--repository", to); r.status != 14 {
+		t.Errorf("without the key: %+v", r)
+	}
+	succeeds(t, nil, "checkpoints", "import", "-f", file, "--repository", to, "--from-key-file", first)
+	if got := document[view.RepoCopies](t, "checkpoints", "import", "-f", open, "--repository", to); len(got.Checkpoints) != 1 || !got.Checkpoints[0].Present {
+		t.Errorf("%+v", got)
+	}
+	if out := succeeds(t, nil, "repo", "key", "list", "--repository", to); !strings.Contains(out, "not encrypted") {
+		t.Errorf("list prints %q", out)
+	}
+}

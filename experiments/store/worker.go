@@ -279,7 +279,9 @@ func limits(stats []repository.ImageStats, in images, compression, place string,
 			object.SumPages(ids[:len(pages)], pages)
 			staged := cpuSeconds()
 			if encoded < fresh {
-				encoder.Encode(compressed, run[:len(pages)*object.PageBytes])
+				if _, err := encoder.Encode(compressed, run[:len(pages)*object.PageBytes]); err != nil {
+					return 0, err
+				}
 				encoded += int64(len(pages) * object.PageBytes)
 			}
 			scan, stage, encode = scan+scanned-begun, stage+staged-scanned, encode+cpuSeconds()-staged

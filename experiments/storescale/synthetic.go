@@ -43,7 +43,9 @@ func synthesize(ctx context.Context, dir string, pages int64) (synthetic, error)
 		return synthetic{}, err
 	}
 	zeros := make([]byte, pagesARun*object.PageBytes)
-	s.pageRun = encoder.Encode(make([]byte, pack.MaxStoredLen(len(zeros))), zeros)
+	if s.pageRun, err = encoder.Encode(make([]byte, pack.MaxStoredLen(len(zeros))), zeros); err != nil {
+		return synthetic{}, err
+	}
 	if s.nodes, err = pack.NewEncoder(pack.Raw, 1); err != nil {
 		return synthetic{}, err
 	}
@@ -112,7 +114,11 @@ func (s *synthesizer) leaf(epoch uint64) (object.ID, error) {
 
 func (s *synthesizer) node(kind object.Kind, data []byte) (object.ID, error) {
 	id := object.Sum(data)
-	return id, s.open.Append(s.nodes.Encode(nil, data), []pack.Object{{ID: id, Kind: kind, Length: uint32(len(data))}})
+	run, err := s.nodes.Encode(nil, data)
+	if err != nil {
+		return id, err
+	}
+	return id, s.open.Append(run, []pack.Object{{ID: id, Kind: kind, Length: uint32(len(data))}})
 }
 
 // writer makes sure that a pack is open.
@@ -126,7 +132,7 @@ func (s *synthesizer) writer(epoch uint64) error {
 	}
 	final := filepath.Join(s.dir, "packs", id.String()[:2], id.String()+".pack")
 	h := pack.Header{ID: id, Repository: s.repo.ID(), Cluster: cluster, Epoch: epoch, Node: "n1"}
-	s.open, err = pack.Create(noSync{vfs.OS{}}, final+".tmp", final, h, 0)
+	s.open, err = pack.Create(noSync{vfs.OS{}}, final+".tmp", final, h, pack.Options{})
 	return err
 }
 

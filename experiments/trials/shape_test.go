@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -91,12 +92,35 @@ func TestCluster_OfUnlikeGuests(t *testing.T) {
 	}
 }
 
+// unreadable looks for words in every file of the repository.
+func (r *rig) unreadable(words ...string) {
+	r.Helper()
+	files := 0
+	err := filepath.WalkDir(filepath.Join(r.Dir, "repository"), func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		files++
+		data, err := os.ReadFile(path)
+		for _, w := range words {
+			if bytes.Contains(data, []byte(w)) {
+				r.Errorf("%s has %q in it", path, w)
+			}
+		}
+		return err
+	})
+	if err != nil || files < 4 {
+		r.Errorf("%d files, %v", files, err)
+	}
+}
+
 // TestCoordinator_OnRealEtcd runs the lab against Debian's etcd server in place
-// of the embedded one, which is a matter of configuration alone. The etcd is
+// of the embedded one, which is a matter of configuration alone, and with a
+// repository that is encrypted, which is another. The etcd is
 // then killed and its data deleted: the cluster restarts all the same.
 func TestCoordinator_OnRealEtcd(t *testing.T) {
 	mustrun.Need(t, mustrun.Etcd)
-	r := newRig(t, 2, "--etcd", "http://127.0.0.1:2379")
+	r := newRig(t, 2, "--etcd", "http://127.0.0.1:2379", "--encrypt")
 	data, pidFile := filepath.Join(r.Dir, "real-etcd"), filepath.Join(r.Dir, "real-etcd.pid")
 	// The lab normally makes its namespace itself; here etcd must be in it first.
 	r.Prefix = []string{"unshare", "--net", "sh", "-c", `ip link set lo up
@@ -130,6 +154,7 @@ FERMATA_LAB_NAMESPACE=1 exec "$@"`, data, pidFile}
 	r.start()
 	r.bring()
 	r.checkpoint()
+	r.unreadable("Linux version", "qemu64") // what the kernel says of itself, and the specification
 	if _, err := r.KillAll(t.Context(), r.cluster); err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"fermata/imageio/damage"
+	"fermata/imageio/seal"
 )
 
 // Algorithm is how a run is compressed.
@@ -56,10 +57,17 @@ type Encoded struct {
 	CRC       uint32
 }
 
-// Encoder compresses runs.
+// runContext is what a sealed run is sealed for. Where it lies need not be
+// authenticated: the ids of what is in it are.
+const runContext = "run"
+
+// Encoder compresses runs, and seals them if it has a Domain.
 //
 // Concurrency: safe for use by several goroutines.
 type Encoder struct {
+	// Domain is set before first use. Nil: runs are not sealed.
+	Domain *seal.Domain
+
 	algorithm Algorithm
 	zstd      *zstd.Encoder
 }
@@ -85,43 +93,57 @@ func NewEncoder(a Algorithm, workers int) (*Encoder, error) {
 }
 
 // MaxStoredLen is the size of a buffer that Encode never outgrows.
-func MaxStoredLen(rawLen int) int { return s2.MaxEncodedLen(rawLen) }
+func MaxStoredLen(rawLen int) int { return s2.MaxEncodedLen(rawLen) + seal.Overhead }
 
 // worthwhile is the least gain for which a reader should pay decompression.
 const worthwhile = 16 // a sixteenth
 
 // Encode compresses raw. The result lies in buf or, when compression gains
-// nothing, is raw itself: both must stay as they are while it is in use.
-func (e *Encoder) Encode(buf, raw []byte) Encoded {
+// nothing and nothing is sealed, is raw itself: both must stay as they are while
+// it is in use.
+func (e *Encoder) Encode(buf, raw []byte) (Encoded, error) {
 	enc := Encoded{Algorithm: e.algorithm, RawLen: len(raw)}
+	room := buf[:cap(buf)]
+	if e.Domain != nil {
+		room = room[min(len(room), seal.SaltBytes):] // sealed where it lies
+	}
 	switch e.algorithm {
 	case S2:
-		enc.Stored = s2.Encode(buf[:cap(buf)], raw)
+		enc.Stored = s2.Encode(room, raw)
 	case Zstd:
-		enc.Stored = e.zstd.EncodeAll(raw, buf[:0])
+		enc.Stored = e.zstd.EncodeAll(raw, room[:0])
 	}
 	if e.algorithm == Raw || len(enc.Stored) > len(raw)-len(raw)/worthwhile {
 		enc.Algorithm, enc.Stored = Raw, raw
 	}
+	if e.Domain != nil {
+		var err error
+		if enc.Stored, err = e.Domain.Seal(buf, enc.Stored, runContext); err != nil {
+			return Encoded{}, err
+		}
+	}
 	enc.CRC = checksum(enc.Stored)
-	return enc
+	return enc, nil
 }
 
 // checksum is CRC-32C, which processors compute themselves. MakeTable returns
 // one shared table.
 func checksum(data []byte) uint32 { return crc32.Checksum(data, crc32.MakeTable(crc32.Castagnoli)) }
 
-// Decoder decompresses runs.
+// Decoder decompresses runs, after it has opened them if it has a Domain.
 //
 // Concurrency: safe for use by several goroutines.
 type Decoder struct {
+	// Domain is set before first use. Nil: runs are not sealed.
+	Domain *seal.Domain
+
 	once sync.Once
 	zstd *zstd.Decoder // set by once
 	err  error         // set by once
 }
 
 // Decode returns the raw bytes of a run from its stored ones, in buf if that
-// is large enough, or stored itself.
+// is large enough, or in stored, which is spoiled if the run was sealed.
 //
 // On error: damage, without a name; callers know which run it is.
 func (d *Decoder) Decode(buf []byte, run Run, stored []byte) ([]byte, error) {
@@ -130,6 +152,12 @@ func (d *Decoder) Decode(buf []byte, run Run, stored []byte) ([]byte, error) {
 	}
 	if checksum(stored) != run.CRC {
 		return nil, fmt.Errorf("wrong checksum: %w", damage.ErrCorrupt)
+	}
+	if d.Domain != nil {
+		var err error
+		if stored, err = d.Domain.Open(stored, runContext); err != nil {
+			return nil, errors.Join(damage.ErrCorrupt, err)
+		}
 	}
 	raw, err := d.decompress(buf, run, stored)
 	if err != nil {

@@ -27,7 +27,8 @@
 //	       u24 length, u8 kind
 //
 // Runs follow each other without gaps, and so do the objects of a run, so
-// offsets are sums. Numbers are little-endian.
+// offsets are sums. Numbers are little-endian. In a sealed pack, which is version
+// 2, each run is sealed, and so is what follows the header in the trailer.
 //
 // A pack has its final name only when all of it is durable: Writer.Finalise is
 // the one place that gives it.
@@ -42,6 +43,7 @@ import (
 
 	"fermata/imageio/frame"
 	"fermata/imageio/object"
+	"fermata/imageio/seal"
 )
 
 // Limits of the format. They bound what a trailer can make a reader allocate.
@@ -56,12 +58,13 @@ const (
 	// maxObjectsInRun is what fits the u16; the smallest object has 41 bytes.
 	maxObjectsInRun = 1<<16 - 1
 
-	version       = 1
+	plainVersion  = 1
+	sealedVersion = 2
 	runEntryLen   = 16
 	objEntryLen   = 36
 	footerHeadLen = 32
 	footerLen     = footerHeadLen + 32
-	maxTrailerLen = 4 + maxHeaderLen + 8 + MaxRuns*runEntryLen + MaxObjects*objEntryLen
+	maxTrailerLen = 4 + maxHeaderLen + 8 + MaxRuns*runEntryLen + MaxObjects*objEntryLen + seal.Overhead
 )
 
 // ID names a pack. It is random, so no two writers choose the same.
@@ -147,7 +150,7 @@ type Trailer struct {
 
 // headerKind frames the header. Its body is JSON, as it is met once a pack.
 func headerKind() frame.Kind {
-	return frame.Kind{Name: "pack header", Magic: [8]byte{'F', 'M', 'P', 'K', 'H', 'E', 'A', 'D'}, Version: version, MaxBody: maxHeaderBody}
+	return frame.Kind{Name: "pack header", Magic: [8]byte{'F', 'M', 'P', 'K', 'H', 'E', 'A', 'D'}, Version: 1, MaxBody: maxHeaderBody}
 }
 
 const (

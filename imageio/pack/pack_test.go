@@ -38,10 +38,19 @@ func pages(n int) [][]byte {
 	return out
 }
 
+func mustEncode(t testing.TB, e *Encoder, raw []byte) Encoded {
+	t.Helper()
+	enc, err := e.Encode(nil, raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return enc
+}
+
 // writePack writes runs of three pages with every algorithm in turn.
 func writePack(t testing.TB, fsys vfs.FS, contents [][]byte) int64 {
 	t.Helper()
-	w, err := Create(fsys, tempName, finalName, testHeader(), 0)
+	w, err := Create(fsys, tempName, finalName, testHeader(), Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,7 +66,7 @@ func writePack(t testing.TB, fsys vfs.FS, contents [][]byte) int64 {
 			raw = append(raw, p...)
 			objects = append(objects, Object{ID: object.Sum(p), Kind: object.KindPage, Length: object.PageBytes})
 		}
-		if err := w.Append(e.Encode(nil, raw), objects); err != nil {
+		if err := w.Append(mustEncode(t, e, raw), objects); err != nil {
 			t.Fatal(err)
 		}
 		contents = contents[n:]
@@ -71,7 +80,7 @@ func writePack(t testing.TB, fsys vfs.FS, contents [][]byte) int64 {
 
 // readPack returns every object of the pack, each verified.
 func readPack(fsys vfs.FS) ([][]byte, error) {
-	tr, err := ReadTrailer(fsys, finalName, testHeader().ID)
+	tr, err := ReadTrailer(fsys, finalName, testHeader().ID, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -165,7 +174,7 @@ func TestReadTrailer_WrongPackIsDamage(t *testing.T) {
 	fsys := crashfs.New(1)
 	writePack(t, fsys, pages(1))
 	var d *damage.Error
-	if _, err := ReadTrailer(fsys, finalName, ID{9}); !errors.As(err, &d) || d.Object != Name(ID{9}) {
+	if _, err := ReadTrailer(fsys, finalName, ID{9}, nil); !errors.As(err, &d) || d.Object != Name(ID{9}) {
 		t.Fatal(err)
 	}
 }
@@ -179,7 +188,7 @@ func TestReadTrailer_IOErrorIsNotDamage(t *testing.T) {
 		}
 		return nil
 	})
-	if _, err := ReadTrailer(fsys, finalName, testHeader().ID); !errors.Is(err, syscall.EIO) || errors.Is(err, damage.ErrCorrupt) {
+	if _, err := ReadTrailer(fsys, finalName, testHeader().ID, nil); !errors.Is(err, syscall.EIO) || errors.Is(err, damage.ErrCorrupt) {
 		t.Fatal(err)
 	}
 }
@@ -190,22 +199,25 @@ func TestReadTrailer_NewerVersion(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tail := encodeTrailer(header, &tr, int64(len(header)))
+	tail, err := encodeTrailer(header, &tr, int64(len(header)), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
 	f, err := decodeFooter(tail[len(tail)-footerLen:], int64(len(header)+len(tail)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	tail[f.length+8] = version + 1
+	tail[f.length+8] = sealedVersion + 1
 	sum := object.Sum(tail[:f.length+footerHeadLen])
 	f.digest = sum
-	if _, err := decodeTrailer(tail, f); !errors.Is(err, frame.ErrNewerFormat) {
+	if _, err := decodeTrailer(tail, f, nil); !errors.Is(err, frame.ErrNewerFormat) {
 		t.Fatal(err)
 	}
 }
 
 func TestWriter_ErrorSticksAndDiscardRemoves(t *testing.T) {
 	fsys := crashfs.New(1)
-	w, err := Create(fsys, tempName, finalName, testHeader(), 0)
+	w, err := Create(fsys, tempName, finalName, testHeader(), Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -251,7 +263,7 @@ func TestDecoder_RunThatClaimsTooMuch(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	enc := e.Encode(nil, make([]byte, 8192))
+	enc := mustEncode(t, e, make([]byte, 8192))
 	run := Run{StoredLen: uint32(len(enc.Stored)), RawLen: 4096, CRC: enc.CRC, Algorithm: enc.Algorithm}
 	if _, err := new(Decoder).Decode(nil, run, enc.Stored); !errors.Is(err, damage.ErrCorrupt) {
 		t.Fatal(err)
@@ -264,7 +276,11 @@ func FuzzDecodeTrailer(f *testing.F) {
 		if err != nil {
 			f.Fatal(err)
 		}
-		f.Add(encodeTrailer(header, &tr, int64(len(header))+runsEnd))
+		tail, err := encodeTrailer(header, &tr, int64(len(header))+runsEnd, nil)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(tail)
 	}
 	seed(Trailer{Header: testHeader()}, 0)
 	seed(Trailer{Header: testHeader(),
@@ -282,7 +298,7 @@ func FuzzDecodeTrailer(f *testing.F) {
 		if err != nil {
 			return
 		}
-		tr, err := decodeTrailer(tail, foot)
+		tr, err := decodeTrailer(tail, foot, nil)
 		if err != nil {
 			return
 		}
@@ -310,7 +326,7 @@ func FuzzDecodeRun(f *testing.F) {
 		if err != nil {
 			f.Fatal(err)
 		}
-		enc := e.Encode(nil, bytes.Repeat([]byte("fermata "), 512))
+		enc := mustEncode(f, e, bytes.Repeat([]byte("fermata "), 512))
 		f.Add(enc.Stored, uint32(enc.RawLen), uint8(enc.Algorithm))
 	}
 	d := new(Decoder)

@@ -7,17 +7,19 @@ import (
 
 	"fermata/imageio/damage"
 	"fermata/imageio/frame"
+	"fermata/imageio/seal"
 	"fermata/imageio/vfs"
 )
 
 // Name is how errors and reports name a pack.
 func Name(id ID) string { return "pack " + id.String() }
 
-// ReadTrailer reads the table of contents of pack id from a file.
+// ReadTrailer reads the table of contents of pack id from a file. domain is nil
+// in a repository that is not encrypted.
 //
 // On error: damage that names the pack, frame.ErrNewerFormat, or what the file
 // system said.
-func ReadTrailer(fsys vfs.FS, path string, id ID) (*Trailer, error) {
+func ReadTrailer(fsys vfs.FS, path string, id ID, domain *seal.Domain) (*Trailer, error) {
 	info, err := fsys.Stat(path)
 	if err != nil {
 		return nil, err
@@ -27,7 +29,7 @@ func ReadTrailer(fsys vfs.FS, path string, id ID) (*Trailer, error) {
 		return nil, err
 	}
 	defer f.Close() // opened for reading: nothing can be lost
-	t, err := readTrailer(f, info.Size)
+	t, err := readTrailer(f, info.Size, domain)
 	if err == nil && t.Header.ID != id {
 		err = fmt.Errorf("trailer: is of pack %s", t.Header.ID)
 	}
@@ -55,7 +57,7 @@ func AboutObjects(fsys vfs.FS, path string) (int, error) {
 	return int(at.length * pagesARun / (pagesARun*objEntryLen + runEntryLen)), err
 }
 
-func readTrailer(r io.ReaderAt, size int64) (*Trailer, error) {
+func readTrailer(r io.ReaderAt, size int64, domain *seal.Domain) (*Trailer, error) {
 	if size < footerLen {
 		return nil, fmt.Errorf("%d bytes are too short", size)
 	}
@@ -71,7 +73,7 @@ func readTrailer(r io.ReaderAt, size int64) (*Trailer, error) {
 	if err := readFull(r, data, f.offset); err != nil {
 		return nil, fmt.Errorf("trailer: %w", err)
 	}
-	return decodeTrailer(data, f)
+	return decodeTrailer(data, f, domain)
 }
 
 // ReadHeader reads the header of pack id, finished or not.

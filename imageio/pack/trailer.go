@@ -11,6 +11,7 @@ import (
 	"fermata/imageio/damage"
 	"fermata/imageio/frame"
 	"fermata/imageio/object"
+	"fermata/imageio/seal"
 )
 
 // footerMagic ends every pack.
@@ -46,11 +47,37 @@ func decodeHeader(data []byte) (Header, int, error) {
 	return h, len(data) - len(rest), nil
 }
 
-// encodeTrailer returns trailer and footer for a pack whose runs end at offset.
-func encodeTrailer(header []byte, t *Trailer, offset int64) []byte {
-	out := make([]byte, 0, 4+len(header)+8+len(t.Runs)*runEntryLen+len(t.Objects)*objEntryLen+footerLen)
+// trailerContext is what the tables of a pack with this header are sealed for.
+func trailerContext(header []byte) string { return "trailer of " + string(header) }
+
+// encodeTrailer returns trailer and footer for a pack whose runs end at offset, with
+// the tables sealed if there is a domain.
+func encodeTrailer(header []byte, t *Trailer, offset int64, domain *seal.Domain) ([]byte, error) {
+	tables, version := encodeTables(t), uint32(plainVersion)
+	if domain != nil {
+		var err error
+		if tables, err = domain.Seal(nil, tables, trailerContext(header)); err != nil {
+			return nil, err
+		}
+		version = sealedVersion
+	}
+	out := make([]byte, 0, 4+len(header)+len(tables)+footerLen)
 	out = binary.LittleEndian.AppendUint32(out, uint32(len(header)))
 	out = append(out, header...)
+	out = append(out, tables...)
+	length := len(out)
+	out = append(out, footerMagic...)
+	out = binary.LittleEndian.AppendUint32(out, version)
+	out = binary.LittleEndian.AppendUint32(out, 0)
+	out = binary.LittleEndian.AppendUint64(out, uint64(offset))
+	out = binary.LittleEndian.AppendUint64(out, uint64(length))
+	sum := sha256.Sum256(out)
+	return append(out, sum[:]...), nil
+}
+
+// encodeTables returns what tables reads.
+func encodeTables(t *Trailer) []byte {
+	out := make([]byte, 0, 8+len(t.Runs)*runEntryLen+len(t.Objects)*objEntryLen)
 	out = binary.LittleEndian.AppendUint32(out, uint32(len(t.Runs)))
 	out = binary.LittleEndian.AppendUint32(out, uint32(len(t.Objects)))
 	for _, r := range t.Runs {
@@ -65,14 +92,7 @@ func encodeTrailer(header []byte, t *Trailer, offset int64) []byte {
 		out = append(out, o.ID[:]...)
 		out = binary.LittleEndian.AppendUint32(out, o.Length|uint32(o.Kind)<<24)
 	}
-	length := len(out)
-	out = append(out, footerMagic...)
-	out = binary.LittleEndian.AppendUint32(out, version)
-	out = binary.LittleEndian.AppendUint32(out, 0)
-	out = binary.LittleEndian.AppendUint64(out, uint64(offset))
-	out = binary.LittleEndian.AppendUint64(out, uint64(length))
-	sum := sha256.Sum256(out)
-	return append(out, sum[:]...)
+	return out
 }
 
 // decodeFooter reads the last bytes of a pack of size bytes. The digest is
@@ -92,10 +112,11 @@ func decodeFooter(data []byte, size int64) (footer, error) {
 	return footer{offset: int64(offset), length: int64(length), digest: [sha256.Size]byte(data[footerHeadLen:])}, nil
 }
 
-// decodeTrailer reads trailer and footer, which are exactly data.
+// decodeTrailer reads trailer and footer, which are exactly data. What was sealed is
+// opened in its place.
 //
 // On error: not yet named; or frame.ErrNewerFormat.
-func decodeTrailer(data []byte, f footer) (*Trailer, error) {
+func decodeTrailer(data []byte, f footer, domain *seal.Domain) (*Trailer, error) {
 	if int64(len(data)) != f.length+footerLen {
 		return nil, fmt.Errorf("trailer: %d bytes, want %d", len(data), f.length+footerLen)
 	}
@@ -103,8 +124,13 @@ func decodeTrailer(data []byte, f footer) (*Trailer, error) {
 	if sum != f.digest {
 		return nil, errors.New("trailer: wrong digest")
 	}
-	if v := binary.LittleEndian.Uint32(data[f.length+8:]); v != version {
-		return nil, fmt.Errorf("pack of version %d, known is %d: %w", v, version, frame.ErrNewerFormat)
+	switch v := binary.LittleEndian.Uint32(data[f.length+8:]); {
+	case v != plainVersion && v != sealedVersion:
+		return nil, fmt.Errorf("pack of version %d, known are %d and %d: %w", v, plainVersion, sealedVersion, frame.ErrNewerFormat)
+	case v == sealedVersion && domain == nil:
+		return nil, errors.New("trailer: is encrypted, the repository is not")
+	case v == plainVersion && domain != nil:
+		return nil, errors.New("trailer: is not encrypted, the repository is")
 	}
 	if binary.LittleEndian.Uint32(data[f.length+12:]) != 0 {
 		return nil, errors.New("footer: reserved bytes are set")
@@ -115,10 +141,17 @@ func decodeTrailer(data []byte, f footer) (*Trailer, error) {
 	if err != nil {
 		return nil, err
 	}
+	overhead := 0
+	if domain != nil {
+		overhead = seal.Overhead
+		if d.data, err = domain.Open(d.data, trailerContext(data[4:4+headerLen])); err != nil {
+			return nil, fmt.Errorf("trailer: %w", err)
+		}
+	}
 	if err := d.tables(t); err != nil {
 		return nil, err
 	}
-	if err := t.place(int64(headerLen), f.offset); err != nil {
+	if err := t.place(int64(headerLen), f.offset, uint32(overhead)); err != nil {
 		return nil, err
 	}
 	return t, nil
@@ -202,13 +235,13 @@ func (d *tableReader) tables(t *Trailer) error {
 }
 
 // place fills in what follows from the order of the tables, and checks that
-// runs and objects cover the pack exactly.
-func (t *Trailer) place(start, end int64) error {
+// runs and objects cover the pack exactly. overhead is what sealing adds to a run.
+func (t *Trailer) place(start, end int64, overhead uint32) error {
 	next := 0
 	for i := range t.Runs {
 		r := &t.Runs[i]
-		if r.RawLen == 0 || r.RawLen > MaxRunBytes || r.StoredLen == 0 || r.StoredLen > r.RawLen ||
-			r.Algorithm < Raw || r.Algorithm > Zstd || r.Algorithm == Raw && r.StoredLen != r.RawLen {
+		if r.RawLen == 0 || r.RawLen > MaxRunBytes || r.StoredLen <= overhead || r.StoredLen > r.RawLen+overhead ||
+			r.Algorithm < Raw || r.Algorithm > Zstd || r.Algorithm == Raw && r.StoredLen != r.RawLen+overhead {
 			return fmt.Errorf("trailer: run %d of %d bytes, %d raw, %s", i, r.StoredLen, r.RawLen, r.Algorithm)
 		}
 		if r.Count == 0 || int(r.Count) > len(t.Objects)-next {

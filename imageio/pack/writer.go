@@ -1,10 +1,12 @@
 package pack
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"path/filepath"
 
+	"fermata/imageio/seal"
 	"fermata/imageio/vfs"
 )
 
@@ -20,6 +22,7 @@ type Writer struct {
 	temp      string // name while being written
 	final     string
 	file      vfs.File
+	domain    *seal.Domain
 	header    []byte
 	trailer   Trailer
 	offset    int64  // where the next run begins
@@ -28,10 +31,17 @@ type Writer struct {
 	finalised bool
 }
 
+// Options modify Create.
+type Options struct {
+	// Room is how many bytes are reserved for the pack, where the file system can.
+	Room int64
+	// Domain seals the table of contents. Runs come sealed, by its Encoder. Nil:
+	// neither is sealed.
+	Domain *seal.Domain
+}
+
 // Create begins a pack under a temporary name in the directory of its final one.
-//
-// room is what is reserved for it, where the file system can.
-func Create(fsys vfs.FS, temp, final string, h Header, room int64) (*Writer, error) {
+func Create(fsys vfs.FS, temp, final string, h Header, opt Options) (*Writer, error) {
 	header, err := encodeHeader(h)
 	if err != nil {
 		return nil, err
@@ -40,13 +50,13 @@ func Create(fsys vfs.FS, temp, final string, h Header, room int64) (*Writer, err
 	if err != nil {
 		return nil, fmt.Errorf("create pack %s: %w", h.ID, err)
 	}
-	if p, ok := file.(vfs.Preallocator); ok && room > 0 {
-		if err := p.Preallocate(room); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+	if p, ok := file.(vfs.Preallocator); ok && opt.Room > 0 {
+		if err := p.Preallocate(opt.Room); err != nil && !errors.Is(err, errors.ErrUnsupported) {
 			return nil, errors.Join(fmt.Errorf("reserve room for pack %s: %w", h.ID, err), file.Close(), fsys.Remove(temp))
 		}
 	}
 	return &Writer{
-		fs: fsys, temp: temp, final: final, file: file, header: header,
+		fs: fsys, temp: temp, final: final, file: file, domain: opt.Domain, header: header,
 		trailer: Trailer{Header: h}, offset: int64(len(header)),
 		buf: append(make([]byte, 0, writeChunk+MaxRunBytes), header...),
 	}, nil
@@ -99,8 +109,11 @@ func (w *Writer) Finalise() (size int64, err error) {
 	if w.err != nil {
 		return 0, w.err
 	}
-	tail := encodeTrailer(w.header, &w.trailer, w.offset)
-	if err := w.checkTrailer(tail); err != nil {
+	tail, err := encodeTrailer(w.header, &w.trailer, w.offset, w.domain)
+	if err == nil {
+		err = w.checkTrailer(tail)
+	}
+	if err != nil {
 		return 0, w.fail(err)
 	}
 	w.buf = append(w.buf, tail...)
@@ -150,7 +163,7 @@ func (w *Writer) checkTrailer(tail []byte) error {
 	if err != nil {
 		return fmt.Errorf("check own trailer: %w", err)
 	}
-	got, err := decodeTrailer(tail, f)
+	got, err := decodeTrailer(bytes.Clone(tail), f, w.domain) // opened where it lies
 	if err != nil {
 		return fmt.Errorf("check own trailer: %w", err)
 	}

@@ -63,6 +63,9 @@ func (w *Writer) writeClaim(packs []string) error {
 		return err
 	}
 	data, err := claimKind().Encode(body)
+	if err == nil {
+		data, err = sealRecord(w.r.domain, claimContext(w.epoch), data)
+	}
 	if err != nil {
 		return err
 	}
@@ -83,6 +86,9 @@ func (w *Writer) writeClaim(packs []string) error {
 	}
 	return w.r.fs.SyncDir(dir)
 }
+
+// claimContext is what a claim is sealed for.
+func claimContext(e epochKey) string { return "claim of " + e.String() }
 
 func decodeClaim(e epochKey, data []byte) (node string, packs []pack.ID, err error) {
 	body, err := claimKind().Decode(data)
@@ -134,7 +140,7 @@ func (r *Repository) readClaims(ctx context.Context) ([]claimFile, error) {
 			}
 			c := claimFile{epoch: epochKey{cluster, epoch}, path: filepath.Join(r.claimDir(cluster), name), temp: temp}
 			if !temp {
-				data, err := vfs.ReadFile(r.fs, c.path, claimKind().MaxLen())
+				data, err := r.readRecord(c.path, claimContext(c.epoch), claimKind().MaxLen())
 				if errors.Is(err, fs.ErrNotExist) {
 					continue
 				}

@@ -164,11 +164,11 @@ func (c *compaction) writePack(round epochKey, fill func(*repack) error) (pack.I
 		return id, nil, 0, err
 	}
 	h := pack.Header{ID: id, Repository: c.r.id, Cluster: round.cluster, Epoch: round.epoch, Node: compactorName}
-	w, err := pack.Create(c.r.fs, c.r.packTempPath(id, round), c.r.packPath(id), h, 0)
+	w, err := pack.Create(c.r.fs, c.r.packTempPath(id, round), c.r.packPath(id), h, pack.Options{Domain: c.r.domain})
 	if err != nil {
 		return id, nil, 0, err
 	}
-	out := &repack{w: w, encoder: c.encoder, written: map[object.ID]bool{},
+	out := &repack{w: w, encoder: c.encoder, decoder: pack.Decoder{Domain: c.r.domain}, written: map[object.ID]bool{},
 		openRuns: newOpenRuns(c.r.cfg.RunBytes), compressed: make([]byte, pack.MaxStoredLen(pack.MaxRunBytes))}
 	if err := fill(out); err != nil {
 		return id, nil, 0, errors.Join(err, w.Discard())
@@ -196,7 +196,7 @@ func (c *compaction) copyFrom(ctx context.Context, s source, out *repack) error 
 	if err != nil {
 		return err
 	}
-	t, err := pack.ReadTrailer(c.r.fs, path, s.id)
+	t, err := pack.ReadTrailer(c.r.fs, path, s.id, c.r.domain)
 	if err != nil {
 		return err
 	}
@@ -275,7 +275,10 @@ func (p *repack) flush(b *runBuilder) error {
 	if len(b.objects) == 0 {
 		return nil
 	}
-	err := p.w.Append(p.encoder.Encode(p.compressed, b.raw), b.objects)
+	enc, err := p.encoder.Encode(p.compressed, b.raw)
+	if err == nil {
+		err = p.w.Append(enc, b.objects)
+	}
 	b.reset()
 	return err
 }

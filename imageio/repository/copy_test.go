@@ -5,10 +5,12 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 
 	"fermata/imageio/object"
+	"fermata/imageio/seal"
 	"fermata/imageio/vfs"
 	"fermata/imageio/vfs/crashfs"
 )
@@ -102,18 +104,18 @@ func TestExport_ImportedIsTheSame(t *testing.T) {
 	from := mustCreate(t, smallConfig(newCrashFS(t, 1)))
 	fiveGenerations(t, from)
 	var file bytes.Buffer
-	if err := from.Export(ctx, "web", 5, &file, quiet); err != nil {
+	if err := from.Export(ctx, "web", 5, &file, ExportOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	whole := file.Bytes()
 	for _, cfg := range []Config{otherConfig(newCrashFS(t, 2)), smallConfig(newCrashFS(t, 2))} {
 		to := mustCreate(t, cfg)
-		m, report, err := to.Import(ctx, bytes.NewReader(whole), func(int64) {})
+		m, report, err := to.Import(ctx, bytes.NewReader(whole), ImportOptions{})
 		if err != nil || m.Epoch != 5 || report.NewBytes == 0 {
 			t.Fatalf("%+v, %v", report, err)
 		}
 		wantRestore(t, to, 5, guestImages(5))
-		if _, report, err := to.Import(ctx, bytes.NewReader(whole), func(int64) {}); err != nil || !report.Present {
+		if _, report, err := to.Import(ctx, bytes.NewReader(whole), ImportOptions{}); err != nil || !report.Present {
 			t.Fatalf("again: %+v, %v", report, err)
 		}
 	}
@@ -122,7 +124,7 @@ func TestExport_ImportedIsTheSame(t *testing.T) {
 	if _, err := from.Delete(ctx, "web", 5); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := from.Import(ctx, bytes.NewReader(whole), func(int64) {}); !errors.Is(err, ErrOutcomeDecided) {
+	if _, _, err := from.Import(ctx, bytes.NewReader(whole), ImportOptions{}); !errors.Is(err, ErrOutcomeDecided) {
 		t.Fatalf("into a deleted epoch: %v", err)
 	}
 }
@@ -130,18 +132,27 @@ func TestExport_ImportedIsTheSame(t *testing.T) {
 // TestImport_DamageIsFound cuts a stream at every place, and flips bytes all over
 // it: nothing is committed that is not whole.
 func TestImport_DamageIsFound(t *testing.T) {
+	for _, c := range []struct {
+		name, magic string
+		key         *seal.Key
+	}{{"plain", "FMEXPRUN", nil}, {"encrypted", "FMSEALED", testKey(t, 1)}} {
+		t.Run(c.name, func(t *testing.T) { importDamaged(t, c.magic, c.key) })
+	}
+}
+
+func importDamaged(t *testing.T, magic string, key *seal.Key) {
 	ctx := t.Context()
 	from := mustCreate(t, smallConfig(newCrashFS(t, 1)))
 	mustCheckpoint(t, from, 1, guestImages(1))
 	var file bytes.Buffer
-	if err := from.Export(ctx, "web", 1, &file, quiet); err != nil {
+	if err := from.Export(ctx, "web", 1, &file, ExportOptions{Key: key}); err != nil {
 		t.Fatal(err)
 	}
 	whole := file.Bytes()
 	try := func(what string, at int, data []byte) {
 		t.Helper()
 		to := mustCreate(t, smallConfig(newCrashFS(t, 2)))
-		if _, _, err := to.Import(ctx, bytes.NewReader(data), func(int64) {}); !errors.Is(err, ErrCorrupt) {
+		if _, _, err := to.Import(ctx, bytes.NewReader(data), ImportOptions{Key: key}); !errors.Is(err, ErrCorrupt) {
 			t.Fatalf("%s at %d of %d: %v", what, at, len(whole), err)
 		}
 		wantOutcome(t, to, 1, OutcomeNone)
@@ -153,12 +164,18 @@ func TestImport_DamageIsFound(t *testing.T) {
 		try("flip", at, flipped)
 	}
 	// A frame that is left out leaves a hole.
-	first := bytes.Index(whole, []byte("FMEXPRUN"))
-	second := first + 8 + bytes.Index(whole[first+8:], []byte("FMEXPRUN"))
-	try("left out", first, append(bytes.Clone(whole[:first]), whole[second:]...))
+	next := func(from int) int { return from + bytes.Index(whole[from:], []byte(magic)) }
+	first := next(0)
+	second := next(first + 8)
+	third := next(second + 8)
+	try("left out", second, append(bytes.Clone(whole[:second]), whole[third:]...))
+	if key != nil { // elsewhere order is of no account
+		fourth := next(third + 8)
+		try("exchanged", second, slices.Concat(whole[:second], whole[third:fourth], whole[second:third], whole[fourth:]))
+	}
 	// A stream of another kind.
 	to := mustCreate(t, smallConfig(newCrashFS(t, 3)))
-	if _, _, err := to.Import(ctx, strings.NewReader("not an export at all, whatever it may be"), func(int64) {}); !errors.Is(err, ErrCorrupt) {
+	if _, _, err := to.Import(ctx, strings.NewReader("not an export at all, whatever it may be"), ImportOptions{}); !errors.Is(err, ErrCorrupt) {
 		t.Fatal(err)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"syscall"
 	"testing"
 
+	"fermata/imageio/vfs"
 	"fermata/imageio/vfs/crashfs"
 )
 
@@ -23,7 +24,7 @@ func crashCase(t *testing.T, prepare func(*Repository), do func(context.Context,
 	t.Helper()
 	run := func(seed uint64, crashAt int) (fsys *crashfs.FS, ops int, err error) {
 		fsys = newCrashFS(t, seed)
-		r := mustCreate(t, smallConfig(fsys))
+		r := mustCreate(t, crashConfig(t, fsys, seed))
 		prepare(r)
 		before := fsys.Ops()
 		fsys.ResetLog()
@@ -33,15 +34,22 @@ func crashCase(t *testing.T, prepare func(*Repository), do func(context.Context,
 		err = do(t.Context(), r)
 		return fsys, fsys.Ops() - before, err
 	}
-	_, total, err := run(1, -1)
-	if err != nil {
-		t.Fatal(err)
+	var totals [2]int // without and with a key, which makes packs longer
+	for seed := range totals {
+		var err error
+		if _, totals[seed], err = run(uint64(seed), -1); err != nil {
+			t.Fatal(err)
+		}
+		if totals[seed] < 3 {
+			t.Fatalf("%d operations prove nothing", totals[seed])
+		}
 	}
-	if total < 3 {
-		t.Fatalf("%d operations prove nothing", total)
-	}
-	for k := range total + 1 {
+	for k := range max(totals[0], totals[1]) + 1 {
 		for seed := range uint64(crashSeeds) {
+			total := totals[seed%2]
+			if k > total {
+				continue
+			}
 			ok := t.Run(fmt.Sprintf("op%03d-seed%d", k, seed), func(t *testing.T) {
 				fsys, _, err := run(seed, k)
 				if k < total && err == nil && !fsys.Crashed() {
@@ -54,13 +62,21 @@ func crashCase(t *testing.T, prepare func(*Repository), do func(context.Context,
 						t.Logf("operations:\n%s", log)
 					}
 				}()
-				check(t, mustOpen(t, smallConfig(after), 9), after, err == nil)
+				check(t, mustOpen(t, crashConfig(t, after, seed), 9), after, err == nil)
 			})
 			if !ok {
 				return // the first failure says enough
 			}
 		}
 	}
+}
+
+// crashConfig has a key for every second seed.
+func crashConfig(t testing.TB, fsys vfs.FS, seed uint64) Config {
+	if seed%2 == 1 {
+		return encrypted(t, smallConfig(fsys), 1)
+	}
+	return smallConfig(fsys)
 }
 
 func prepareOne(t *testing.T) func(*Repository) {
@@ -200,24 +216,24 @@ func TestCreate_CrashAnywhere(t *testing.T) {
 	// Creation makes 256 directories; a crash amid them is a crash before the
 	// record, so only the first and last operations are tried.
 	fsys := newCrashFS(t, 1)
-	mustCreate(t, smallConfig(fsys))
+	mustCreate(t, crashConfig(t, fsys, 1))
 	total := fsys.Ops()
-	for k := total - 10; k <= total; k++ {
+	for k := total - 15; k <= total; k++ {
 		for seed := range uint64(crashSeeds) {
 			fsys := newCrashFS(t, seed)
 			fsys.CrashAfter(k)
-			_, err := Create(t.Context(), smallConfig(fsys))
+			_, err := Create(t.Context(), crashConfig(t, fsys, seed))
 			after := fsys.Reboot()
-			_, openErr := Open(t.Context(), smallConfig(after))
+			_, openErr := Open(t.Context(), crashConfig(t, after, seed))
 			if openErr != nil && (err == nil || !errors.Is(openErr, ErrNotRepository)) {
 				t.Fatalf("crash at %d of %d: create %v, open %v", k, total, err, openErr)
 			}
 			if openErr != nil {
-				cfg := smallConfig(after)
+				cfg := crashConfig(t, after, seed)
 				cfg.Random = rand.NewChaCha8([32]byte{3}) // another process, other names
 				mustCreate(t, cfg)
 			}
-			mustCheckpoint(t, mustOpen(t, smallConfig(after), 2), 1, guestImages(1))
+			mustCheckpoint(t, mustOpen(t, crashConfig(t, after, seed), 2), 1, guestImages(1))
 		}
 	}
 }

@@ -19,19 +19,21 @@ import (
 // the right bytes or an error, never wrong bytes.
 func TestDamage_OneFlippedByteIsFoundAndNamed(t *testing.T) {
 	const flipsPerFile = 80
-	for _, compression := range []string{"s2", "zstd", "none"} {
+	for _, compression := range []string{"s2", "zstd", "none", "encrypted"} {
 		t.Run(compression, func(t *testing.T) {
 			ctx := t.Context()
 			fsys := newCrashFS(t, 1)
 			cfg := smallConfig(fsys)
-			cfg.Compression = compression
+			if cfg.Compression = compression; compression == "encrypted" {
+				cfg.Compression, cfg.Key = "s2", testKey(t, 1)
+			}
 			r := mustCreate(t, cfg)
 			mustCheckpoint(t, r, 1, guestImages(1))
 			m := mustCheckpoint(t, r, 2, guestImages(2))
 			rng := rand.New(rand.NewPCG(11, 12))
 			flips := 0
 			defer func() {
-				if flips < 350 { // a thousand in the three runs
+				if flips < 350 { // 1,400 in the four runs
 					t.Errorf("%d flips prove little", flips)
 				}
 			}()
@@ -57,6 +59,9 @@ func TestDamage_OneFlippedByteIsFoundAndNamed(t *testing.T) {
 					case strings.HasSuffix(path, recordName):
 						_, err := Open(ctx, cfg)
 						wantNamed(t, name, err, "repository record")
+					case strings.HasSuffix(path, keySuffix):
+						_, err := Open(ctx, cfg)
+						wantNamed(t, name, err, "wrapped data key")
 					case strings.HasSuffix(path, outcomeSuffix):
 						checkDamagedOutcome(t, r, name)
 					default:
@@ -228,9 +233,7 @@ func TestOpen_RefusesByName(t *testing.T) {
 	if again := mustOpen(t, cfg, 2); again.ID() != r.ID() || len(r.ID()) != 32 {
 		t.Fatalf("id %q, then %q", r.ID(), again.ID())
 	}
-	newer := recordKind()
-	newer.Version++
-	data, err := newer.Encode([]byte("from the future"))
+	data, err := recordKind(encryptedRecord + 1).Encode([]byte("from the future"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -249,13 +252,13 @@ func FuzzDecodeRecord(f *testing.F) {
 	f.Add([]byte(`{"id":"00112233445566778899aabbccddeeff","hash":"sha-256","page_bytes":4096}`))
 	f.Add([]byte(`{}`))
 	f.Fuzz(func(t *testing.T, body []byte) {
-		data, err := recordKind().Encode(body) // the digest would stop nearly every mutation
+		data, err := recordKind(plainRecord).Encode(body) // the digest would stop nearly every mutation
 		if err != nil {
 			return
 		}
-		id, err := decodeRecord(data)
-		if err == nil && len(id) != 32 {
-			t.Fatalf("id %q", id)
+		rec, err := decodeRecord(data)
+		if err == nil && len(rec.ID) != 32 {
+			t.Fatalf("id %q", rec.ID)
 		}
 	})
 }

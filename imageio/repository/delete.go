@@ -50,6 +50,9 @@ func (r *Repository) Delete(ctx context.Context, cluster string, epoch uint64) (
 // bury replaces the manifest of e by a tombstone.
 func (r *Repository) bury(ctx context.Context, e epochKey) error {
 	data, err := manifest.EncodeTombstone(manifest.Tombstone{Cluster: e.cluster, Epoch: e.epoch, Verdict: manifest.Deleted})
+	if err == nil {
+		data, err = sealRecord(r.domain, outcomeContext(e), data)
+	}
 	if err != nil {
 		return err
 	}

@@ -33,6 +33,16 @@ var (
 	// ErrDiverged says that an image differs from its Base where it was said
 	// not to.
 	ErrDiverged = errors.New("differs from base where nothing changed")
+	// ErrKeyMissing says that a repository or an export is encrypted and no key was
+	// given.
+	ErrKeyMissing = errors.New("is encrypted, and no key was given")
+	// ErrWrongKey says that a key is none of those that open it.
+	ErrWrongKey = errors.New("wrong key")
+	// ErrNotEncrypted says that a key was given for what is not encrypted.
+	ErrNotEncrypted = errors.New("is not encrypted")
+	// ErrKeyInUse says that a repository was opened with the key that is to be
+	// removed.
+	ErrKeyInUse = errors.New("key is in use")
 	// ErrClosed says that a Writer was finished or given up.
 	ErrClosed = errors.New("writer is closed")
 )

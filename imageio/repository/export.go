@@ -2,12 +2,14 @@ package repository
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 
 	"fermata/imageio/damage"
@@ -15,6 +17,7 @@ import (
 	"fermata/imageio/manifest"
 	"fermata/imageio/object"
 	"fermata/imageio/pack"
+	"fermata/imageio/seal"
 )
 
 // The frames of an export, in order; FORMAT.md, "Exports", draws them.
@@ -41,19 +44,27 @@ type exportEnd struct {
 	Objects uint64 `json:"objects"`
 }
 
+// ExportOptions modify Export.
+type ExportOptions struct {
+	// Key encrypts the export. Nil: the key with which the repository was opened.
+	Key *seal.Key
+	// Plain leaves the export of an encrypted repository unencrypted.
+	Plain bool
+	// Progress is told how many bytes of the images are done.
+	Progress func(done, total int64)
+}
+
 // Export writes a checkpoint with everything that a restart needs to a stream, from
 // which Import makes it a checkpoint again, in this repository or another.
-//
-// progress is told how many bytes of the images are done.
-func (r *Repository) Export(ctx context.Context, cluster string, epoch uint64, to io.Writer, progress func(done, total int64)) error {
+func (r *Repository) Export(ctx context.Context, cluster string, epoch uint64, to io.Writer, opt ExportOptions) error {
 	e := epochKey{cluster, epoch}
-	if err := r.export(ctx, e, to, progress); err != nil {
+	if err := r.export(ctx, e, to, opt); err != nil {
 		return fmt.Errorf("export %s: %w", e, err)
 	}
 	return nil
 }
 
-func (r *Repository) export(ctx context.Context, e epochKey, to io.Writer, progress func(done, total int64)) error {
+func (r *Repository) export(ctx context.Context, e epochKey, to io.Writer, opt ExportOptions) error {
 	m, err := r.Manifest(ctx, e.cluster, e.epoch)
 	if err != nil {
 		return err
@@ -66,16 +77,28 @@ func (r *Repository) export(ctx context.Context, e epochKey, to io.Writer, progr
 	if err != nil {
 		return err
 	}
+	encoder.Domain = nil // whole frames are sealed
 	record, err := manifest.Encode(m)
 	if err != nil {
 		return err
 	}
 	x := &exporter{to: to, encoder: encoder, compressed: make([]byte, pack.MaxStoredLen(pack.MaxRunBytes)), target: r.cfg.RunBytes}
+	if opt.Key == nil {
+		opt.Key = r.cfg.Key
+	}
+	if opt.Key != nil && !opt.Plain {
+		if err := x.encrypt(*opt.Key); err != nil {
+			return err
+		}
+	}
 	if err := x.frame(exportKind(), record); err != nil {
 		return err
 	}
+	if opt.Progress == nil {
+		opt.Progress = func(int64, int64) {}
+	}
 	seen := placeSet{rd: rd}
-	err = rd.eachObjectOf(ctx, m, traversal{want: func(_ object.Kind, id object.ID) bool { return seen.add(id) }, take: x.add}, progress)
+	err = rd.eachObjectOf(ctx, m, traversal{want: func(_ object.Kind, id object.ID) bool { return seen.add(id) }, take: x.add}, opt.Progress)
 	if err != nil {
 		return err
 	}
@@ -89,17 +112,48 @@ type exporter struct {
 	target     int
 	compressed []byte
 
+	domain *seal.Domain // of this export; nil: not encrypted
+	frames int          // written, under mu if there are several callers
+
 	mu      sync.Mutex
 	raw     []byte   // guarded by mu
 	entries []uint32 // guarded by mu; of the objects in raw
 	objects uint64   // guarded by mu
 }
 
-func (x *exporter) frame(k frame.Kind, body []byte) error {
-	data, err := k.Encode(body)
+// exportOwner is what the data key of an export is wrapped for. Each export has one
+// of its own.
+const exportOwner = "export"
+
+// frameContext is what a frame of an encrypted export is sealed for.
+func frameContext(n int) string { return fmt.Sprintf("frame %d of an export", n) }
+
+// encrypt has all frames after this call sealed with a new data key.
+func (x *exporter) encrypt(key seal.Key) error {
+	domain, err := seal.NewDomain(nil)
 	if err != nil {
 		return err
 	}
+	data, err := encodeWrapping(key, domain, exportOwner)
+	if err != nil {
+		return err
+	}
+	if _, err := x.to.Write(data); err != nil {
+		return err
+	}
+	x.domain = domain
+	return nil
+}
+
+func (x *exporter) frame(k frame.Kind, body []byte) error {
+	data, err := k.Encode(body)
+	if err == nil {
+		data, err = sealRecord(x.domain, frameContext(x.frames), data)
+	}
+	if err != nil {
+		return err
+	}
+	x.frames++
 	_, err = x.to.Write(data)
 	return err
 }
@@ -123,7 +177,10 @@ func (x *exporter) flush() error {
 	if len(x.raw) == 0 {
 		return nil
 	}
-	enc := x.encoder.Encode(x.compressed, x.raw)
+	enc, err := x.encoder.Encode(x.compressed, x.raw)
+	if err != nil {
+		return err
+	}
 	body := make([]byte, 0, exportHead+exportEntry*len(x.entries)+len(enc.Stored))
 	body = binary.LittleEndian.AppendUint32(body, uint32(len(enc.Stored)))
 	body = binary.LittleEndian.AppendUint32(body, uint32(enc.RawLen))
@@ -151,19 +208,30 @@ func (x *exporter) end() error {
 	return x.frame(exportEndKind(), body)
 }
 
+// ImportOptions modify Import.
+type ImportOptions struct {
+	// Key opens an encrypted export. Nil: the key with which the repository was opened.
+	Key *seal.Key
+	// Progress is told how many bytes of objects were read.
+	Progress func(doneBytes int64)
+}
+
 // Import reads what Export wrote and makes it a checkpoint, under the name it had.
 // It reads the stream to its end, verifies all of it, and commits only what is
 // complete. Importing again succeeds.
 //
-// progress is told how many bytes of objects were read.
-//
 // On error: ErrOutcomeDecided if there is another outcome for the epoch;
-// ErrCorrupt if the stream is damaged or cut off.
-func (r *Repository) Import(ctx context.Context, from io.Reader, progress func(doneBytes int64)) (*manifest.Manifest, CopyReport, error) {
-	body, _, err := exportKind().Read(from, nil)
-	if err == io.EOF {
-		err = damage.New(exportKind().Name, io.ErrUnexpectedEOF)
+// ErrCorrupt if the stream is damaged or cut off; ErrKeyMissing and ErrWrongKey if it
+// is encrypted.
+func (r *Repository) Import(ctx context.Context, from io.Reader, opt ImportOptions) (*manifest.Manifest, CopyReport, error) {
+	if opt.Key == nil {
+		opt.Key = r.cfg.Key
 	}
+	if opt.Progress == nil {
+		opt.Progress = func(int64) {}
+	}
+	in := &importer{from: from, key: opt.Key}
+	body, _, err := in.next(exportKind())
 	if err != nil {
 		return nil, CopyReport{}, fmt.Errorf("import: %w", err)
 	}
@@ -171,16 +239,25 @@ func (r *Repository) Import(ctx context.Context, from io.Reader, progress func(d
 	if err != nil {
 		return nil, CopyReport{}, fmt.Errorf("import: %w", err)
 	}
-	report, err := r.receive(ctx, m, func(w *Writer) error { return readExport(ctx, w, from, progress) })
+	report, err := r.receive(ctx, m, func(w *Writer) error { return in.putAll(ctx, w, opt.Progress) })
 	if err != nil {
 		return m, report, fmt.Errorf("import %s@%d: %w", m.Cluster, m.Epoch, err)
 	}
 	return m, report, nil
 }
 
-// readExport puts the objects of an export into a Writer.
-func readExport(ctx context.Context, w *Writer, from io.Reader, progress func(doneBytes int64)) error {
-	var buf, raw []byte
+// importer reads the frames of an export.
+type importer struct {
+	from   io.Reader
+	key    *seal.Key
+	domain *seal.Domain // set by the first frame of an encrypted export
+	frames int          // read
+	buf    []byte
+}
+
+// putAll puts the objects of an export into a Writer.
+func (in *importer) putAll(ctx context.Context, w *Writer, progress func(doneBytes int64)) error {
+	var raw []byte
 	var decoder pack.Decoder
 	var objects uint64
 	var done int64
@@ -188,8 +265,7 @@ func readExport(ctx context.Context, w *Writer, from io.Reader, progress func(do
 		if err := ctx.Err(); err != nil {
 			return context.Cause(ctx)
 		}
-		body, kind, grown, err := nextExported(from, buf)
-		buf = grown
+		body, kind, err := in.next(exportRunKind(), exportEndKind())
 		if err != nil {
 			return err
 		}
@@ -210,18 +286,75 @@ func readExport(ctx context.Context, w *Writer, from io.Reader, progress func(do
 	}
 }
 
-// nextExported reads the next frame, of a run or of the end.
-func nextExported(from io.Reader, buf []byte) (body []byte, kind frame.Kind, grown []byte, err error) {
-	var magic [8]byte
-	if _, err := io.ReadFull(from, magic[:]); err != nil {
-		return nil, kind, buf, damage.New(exportKind().Name, fmt.Errorf("is cut off: %w", err))
+// next reads the next frame, which is one of the given kinds. The body is valid until
+// the next call.
+func (in *importer) next(kinds ...frame.Kind) (body []byte, kind frame.Kind, err error) {
+	magic, from, err := peek(in.from)
+	if err == nil && in.frames == 0 && wrappingKind().Is(magic) {
+		if err = in.unlock(from); err == nil {
+			magic, from, err = peek(in.from)
+		}
 	}
-	kind = exportRunKind()
-	if magic == exportEndKind().Magic {
-		kind = exportEndKind()
+	if err != nil {
+		return nil, kind, err
 	}
-	body, grown, err = kind.Read(io.MultiReader(bytes.NewReader(magic[:]), from), buf)
-	return body, kind, grown, err
+	context := frameContext(in.frames)
+	in.frames++
+	if in.domain == nil {
+		kind = ofMagic(kinds, magic)
+		body, in.buf, err = kind.Read(from, in.buf)
+		return body, kind, err
+	}
+	sealed, buf, err := sealedKind(slices.MaxFunc(kinds, func(a, b frame.Kind) int { return cmp.Compare(a.MaxLen(), b.MaxLen()) }).MaxLen()).Read(from, in.buf)
+	in.buf = buf
+	if err != nil {
+		return nil, kind, err
+	}
+	data, err := in.domain.Open(sealed, context)
+	if err != nil {
+		return nil, kind, damage.New(context, err)
+	}
+	kind = ofMagic(kinds, data)
+	body, err = kind.Decode(data)
+	return body, kind, err
+}
+
+// peek returns how the next frame begins, and a reader of all of it.
+func peek(from io.Reader) (magic []byte, all io.Reader, err error) {
+	magic = make([]byte, 8)
+	if _, err := io.ReadFull(from, magic); err != nil {
+		return nil, nil, damage.New(exportKind().Name, fmt.Errorf("is cut off: %w", err))
+	}
+	return magic, io.MultiReader(bytes.NewReader(magic), from), nil
+}
+
+// ofMagic is the kind of a frame that begins like data; the first, if it is none of
+// them.
+func ofMagic(kinds []frame.Kind, data []byte) frame.Kind {
+	if i := slices.IndexFunc(kinds, func(k frame.Kind) bool { return k.Is(data) }); i >= 0 {
+		return kinds[i]
+	}
+	return kinds[0]
+}
+
+// unlock reads the data key at the beginning of an encrypted export.
+func (in *importer) unlock(from io.Reader) error {
+	body, _, err := wrappingKind().Read(from, nil)
+	if err != nil {
+		return err
+	}
+	w, err := decodeWrapping(body)
+	if err != nil {
+		return err
+	}
+	if in.key == nil {
+		return fmt.Errorf("for key %.40q: %w", w.Key, ErrKeyMissing)
+	}
+	if w.Key != in.key.ID() {
+		return fmt.Errorf("%s does not open it; key %.40q does: %w", in.key, w.Key, ErrWrongKey)
+	}
+	in.domain, err = w.open(*in.key, exportOwner)
+	return err
 }
 
 // putRun decodes a run and stores its objects, named by what they are.

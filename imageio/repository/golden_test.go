@@ -104,7 +104,7 @@ func TestFormat1_ExportIsReadForEver(t *testing.T) {
 		from := mustCreate(t, smallConfig(newCrashFS(t, 1)))
 		mustCheckpoint(t, from, 1, guestImages(1))
 		var b bytes.Buffer
-		if err := errors.Join(from.Export(ctx, "web", 1, &b, quiet), os.WriteFile(path, b.Bytes(), 0o644)); err != nil {
+		if err := errors.Join(from.Export(ctx, "web", 1, &b, ExportOptions{}), os.WriteFile(path, b.Bytes(), 0o644)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -114,7 +114,7 @@ func TestFormat1_ExportIsReadForEver(t *testing.T) {
 	}
 	defer f.Close()
 	r := mustCreate(t, smallConfig(newCrashFS(t, 2)))
-	if _, _, err := r.Import(ctx, f, func(int64) {}); err != nil {
+	if _, _, err := r.Import(ctx, f, ImportOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	wantRestore(t, r, 1, guestImages(1))

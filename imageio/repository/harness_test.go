@@ -250,7 +250,7 @@ func wantOnlyLiveFiles(t testing.TB, r *Repository, fsys vfs.FS) {
 			if info, err := fsys.Stat(path); err != nil || info.Size != 0 {
 				t.Errorf("%s: %d bytes, %v", path, info.Size, err)
 			}
-		case name == recordName || strings.HasSuffix(name, outcomeSuffix):
+		case name == recordName || strings.HasSuffix(name, outcomeSuffix) || strings.HasSuffix(name, keySuffix):
 		case isPack && p.state == packFinal && live[p.id.String()]:
 			delete(live, p.id.String())
 		default:

@@ -21,6 +21,7 @@ const (
 	packsName   = "packs"
 	clusterName = "clusters"
 	claimsName  = "claims"
+	keysName    = "keys"
 
 	tempSuffix      = ".tmp"
 	packSuffix      = ".pack"
@@ -31,6 +32,7 @@ const (
 	damagedSuffix   = ".pack.damaged"
 	outcomeSuffix   = ".outcome"
 	claimSuffix     = ".claim"
+	keySuffix       = ".key"
 	buryTempPrefix  = ".bury."
 	epochDigits     = 20 // of the largest uint64, so that names sort by epoch
 	tokenBytes      = 8  // of randomness in temporary names

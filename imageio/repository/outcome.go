@@ -50,22 +50,25 @@ type outcomeRecord struct {
 //
 // On error: damage, ErrNewerFormat, or what the file system said.
 func (r *Repository) readOutcome(e epochKey) (outcomeRecord, error) {
-	data, err := vfs.ReadFile(r.fs, r.outcomePath(e), manifest.MaxRecordLen())
+	data, err := r.readRecord(r.outcomePath(e), outcomeContext(e), manifest.MaxRecordLen())
 	if errors.Is(err, fs.ErrNotExist) {
 		return outcomeRecord{}, nil
 	}
-	if err != nil {
-		return outcomeRecord{}, fmt.Errorf("outcome of %s: %w", e, err)
+	var rec outcomeRecord
+	if err == nil {
+		rec, err = decodeOutcome(e, data)
 	}
-	rec, err := decodeOutcome(e, data)
 	if errors.Is(err, ErrCorrupt) {
-		return outcomeRecord{}, damage.New("outcome of "+e.String(), err)
+		return outcomeRecord{}, damage.New(outcomeContext(e), err)
 	}
 	if err != nil {
-		return outcomeRecord{}, fmt.Errorf("outcome of %s: %w", e, err)
+		return outcomeRecord{}, fmt.Errorf("%s: %w", outcomeContext(e), err)
 	}
 	return rec, nil
 }
+
+// outcomeContext is what an outcome is named and sealed for.
+func outcomeContext(e epochKey) string { return "outcome of " + e.String() }
 
 func decodeOutcome(e epochKey, data []byte) (outcomeRecord, error) {
 	if manifest.IsTombstone(data) {
@@ -159,6 +162,10 @@ func (r *Repository) decide(ctx context.Context, e epochKey, data []byte, same f
 // stands.
 func (r *Repository) tryDecide(e epochKey, data []byte) (outcomeRecord, error) {
 	dir := r.clusterDir(e.cluster)
+	data, err := sealRecord(r.domain, outcomeContext(e), data)
+	if err != nil {
+		return outcomeRecord{}, err
+	}
 	if err := r.ensureDir(dir); err != nil {
 		return outcomeRecord{}, err
 	}

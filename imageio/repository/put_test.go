@@ -17,6 +17,7 @@ import (
 
 	"fermata/imageio/extent"
 	"fermata/imageio/object"
+	"fermata/imageio/seal"
 	"fermata/imageio/vfs"
 	"fermata/imageio/vfs/crashfs"
 )
@@ -29,6 +30,7 @@ type option struct {
 	workers     int
 	lend        bool
 	extents     bool
+	encrypted   bool
 }
 
 func drawOption(t *rapid.T) option {
@@ -39,14 +41,19 @@ func drawOption(t *rapid.T) option {
 		workers:     rapid.IntRange(1, 5).Draw(t, "workers"),
 		lend:        rapid.Bool().Draw(t, "lend"),
 		extents:     rapid.Bool().Draw(t, "extents"),
+		encrypted:   rapid.Bool().Draw(t, "encrypted"),
 	}
 }
 
 func (o option) config(fsys vfs.FS) Config {
-	return Config{
+	cfg := Config{
 		FS: fsys, Dir: testDir, Compression: o.compression, RunBytes: o.runPages * object.PageBytes,
 		PackBytes: o.packBytes, Workers: o.workers, Random: rand.NewChaCha8([32]byte{7}),
 	}
+	if o.encrypted {
+		cfg.Key = new(seal.Key)
+	}
+	return cfg
 }
 
 // dataExtents lists the parts of b that are not zeros, to the byte.

@@ -52,7 +52,7 @@ func (r *Repository) NewReader(ctx context.Context, packs []string) (*Reader, er
 // want chooses (nil: all), and says what is wrong with the other packs. An error is none of
 // the packs'.
 func (r *Repository) loadPacks(ctx context.Context, ids []pack.ID, want func(pack.ID, *pack.Object) bool) (*Reader, map[pack.ID]error, error) {
-	rd := &Reader{r: r, index: index.New(), decoder: new(pack.Decoder)}
+	rd := &Reader{r: r, index: index.New(), decoder: &pack.Decoder{Domain: r.domain}}
 	var mu sync.Mutex
 	failed := map[pack.ID]error{} // guarded by mu, as rd is
 	if want == nil {

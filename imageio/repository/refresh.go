@@ -122,7 +122,7 @@ func (r *Repository) readTrailers(ctx context.Context, ids []pack.ID, each func(
 			if err != nil {
 				return each(i, id, nil, err)
 			}
-			t, err := pack.ReadTrailer(r.fs, path, actual)
+			t, err := pack.ReadTrailer(r.fs, path, actual, r.domain)
 			return each(i, actual, t, err)
 		})
 	}

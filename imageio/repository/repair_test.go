@@ -25,7 +25,7 @@ func mustCheck(t testing.TB, r *Repository, opt CheckOptions) CheckReport {
 // spoil flips a byte of the first page in a pack, or of a node if it has no page.
 func spoil(t testing.TB, r *Repository, fsys *crashfs.FS, id pack.ID) {
 	t.Helper()
-	tr, err := pack.ReadTrailer(fsys, r.packPath(id), id)
+	tr, err := pack.ReadTrailer(fsys, r.packPath(id), id, r.domain)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,7 +41,7 @@ func isPage(o pack.Object) bool { return o.Kind == object.KindPage }
 func packWithPages(t testing.TB, r *Repository, m *manifest.Manifest) pack.ID {
 	t.Helper()
 	for _, id := range packIDs(t, m) {
-		tr, err := pack.ReadTrailer(r.fs, r.packPath(id), id)
+		tr, err := pack.ReadTrailer(r.fs, r.packPath(id), id, r.domain)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -44,6 +44,7 @@ import (
 	"fermata/imageio/index"
 	"fermata/imageio/object"
 	"fermata/imageio/pack"
+	"fermata/imageio/seal"
 	"fermata/imageio/vfs"
 )
 
@@ -73,6 +74,10 @@ type Config struct {
 	// PrepareDir is called by Create with the directory of the packs, before anything
 	// is in it: for hints on striping, which directories below inherit.
 	PrepareDir func(ctx context.Context, dir string) error
+
+	// Key encrypts a repository that Create makes, and opens it later. Nil: it is not
+	// encrypted.
+	Key *seal.Key
 
 	// Random is where names come from. Default crypto/rand. Tests that compare
 	// directories byte by byte set it.
@@ -150,6 +155,8 @@ type Repository struct {
 	index *index.Index // what writers need not store again; see Refresh
 	seed  maphash.Seed // immutable; of the fingerprints in Images
 
+	domain *seal.Domain // immutable; nil: not encrypted
+
 	randomMu sync.Mutex // guards cfg.Random
 }
 
@@ -158,12 +165,18 @@ type record struct {
 	ID        string `json:"id"` // random, 32 hexadecimal digits
 	Hash      string `json:"hash"`
 	PageBytes int    `json:"page_bytes"`
+	Cipher    string `json:"cipher,omitempty"` // in version 2, which is encrypted
 }
 
 const hashName = "sha-256"
 
-func recordKind() frame.Kind {
-	return frame.Kind{Name: "repository record", Magic: [8]byte{'F', 'M', 'R', 'E', 'P', 'O', 'S', 'I'}, Version: 1, MaxBody: 4096}
+const (
+	plainRecord     = 1
+	encryptedRecord = 2
+)
+
+func recordKind(version uint32) frame.Kind {
+	return frame.Kind{Name: "repository record", Magic: [8]byte{'F', 'M', 'R', 'E', 'P', 'O', 'S', 'I'}, Version: version, MaxBody: 4096}
 }
 
 // Create makes an empty repository in cfg.Dir, which it creates if its parent
@@ -194,15 +207,25 @@ func (r *Repository) create(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	body, err := json.Marshal(record{ID: id, Hash: hashName, PageBytes: object.PageBytes})
-	if err != nil {
-		return err
-	}
-	data, err := recordKind().Encode(body)
-	if err != nil {
-		return err
-	}
 	r.id = id
+	rec, version := record{ID: id, Hash: hashName, PageBytes: object.PageBytes}, uint32(plainRecord)
+	if r.cfg.Key != nil {
+		rec.Cipher, version = cipherName, encryptedRecord
+		if r.domain, err = seal.NewDomain(nil); err != nil {
+			return err
+		}
+		if err := r.writeKey(*r.cfg.Key); err != nil {
+			return err
+		}
+	}
+	body, err := json.Marshal(rec)
+	if err != nil {
+		return err
+	}
+	data, err := recordKind(version).Encode(body)
+	if err != nil {
+		return err
+	}
 	err = createExclusive(r.fs, r.cfg.Dir, "."+recordName+"."+id+tempSuffix, recordName, data)
 	if errors.Is(err, errTaken) {
 		return ErrExists
@@ -212,43 +235,74 @@ func (r *Repository) create(ctx context.Context) error {
 
 // Open opens the repository in cfg.Dir. It reads one small file; see Refresh.
 //
-// On error: ErrNotRepository, ErrNewerFormat, ErrCorrupt, or what the file
-// system said.
+// On error: ErrNotRepository, ErrNewerFormat, ErrCorrupt, ErrKeyMissing, ErrWrongKey, ErrNotEncrypted,
+// or what the file system said.
 func Open(_ context.Context, cfg Config) (*Repository, error) {
 	cfg.applyDefaults()
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("open repository: %w", err)
 	}
 	r := &Repository{cfg: cfg, fs: cfg.FS, index: index.New(), seed: maphash.MakeSeed()}
-	data, err := vfs.ReadFile(r.fs, r.recordPath(), recordKind().MaxLen())
+	data, err := vfs.ReadFile(r.fs, r.recordPath(), recordKind(plainRecord).MaxLen())
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("open repository %s: %w", cfg.Dir, errors.Join(ErrNotRepository, err))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open repository %s: %w", cfg.Dir, err)
 	}
-	if r.id, err = decodeRecord(data); err != nil {
+	rec, err := decodeRecord(data)
+	if err == nil {
+		r.id = rec.ID
+		err = r.unlock(rec.Cipher != "")
+	}
+	if err != nil {
 		return nil, fmt.Errorf("open repository %s: %w", cfg.Dir, err)
 	}
 	return r, nil
 }
 
-func decodeRecord(data []byte) (id string, err error) {
-	body, err := recordKind().Decode(data)
-	if err != nil {
-		return "", err
+// unlock gets the data key of an encrypted repository. One that is not encrypted is
+// refused if there is a key: somebody may have put it there so that secrets are
+// written to it.
+func (r *Repository) unlock(encrypted bool) error {
+	switch {
+	case encrypted && r.cfg.Key == nil:
+		return ErrKeyMissing
+	case encrypted:
+		return r.openDomain()
+	case r.cfg.Key != nil:
+		return ErrNotEncrypted
+	default:
+		return nil
 	}
-	var rec record
+}
+
+// decodeRecord reads a repository's record.
+//
+// On error: damage, or ErrNewerFormat.
+func decodeRecord(data []byte) (rec record, err error) {
+	kind := recordKind(plainRecord)
+	body, err := kind.Decode(data)
+	encrypted := errors.Is(err, ErrNewerFormat)
+	if encrypted {
+		body, err = recordKind(encryptedRecord).Decode(data)
+	}
+	if err != nil {
+		return record{}, err
+	}
 	if err := json.Unmarshal(body, &rec); err != nil {
-		return "", damage.New(recordKind().Name, err)
+		return record{}, damage.New(kind.Name, err)
 	}
 	if raw, err := hex.DecodeString(rec.ID); err != nil || len(raw) != 16 {
-		return "", damage.New(recordKind().Name, fmt.Errorf("id %.80q", rec.ID))
+		return record{}, damage.New(kind.Name, fmt.Errorf("id %.80q", rec.ID))
 	}
-	if rec.Hash != hashName || rec.PageBytes != object.PageBytes {
-		return "", fmt.Errorf("hash %.40q over pages of %d bytes: %w", rec.Hash, rec.PageBytes, ErrNewerFormat)
+	if rec.Hash != hashName || rec.PageBytes != object.PageBytes || encrypted && rec.Cipher != cipherName {
+		return record{}, fmt.Errorf("hash %.40q over pages of %d bytes, cipher %.40q: %w", rec.Hash, rec.PageBytes, rec.Cipher, ErrNewerFormat)
 	}
-	return rec.ID, nil
+	if !encrypted {
+		rec.Cipher = ""
+	}
+	return rec, nil
 }
 
 // ID names the repository; it is random and never changes.

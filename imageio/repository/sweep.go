@@ -170,7 +170,7 @@ func (s *sweep) isGarbage(id pack.ID, path string) (bool, error) {
 func (r *Repository) roundOf(id pack.ID, path string) (epochKey, error) {
 	h, err := pack.ReadHeader(r.fs, path, id)
 	if errors.Is(err, ErrCorrupt) {
-		t, terr := pack.ReadTrailer(r.fs, path, id)
+		t, terr := pack.ReadTrailer(r.fs, path, id, r.domain)
 		if terr != nil {
 			return epochKey{}, err
 		}

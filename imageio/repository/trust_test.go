@@ -16,7 +16,7 @@ import (
 func forge(t *testing.T, r *Repository, fsys *crashfs.FS, id pack.ID) (page object.ID) {
 	t.Helper()
 	path := r.packPath(id)
-	tr, err := pack.ReadTrailer(fsys, path, id)
+	tr, err := pack.ReadTrailer(fsys, path, id, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -28,7 +28,7 @@ func forge(t *testing.T, r *Repository, fsys *crashfs.FS, id pack.ID) (page obje
 	if err != nil {
 		t.Fatal(err)
 	}
-	w, err := pack.Create(fsys, path+".forged", path, tr.Header, 0)
+	w, err := pack.Create(fsys, path+".forged", path, tr.Header, pack.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,7 +48,11 @@ func forge(t *testing.T, r *Repository, fsys *crashfs.FS, id pack.ID) (page obje
 				raw[o.Offset+9] ^= 1
 			}
 		}
-		if err := w.Append(enc.Encode(nil, raw), objects); err != nil {
+		forged, err := enc.Encode(nil, raw)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Append(forged, objects); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -247,7 +247,7 @@ func (v *verify) openWhole(id pack.ID) (*pack.Trailer, vfs.File, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	t, err := pack.ReadTrailer(v.r.fs, path, id)
+	t, err := pack.ReadTrailer(v.r.fs, path, id, v.r.domain)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -99,13 +99,18 @@ func (r *Repository) NewWriter(cfg WriterConfig) (*Writer, error) {
 	return w, nil
 }
 
-// newEncoder compresses as the configuration says.
+// newEncoder compresses as the configuration says, and seals as the repository is.
 func (r *Repository) newEncoder() (*pack.Encoder, error) {
 	algorithm, err := pack.ParseAlgorithm(r.cfg.Compression)
 	if err != nil {
 		return nil, err
 	}
-	return pack.NewEncoder(algorithm, r.cfg.Workers)
+	encoder, err := pack.NewEncoder(algorithm, r.cfg.Workers)
+	if err != nil {
+		return nil, err
+	}
+	encoder.Domain = r.domain
+	return encoder, nil
 }
 
 // Finish makes everything durable that was put. After it, and only then, the
@@ -252,7 +257,10 @@ func (w *Writer) store(wk *worker, b *runBuilder) error {
 	if len(b.objects) == 0 {
 		return nil
 	}
-	enc := w.encoder.Encode(wk.compressed, b.raw)
+	enc, err := w.encoder.Encode(wk.compressed, b.raw)
+	if err != nil {
+		return w.fail(err)
+	}
 	full, err := w.append(enc, b)
 	b.reset()
 	if full != nil {
@@ -300,11 +308,11 @@ func (w *Writer) create() (*pack.Writer, error) {
 	}
 	h := pack.Header{ID: id, Repository: w.r.id, Cluster: w.epoch.cluster, Epoch: w.epoch.epoch, Node: w.node}
 	temp, final := w.r.packTempPath(id, w.epoch), w.r.packPath(id)
-	room := int64(0)
+	opt := pack.Options{Domain: w.r.domain}
 	if w.r.cfg.Preallocate && w.filled { // who has filled one has much to write
-		room = int64(w.r.cfg.PackBytes)
+		opt.Room = int64(w.r.cfg.PackBytes)
 	}
-	p, err := pack.Create(w.r.fs, temp, final, h, room)
+	p, err := pack.Create(w.r.fs, temp, final, h, opt)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return p, err
 	}
@@ -316,7 +324,7 @@ func (w *Writer) create() (*pack.Writer, error) {
 	if err := w.r.ensureDir(w.r.packDir(id)); err != nil {
 		return nil, err
 	}
-	return pack.Create(w.r.fs, temp, final, h, room)
+	return pack.Create(w.r.fs, temp, final, h, opt)
 }
 
 // finalise makes a pack durable and known. Its error sticks to the Writer.

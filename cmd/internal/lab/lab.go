@@ -24,6 +24,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"fermata/imageio/repository"
+	"fermata/imageio/seal"
 	"fermata/protocol/fault"
 	"fermata/protocol/identity"
 )
@@ -47,6 +48,9 @@ type Config struct {
 	Bridges []string
 
 	FabricPlaintext bool // links between nodes without TLS
+
+	// Encrypt draws a key for a repository that is made, unless there is one in Dir, and encrypts it.
+	Encrypt bool
 
 	NodeMemoryMiB  int64 // for guests, on each node. Default 4096
 	NodeCaptureMiB int64 // for copies of stopped guests, on each node. Default 1024
@@ -215,8 +219,12 @@ func (l *lab) prepare(ctx context.Context) error {
 			return err
 		}
 	}
-	repo := repository.Config{Dir: l.cfg.Repository}
-	_, err := repository.Create(ctx, repo)
+	key, err := l.repositoryKey()
+	if err != nil {
+		return err
+	}
+	repo := repository.Config{Dir: l.cfg.Repository, Key: key}
+	_, err = repository.Create(ctx, repo)
 	if errors.Is(err, repository.ErrExists) {
 		// Opened only to tell here, rather than in a daemon's log, what is wrong with it.
 		_, err = repository.Open(ctx, repo)
@@ -232,11 +240,35 @@ func (l *lab) prepare(ctx context.Context) error {
 	return nil
 }
 
+// repositoryKey is the key in the lab's directory, which is drawn if it is wanted and
+// not there. Nil: there is none.
+func (l *lab) repositoryKey() (*seal.Key, error) {
+	path := l.layout.repositoryKey()
+	_, err := os.Stat(path)
+	if errors.Is(err, os.ErrNotExist) {
+		if !l.cfg.Encrypt {
+			return nil, nil
+		}
+		key, err := seal.NewKey(nil)
+		if err != nil {
+			return nil, err
+		}
+		err = os.WriteFile(path, []byte(key.Text()), 0o600)
+		return &key, err
+	}
+	key, err := seal.KeyFile(path)
+	if err != nil {
+		return nil, fault.Wrap(fault.Invalid, err, "")
+	}
+	return &key, nil
+}
+
 // coordinatorSettings is what the lab writes into the coordinator's
 // configuration file.
 type coordinatorSettings struct {
 	Listen      []string     `yaml:"listen"`
 	Repository  string       `yaml:"repository"`
+	KeyFile     string       `yaml:"repository_key_file,omitempty"`
 	Certificate string       `yaml:"certificate"`
 	Key         string       `yaml:"key"`
 	CA          string       `yaml:"ca"`
@@ -251,7 +283,7 @@ type etcdSettings struct {
 func (l *lab) startCoordinator() (*process, error) {
 	certs := filepath.Join(l.layout.certs(), "coordinator")
 	s := coordinatorSettings{
-		Repository: l.cfg.Repository,
+		Repository: l.cfg.Repository, KeyFile: RepositoryKeyFile(l.cfg.Dir),
 		Listen: []string{
 			"unix:" + l.layout.socket(),
 			net.JoinHostPort(hubAddress().String(), strconv.Itoa(portCoordinator)),
@@ -279,6 +311,7 @@ type agentSettings struct {
 	StateDir     string   `yaml:"state_dir"`
 	MemoryDir    string   `yaml:"memory_dir"`
 	Repository   string   `yaml:"repository"`
+	KeyFile      string   `yaml:"repository_key_file,omitempty"`
 	Listen       string   `yaml:"listen"`
 	FabricListen string   `yaml:"fabric_listen"`
 	Coordinators []string `yaml:"coordinators"`
@@ -303,7 +336,7 @@ func (l *lab) startAgent(name string, n nodeNet) (*process, error) {
 	}
 	err := writeSettings(config, agentSettings{
 		Name: name, StateDir: filepath.Join(dir, "state"), MemoryDir: filepath.Join(l.layout.memory(), name),
-		Repository: l.cfg.Repository, Listen: address(n.addr, portAgent), FabricListen: address(n.addr, portFabric),
+		Repository: l.cfg.Repository, KeyFile: RepositoryKeyFile(l.cfg.Dir), Listen: address(n.addr, portAgent), FabricListen: address(n.addr, portFabric),
 		Coordinators: []string{address(hubAddress(), portCoordinator)},
 		Certificate:  certs + ".crt", Key: certs + ".key", CA: filepath.Join(l.layout.certs(), identity.CACertFile),
 		MemoryMiB: l.cfg.NodeMemoryMiB, CaptureMiB: l.cfg.NodeCaptureMiB, Bridges: bridges,

@@ -29,6 +29,18 @@ func (l layout) repository() string { return filepath.Join(l.dir, "repository") 
 // RepositoryDir is where a lab has its repository, unless it was told another place.
 func RepositoryDir(dir string) string { return layout{dir}.repository() }
 
+// RepositoryKeyFile is where a lab has the key of its repository, empty if there is
+// none.
+func RepositoryKeyFile(dir string) string {
+	path := layout{dir}.repositoryKey()
+	if _, err := os.Stat(path); err != nil {
+		return ""
+	}
+	return path
+}
+
+func (l layout) repositoryKey() string { return filepath.Join(l.dir, "repository.key") }
+
 // node is the directory of one node; coordinator that of the coordinator.
 func (l layout) node(name string) string { return filepath.Join(l.dir, "nodes", name) }
 func (l layout) coordinator() string     { return filepath.Join(l.dir, "coordinator") }

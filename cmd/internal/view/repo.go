@@ -342,3 +342,40 @@ func (d CheckpointDiff) WriteTable(w io.Writer) error {
 	}
 	return rows.Write(w)
 }
+
+// RepoKeys is the document of the commands on keys.
+type RepoKeys struct {
+	Keys []RepoKey `json:"keys"`
+}
+
+// RepoKey is a key that opens a repository.
+type RepoKey struct {
+	ID   string `json:"id"`
+	Used bool   `json:"used"` // now
+}
+
+// OfRepoKeys makes the document.
+func OfRepoKeys(ids []string, used string) RepoKeys {
+	d := RepoKeys{Keys: []RepoKey{}}
+	for _, id := range ids {
+		d.Keys = append(d.Keys, RepoKey{ID: id, Used: id == used})
+	}
+	return d
+}
+
+// WriteTable writes a line for each.
+func (d RepoKeys) WriteTable(w io.Writer) error {
+	if len(d.Keys) == 0 {
+		_, err := fmt.Fprintln(w, "not encrypted")
+		return err
+	}
+	rows := render.NewRows("KEY", "USED NOW")
+	for _, k := range d.Keys {
+		used := "no"
+		if k.Used {
+			used = "yes"
+		}
+		rows.Add(k.ID, used)
+	}
+	return rows.Write(w)
+}
