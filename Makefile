@@ -69,6 +69,7 @@ fuzz: ## run every fuzz target for FUZZTIME (10s)
 build: ## build the binaries into build/
 	@mkdir -p build
 	$(GO) build -trimpath -o build/fermata ./cmd/fermata
+	CGO_ENABLED=0 $(GO) build -trimpath -o build/fermata-guest ./cmd/fermata-guest
 	$(GO) build -trimpath -o build/demo ./experiments/demo
 
 .PHONY: setup

@@ -36,6 +36,7 @@ func sameMachines(now, then *spec.Spec) error {
 		differ(is.Name, "vcpus", is.VCPUs, held.VCPUs)
 		differ(is.Name, "disks", len(is.Disks), len(held.Disks))
 		differ(is.Name, "guest agent", is.GuestAgent, held.GuestAgent)
+		differ(is.Name, "guest tool", is.GuestTool, held.GuestTool)
 		differ(is.Name, "nics", len(is.NICs), len(held.NICs))
 	}
 	for _, g := range then.Guests {

@@ -47,7 +47,7 @@ func checkAdopt(spec *api.GuestSpec) error {
 		return fault.New(fault.Invalid, "guest %s: adopt: path %q is not absolute", spec.GetName(), spec.Adopt)
 	}
 	if spec.MemoryBytes != 0 || spec.Vcpus != 0 || spec.Machine != "" || spec.Cpu != "" || spec.Accel != "" ||
-		spec.Kernel != "" || spec.Initrd != "" || spec.Cmdline != "" || len(spec.Nics) > 0 || len(spec.Disks) > 0 {
+		spec.Kernel != "" || spec.Initrd != "" || spec.Cmdline != "" || len(spec.Nics) > 0 || len(spec.Disks) > 0 || spec.GuestTool {
 		return fault.New(fault.Invalid, "guest %s: an adopted guest is as it was started, and nothing of it can be given", spec.GetName())
 	}
 	return nil

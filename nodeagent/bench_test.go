@@ -11,6 +11,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"fermata/imageio/extent"
 	"fermata/imageio/repository"
 	"fermata/nodeagent/capture"
 	"fermata/nodeagent/fabric"
@@ -22,6 +23,12 @@ import (
 	"fermata/vmm/vmmtest"
 )
 
+const (
+	pageBytes = 4096
+	// givenAt is where memory is confidential by the specification of a bench's guests.
+	givenAt = 0xc00000
+)
+
 // fakeMachine is a fake with places where a test makes it fail. A hook that is
 // nil does nothing.
 type fakeMachine struct {
@@ -30,6 +37,8 @@ type fakeMachine struct {
 
 	onStop, onContinue, onSave func(context.Context) error
 	memoryPath                 string // instead of the real one
+
+	tool chan net.Conn // what DialTool returns, one after the other
 }
 
 var _ machine = (*fakeMachine)(nil)
@@ -42,7 +51,15 @@ func (m *fakeMachine) Lend(context.Context, *os.File) (int, func() error, error)
 	return 0, nil, vmm.ErrUnsupported
 }
 func (m *fakeMachine) StepClock(context.Context) error { return vmm.ErrUnsupported }
-func (m *fakeMachine) TAPName(string) (string, error)  { return "", vmm.ErrUnknownNIC }
+func (m *fakeMachine) DialTool(ctx context.Context) (net.Conn, error) {
+	select {
+	case conn := <-m.tool:
+		return conn, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+func (m *fakeMachine) TAPName(string) (string, error) { return "", vmm.ErrUnknownNIC }
 func (m *fakeMachine) State() qemu.State {
 	return qemu.State{GuardPath: filepath.Join(m.dir, "guard.sock")}
 }
@@ -139,13 +156,19 @@ func newBench(t *testing.T, guests int) *bench {
 	must(a.joinFabric(c))
 	for i := range guests {
 		name := fmt.Sprintf("g%d", i+1)
-		m := &fakeMachine{dir: a.guestDir("c", name)}
+		m := &fakeMachine{dir: a.guestDir("c", name), tool: make(chan net.Conn)}
 		must(os.MkdirAll(m.dir, 0o700))
 		m.Fake, err = vmmtest.NewFake(vmmtest.FakeConfig{
 			Name: name, MemoryPath: filepath.Join(m.dir, "ram"), MemoryBytes: vmmtest.ProgramMemory, ConsolePath: m.ConsolePath(),
 		})
 		must(err)
-		c.complete(&guest{cluster: "c", spec: &api.GuestSpec{Name: name, MemoryBytes: vmmtest.ProgramMemory}, dir: m.dir, machine: m})
+		g := &guest{cluster: "c", spec: &api.GuestSpec{
+			Name: name, MemoryBytes: vmmtest.ProgramMemory, GuestTool: true, Confidential: []*api.MemoryRange{{Start: givenAt, Bytes: 2 * pageBytes}},
+		}, dir: m.dir, machine: m}
+		must(a.journal.PutGuest(journal.Guest{Cluster: "c", Name: name, Created: true}))
+		must(a.hides(t.Context(), g, extent.Set{}, extent.Set{}))
+		c.complete(g)
+		a.openTool(c, g)
 		b.machines = append(b.machines, m)
 	}
 	must(letRun(t.Context(), c))
@@ -153,6 +176,9 @@ func newBench(t *testing.T, guests int) *bench {
 	t.Cleanup(func() {
 		if err := c.endRound(context.Background()); err != nil {
 			t.Error(err)
+		}
+		for _, g := range c.list() {
+			g.closeTool()
 		}
 		for _, m := range b.machines {
 			m.Crash()

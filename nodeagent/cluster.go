@@ -53,6 +53,9 @@ type guest struct {
 	nics     []nic
 	injected uint64 // frames, on its restart
 
+	confidential *confidential // nil until it has its machine
+	endTool      func()        // nil: it has no tool
+
 	// lost says how a partial guest appears to others: not at all (zero) while
 	// it is made. Guarded by cluster.mu.
 	lost api.GuestState

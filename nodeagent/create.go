@@ -8,10 +8,12 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 
+	"fermata/imageio/extent"
 	"fermata/imageio/repository"
 	"fermata/nodeagent/fabric"
 	"fermata/nodeagent/journal"
@@ -19,6 +21,7 @@ import (
 	"fermata/protocol/api"
 	"fermata/protocol/failpoint"
 	"fermata/protocol/fault"
+	"fermata/protocol/guestport"
 	"fermata/vmm/qemu"
 )
 
@@ -313,6 +316,9 @@ func (m *maker) make(ctx context.Context) (err error) {
 	if rec.Machine, err = json.Marshal(g.machine.State()); err != nil {
 		return fmt.Errorf("encode machine: %w", err)
 	}
+	if rec.Confidential, rec.Zeroed, err = m.hide(ctx); err != nil {
+		return err
+	}
 	if err := a.journal.PutGuest(rec); err != nil {
 		return err
 	}
@@ -329,8 +335,30 @@ func (m *maker) make(ctx context.Context) (err error) {
 		return err
 	}
 	m.cluster.complete(g)
+	a.openTool(m.cluster, g)
 	m.updates.send(&api.CreateGuestsUpdate{Guest: g.spec.Name, Created: true, FramesInjected: g.injected})
 	return nil
+}
+
+// hide makes confidential what the specification names and, of a guest that is
+// restored, what it had registered. zeroed is all of that then.
+func (m *maker) hide(ctx context.Context) (registered, zeroed []extent.Extent, err error) {
+	set, err := addressesOf(m.image.GetConfidential())
+	if err != nil {
+		return nil, nil, err
+	}
+	var restored extent.Set
+	if m.image != nil {
+		given, err := addressesOf(m.guest.spec.GetConfidential())
+		if err != nil {
+			return nil, nil, err
+		}
+		restored = set.Union(given)
+	}
+	if err := m.agent.hides(ctx, m.guest, set, restored); err != nil {
+		return nil, nil, err
+	}
+	return slices.Collect(set.All()), slices.Collect(restored.All()), nil
 }
 
 // launch makes the guest's machine.
@@ -378,9 +406,17 @@ func (a *Agent) machineConfig(g *guest, disks []qemu.Disk, cards []qemu.NIC, mem
 		Accel: qemu.Accel(g.spec.Accel), Machine: g.spec.Machine, CPU: g.spec.Cpu,
 		MemoryBytes: g.spec.MemoryBytes, VCPUs: int(g.spec.Vcpus),
 		Kernel: g.boot.Kernel, Initrd: g.boot.Initrd, Cmdline: g.spec.Cmdline,
-		Disks: disks, NICs: cards, GuestAgent: g.spec.GuestAgent,
+		Disks: disks, NICs: cards, GuestAgent: g.spec.GuestAgent, ToolPort: toolPort(g.spec),
 		Dir: g.dir, MemoryDir: memDir, Info: &a.qemu,
 	}
+}
+
+// toolPort is the name of the port for a guest's tool, empty for none.
+func toolPort(spec *api.GuestSpec) string {
+	if spec.GetGuestTool() {
+		return guestport.PortName
+	}
+	return ""
 }
 
 func overlayPath(dir, disk string) string { return filepath.Join(dir, "disk-"+disk+".qcow2") }

@@ -60,6 +60,7 @@ func (a *Agent) destroy(ctx context.Context, c *cluster) error {
 // Preconditions: the caller has the cluster's turn.
 func (a *Agent) destroyGuest(ctx context.Context, c *cluster, g *guest) error {
 	c.setAside(g, api.GuestState_GUEST_STATE_UNKNOWN)
+	g.closeTool()
 	if g.machine == nil && g.process != nil {
 		m, err := attach(ctx, *g.process)
 		if err != nil && !errors.Is(err, vmm.ErrGone) {
@@ -96,6 +97,7 @@ func (a *Agent) destroyGuest(ctx context.Context, c *cluster, g *guest) error {
 func (a *Agent) detach(c *cluster) error {
 	var errs []error
 	for _, g := range append(c.list(), c.leftovers()...) {
+		g.closeTool()
 		for _, n := range g.nics {
 			errs = append(errs, n.port.Detach())
 		}

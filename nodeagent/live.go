@@ -145,7 +145,7 @@ func (s *saving) arm(ctx context.Context) error {
 func (s *saving) cutMemory(sg *savedGuest) (err error) {
 	begun := time.Now()
 	// I15: a write of the guest waits no longer than a pause may last.
-	sg.cut, err = sg.tracked.tracker.Cut(s.budget)
+	sg.cut, err = sg.tracked.tracker.Cut(s.budget, sg.hidden)
 	sg.report.ProtectUs = micros(begun)
 	return err
 }

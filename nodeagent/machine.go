@@ -14,6 +14,8 @@ type machine interface {
 	vmm.NICHolder
 	vmm.Process
 	vmm.ClockStepper
+	vmm.Locator
+	vmm.ToolHolder
 
 	// Describe returns what a restart of the guest must find.
 	Describe(ctx context.Context) (qemu.Description, error)

@@ -50,7 +50,7 @@ func (s *saving) persistGuest(ctx context.Context, sg *savedGuest, meter *meter)
 		return nil, fmt.Errorf("describe machine: %w", err)
 	}
 	sg.report.BypassDropped = bypassDropped(sg.guest) - sg.dropped
-	gi := &api.GuestImage{Guest: sg.spec.Name}
+	gi := &api.GuestImage{Guest: sg.spec.Name, Confidential: rangesOf(sg.registered)}
 	if gi.Machine, err = json.Marshal(description); err != nil {
 		return nil, fmt.Errorf("encode machine description: %w", err)
 	}

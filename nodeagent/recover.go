@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"fermata/imageio/extent"
 	"fermata/nodeagent/journal"
 	"fermata/protocol/api"
 	"fermata/vmm"
@@ -133,9 +134,10 @@ func (a *Agent) recoverGuest(ctx context.Context, rec journal.Guest) error {
 		}
 		return nil
 	}
-	switch err := a.takeBack(ctx, g, state); {
+	switch err := a.takeBack(ctx, g, rec, state); {
 	case err == nil:
 		c.complete(g)
+		a.openTool(c, g)
 		log.Info("guest found again", "pid", g.machine.PID())
 	case errors.Is(err, vmm.ErrGone):
 		log.Warn("guest ended while no agent ran", "error", err)
@@ -152,12 +154,15 @@ func (a *Agent) recoverGuest(ctx context.Context, rec journal.Guest) error {
 }
 
 // takeBack finds the guest's process and joins its cards to the wire, gated.
-func (a *Agent) takeBack(ctx context.Context, g *guest, state qemu.State) error {
+func (a *Agent) takeBack(ctx context.Context, g *guest, rec journal.Guest, state qemu.State) error {
 	m, err := attach(ctx, state)
 	if err != nil {
 		return fmt.Errorf("find machine: %w", err)
 	}
 	g.machine, g.process = m, nil
+	if err := a.hides(ctx, g, extent.Of(rec.Confidential...), extent.Of(rec.Zeroed...)); err != nil {
+		return err
+	}
 	for _, n := range g.spec.Nics {
 		if n.Bridge != "" {
 			continue // its TAP device is the machine's alone

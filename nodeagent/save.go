@@ -57,6 +57,11 @@ type savedGuest struct {
 	images  map[string]*repository.Image // of live memory, by block, once stored
 	pieces  []*piece
 	frames  []recordedFrames
+
+	// hidden is not read for this cut, registered what of it the guest has asked for;
+	// both as they were when it had stopped.
+	hidden     capture.Hidden
+	registered extent.Set
 }
 
 // piece is a memory block or disk overlay: a copy to be stored after the pause,
@@ -249,6 +254,7 @@ const guardSlack = 2 * time.Second
 // saveState takes device state, then memory and disks, of a guest. Saving devices
 // may still write guest memory, so memory comes after it.
 func (s *saving) saveState(ctx context.Context, sg *savedGuest) (err error) {
+	sg.hidden, sg.registered = sg.confidential.now()
 	begun := time.Now()
 	if sg.devices, err = sg.machine.SaveDevices(ctx); err != nil {
 		return err
@@ -297,11 +303,12 @@ func (s *saving) savePiece(ctx context.Context, sg *savedGuest, kind string, fro
 	p := &piece{kind: kind, name: from.Name, last: s.copied[pieceKey{sg.spec.Name, kind, from.Name}]}
 	sg.pieces = append(sg.pieces, p)
 	var warm *capture.Warm
+	var hidden extent.Set
 	if kind == kindMemory {
-		warm = sg.warm[from.Name]
+		warm, hidden = sg.warm[from.Name], sg.hidden[from.Name]
 	}
 	return s.apart(ctx, func() error {
-		if err := s.takePiece(ctx, p, from, warm); err != nil {
+		if err := s.takePiece(ctx, p, from, warm, hidden); err != nil {
 			return fmt.Errorf("%s %s: %w", kind, from.Name, err)
 		}
 		return nil
@@ -365,8 +372,9 @@ func (s *saving) warm(ctx context.Context) error {
 }
 
 // takePiece copies a piece, into a place made ready before if there is one, or
-// stores it at once when the copy would take more memory than is left.
-func (s *saving) takePiece(ctx context.Context, p *piece, from vmm.Memory, warm *capture.Warm) error {
+// stores it at once when the copy would take more memory than is left. What is hidden
+// is not read.
+func (s *saving) takePiece(ctx context.Context, p *piece, from vmm.Memory, warm *capture.Warm, hidden extent.Set) error {
 	f, err := os.Open(from.Path)
 	if err != nil {
 		return err
@@ -382,11 +390,11 @@ func (s *saving) takePiece(ctx context.Context, p *piece, from vmm.Memory, warm 
 	}
 	switch {
 	case warm != nil:
-		p.copy, err = warm.Copy(ctx, f)
+		p.copy, err = warm.Copy(ctx, f, hidden)
 	case p.kind == kindMemory && mappable(from):
-		p.copy, err = s.agent.budget.CopyMemory(ctx, f, size)
+		p.copy, err = s.agent.budget.CopyMemory(ctx, f, size, hidden)
 	default:
-		p.copy, err = s.agent.budget.CopyFile(ctx, f, from.Offset, size)
+		p.copy, err = s.agent.budget.CopyFile(ctx, f, from.Offset, size, hidden)
 	}
 	if !errors.Is(err, capture.ErrOverBudget) {
 		return err
@@ -397,7 +405,7 @@ func (s *saving) takePiece(ctx context.Context, p *piece, from vmm.Memory, warm 
 	if err != nil {
 		return err
 	}
-	return s.store(ctx, p, io.NewSectionReader(f, from.Offset, size), size, data, nil)
+	return s.store(ctx, p, io.NewSectionReader(f, from.Offset, size), size, data.Subtract(hidden), nil)
 }
 
 // mappable tells memory that lies in a file of its own, from its beginning.

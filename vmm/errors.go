@@ -37,6 +37,8 @@ var (
 	// what somebody else started is no machine that can be adopted; the error
 	// tells why.
 	ErrForeign = errors.New("machine belongs to somebody else")
+	// ErrNotRAM: a range of guest-physical addresses is not the guest's memory.
+	ErrNotRAM = errors.New("not guest memory")
 	// ErrUnknownNIC: the machine has no card of that name.
 	ErrUnknownNIC = errors.New("no such network card")
 )

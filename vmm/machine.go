@@ -12,7 +12,10 @@ package vmm
 
 import (
 	"context"
+	"net"
 	"os"
+
+	"fermata/imageio/extent"
 )
 
 // Machine is one guest and the process that runs it.
@@ -123,6 +126,31 @@ type ClockStepper interface {
 	// Preconditions: the guest runs.
 	// Errors wrap ErrUnsupported when the machine has no way to tell it.
 	StepClock(ctx context.Context) error
+}
+
+// Part is a part of one RAM block.
+type Part struct {
+	Block string        // its name in Memory
+	Where extent.Extent // in the block
+}
+
+// Locator is implemented by machines that know where guest-physical memory lies in
+// their RAM blocks.
+type Locator interface {
+	// Locate returns what of the blocks of Memory the guest sees in a range of
+	// guest-physical addresses, in their order.
+	//
+	// Errors wrap ErrNotRAM if some of the range is no memory of a block.
+	Locate(ctx context.Context, addresses extent.Extent) ([]Part, error)
+}
+
+// ToolHolder is implemented by machines whose guest has a port by which a program in it
+// speaks to whoever holds the machine.
+type ToolHolder interface {
+	// DialTool connects to the port. One caller at a time.
+	//
+	// Errors wrap ErrUnsupported if there is none.
+	DialTool(ctx context.Context) (net.Conn, error)
 }
 
 // Status is the run state of a guest. The zero value is not a status.

@@ -150,6 +150,9 @@ func guestOf(node string, g *api.GuestImage, report *api.GuestReport) (manifest.
 			Kind: manifest.Kind(o.GetKind()), Name: o.GetName(), ID: id, SizeBytes: o.GetSizeBytes(), Count: o.GetCount(),
 		})
 	}
+	for _, r := range g.GetConfidential() {
+		out.Confidential = append(out.Confidential, manifest.Range{Start: r.GetStart(), Bytes: r.GetBytes()})
+	}
 	var err error
 	out.Report, err = encodeReport(report)
 	return out, err
@@ -230,6 +233,9 @@ func Image(g manifest.Guest) *api.GuestImage {
 		image.Objects = append(image.Objects, &api.ImageObject{
 			Kind: string(o.Kind), Name: o.Name, Id: slices.Clone(o.ID[:]), SizeBytes: o.SizeBytes, Count: o.Count,
 		})
+	}
+	for _, r := range g.Confidential {
+		image.Confidential = append(image.Confidential, &api.MemoryRange{Start: r.Start, Bytes: r.Bytes})
 	}
 	return image
 }

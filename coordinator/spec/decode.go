@@ -124,13 +124,13 @@ func (s *Spec) decodePolicies(at place) {
 }
 
 // templateKeys are the keys of defaults; a guest has them and its name.
-var templateKeys = []string{"memory", "vcpus", "accel", "machine", "cpu", "kernel", "initrd", "cmdline", "disks", "nics", "node", "guest_agent"}
+var templateKeys = []string{"memory", "vcpus", "accel", "machine", "cpu", "kernel", "initrd", "cmdline", "disks", "nics", "node", "guest_agent", "guest_tool", "confidential"}
 
 // guestKeys are the keys of one entry of guests.
 var guestKeys = append([]string{"name", "count", "prefix", "adopt"}, templateKeys...)
 
 // adoptedKeys are the keys of an entry that names a QEMU somebody else started.
-var adoptedKeys = []string{"name", "adopt", "node"}
+var adoptedKeys = []string{"name", "adopt", "node", "confidential"}
 
 // entry is one element of guests: one guest, or count of them.
 type entry struct {
@@ -185,6 +185,9 @@ func (s *Spec) decodeGuests(at, defaults place) {
 				g := Guest{Name: name, Adopt: e.adopt}
 				if p, given := e.keys["node"]; given {
 					g.Node = p.nodeName()
+				}
+				if p, given := e.keys["confidential"]; given {
+					g.Confidential = decodeRanges(p)
 				}
 				s.Guests = append(s.Guests, g)
 			}

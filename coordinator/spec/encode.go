@@ -47,6 +47,13 @@ type (
 		Node    string     `yaml:"node,omitempty"`
 
 		GuestAgent bool `yaml:"guest_agent,omitempty"`
+		GuestTool  bool `yaml:"guest_tool,omitempty"`
+
+		Confidential []fileRange `yaml:"confidential,omitempty"`
+	}
+	fileRange struct {
+		Start string `yaml:"start"`
+		Size  string `yaml:"size"`
 	}
 	fileDisk struct {
 		Name     string `yaml:"name"`
@@ -95,7 +102,7 @@ func (s *Spec) Encode() ([]byte, error) {
 
 func fileGuestOf(g *Guest) fileGuest {
 	if g.Adopt != "" {
-		return fileGuest{Name: g.Name, Adopt: g.Adopt, Node: g.Node}
+		return fileGuest{Name: g.Name, Adopt: g.Adopt, Node: g.Node, Confidential: fileRanges(g.Confidential)}
 	}
 	f := fileGuest{
 		Name:    g.Name,
@@ -109,7 +116,7 @@ func fileGuestOf(g *Guest) fileGuest {
 		Cmdline: escape(g.Cmdline),
 		Node:    g.Node,
 
-		GuestAgent: g.GuestAgent,
+		GuestAgent: g.GuestAgent, GuestTool: g.GuestTool, Confidential: fileRanges(g.Confidential),
 	}
 	for _, d := range g.Disks {
 		f.Disks = append(f.Disks, fileDisk{Name: d.Name, Path: escape(d.Path), Format: d.Format, ReadOnly: d.ReadOnly})
@@ -118,4 +125,11 @@ func fileGuestOf(g *Guest) fileGuest {
 		f.NICs = append(f.NICs, fileNIC{Network: n.Network, Name: n.Name, MAC: n.MAC})
 	}
 	return f
+}
+
+func fileRanges(ranges []Range) (out []fileRange) {
+	for _, r := range ranges {
+		out = append(out, fileRange{Start: fmt.Sprintf("%#x", r.Start), Size: formatSize(r.Bytes)})
+	}
+	return out
 }

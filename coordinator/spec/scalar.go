@@ -155,6 +155,42 @@ func (p place) memory() uint64 {
 	return 0
 }
 
+// pageBytes is the smallest unit of memory.
+const pageBytes = 4096
+
+// pages reads a size of whole pages, at least one.
+func (p place) pages() (uint64, bool) {
+	s, ok := p.text()
+	if !ok {
+		return 0, false
+	}
+	n, ok := parseSize(s)
+	if !ok || n == 0 || n%pageBytes != 0 || n > maxMemory {
+		p.problem("%s is not a size in whole pages of %s (such as 64MiB)", clip(s), formatSize(pageBytes))
+		return 0, false
+	}
+	return n, true
+}
+
+// address reads where a page begins: hexadecimal, or as a size.
+func (p place) address() (uint64, bool) {
+	s, ok := p.text()
+	if !ok {
+		return 0, false
+	}
+	n, ok := parseSize(s)
+	if digits, hex := strings.CutPrefix(s, "0x"); hex {
+		var err error
+		n, err = strconv.ParseUint(digits, 16, 64)
+		ok = err == nil
+	}
+	if !ok || n%pageBytes != 0 || n > maxAddress {
+		p.problem("%s is not the address of a page (such as 0x20000000 or 512MiB)", clip(s))
+		return 0, false
+	}
+	return n, true
+}
+
 func (p place) duration(low, high time.Duration) time.Duration {
 	s, ok := p.text()
 	if !ok {

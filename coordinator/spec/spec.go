@@ -26,6 +26,7 @@ const (
 	maxDisks    = 14 // of one guest: the machine has 28 free slots, half for disks
 	maxNICs     = 8  // of one guest
 	maxVCPUs    = 255
+	maxRanges   = 64   // of confidential memory of one guest
 	maxCmdline  = 2047 // COMMAND_LINE_SIZE of Linux on x86 is 2048, its end included
 	maxPath     = 4095 // PATH_MAX, its end included
 
@@ -34,6 +35,8 @@ const (
 	// memoryStep is the large page of x86: memory of any other size cannot lie
 	// on hugetlbfs, and the last step of dirty tracking would be cut short.
 	memoryStep = 2 << 20
+
+	maxAddress = 1 << 52 // of x86-64
 
 	minMTU = 576  // RFC 791: what every IPv4 host takes
 	maxMTU = 9216 // the customary jumbo frame
@@ -124,11 +127,18 @@ type Guest struct {
 	NICs        []NIC
 	Node        string // the only node it may run on; empty: any
 	GuestAgent  bool   // it runs QEMU's guest agent
+	GuestTool   bool   // it has a port for fermata-guest
+
+	// Confidential is memory that is never read: a restart finds zeros there.
+	Confidential []Range
 
 	// Adopt is the QMP socket, on Node, of a QEMU that somebody else started.
 	// Nothing else of such a guest is said here: it is as it was started.
 	Adopt string
 }
+
+// Range is memory as the guest addresses it (guest-physical), in whole pages.
+type Range struct{ Start, Bytes uint64 }
 
 // Disk is one disk of a guest.
 type Disk struct {
@@ -161,6 +171,10 @@ func (s *Spec) GuestSpecs() []*api.GuestSpec {
 			Cmdline:     g.Cmdline,
 			Adopt:       g.Adopt,
 			GuestAgent:  g.GuestAgent,
+			GuestTool:   g.GuestTool,
+		}
+		for _, r := range g.Confidential {
+			a.Confidential = append(a.Confidential, &api.MemoryRange{Start: r.Start, Bytes: r.Bytes})
 		}
 		for _, d := range g.Disks {
 			a.Disks = append(a.Disks, &api.DiskSpec{Name: d.Name, Path: d.Path, Format: d.Format, ReadOnly: d.ReadOnly})

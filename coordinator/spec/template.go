@@ -86,6 +86,12 @@ func decodeTemplate(f map[string]place) *template {
 	if p, given := f["guest_agent"]; given {
 		g.GuestAgent = p.boolean()
 	}
+	if p, given := f["guest_tool"]; given {
+		g.GuestTool = p.boolean()
+	}
+	if p, given := f["confidential"]; given {
+		g.Confidential = decodeRanges(p)
+	}
 	t.kernel = patternAt(f["kernel"])
 	t.initrd = patternAt(f["initrd"])
 	t.cmdline = patternAt(f["cmdline"])
@@ -96,6 +102,43 @@ func decodeTemplate(f map[string]place) *template {
 		t.decodeNICs(p)
 	}
 	return t
+}
+
+// decodeRanges reads confidential memory.
+func decodeRanges(at place) (ranges []Range) {
+	for _, item := range at.items(maxRanges) {
+		f, ok := item.fields("start", "size")
+		if !ok {
+			continue
+		}
+		var r Range
+		right := true
+		for _, part := range []struct {
+			key  string
+			into *uint64
+			read func(place) (uint64, bool)
+		}{{"start", &r.Start, place.address}, {"size", &r.Bytes, place.pages}} {
+			p, given := f[part.key]
+			if !given {
+				missing(item, part.key)
+				right = false
+				continue
+			}
+			n, ok := part.read(p)
+			*part.into, right = n, right && ok
+		}
+		if !right {
+			continue
+		}
+		if r.Start+r.Bytes > maxAddress {
+			item.problem("ends beyond any guest's memory")
+		}
+		if slices.ContainsFunc(ranges, func(o Range) bool { return o.Start < r.Start+r.Bytes && r.Start < o.Start+o.Bytes }) {
+			item.problem("overlaps another range")
+		}
+		ranges = append(ranges, r)
+	}
+	return ranges
 }
 
 func (t *template) decodeDisks(at place) {

@@ -52,6 +52,8 @@ const (
 	RunCanary Work = 2
 	// RunDirty makes every guest rewrite memory that checks itself.
 	RunDirty Work = 4
+	// RunSecret makes every guest hold what no checkpoint may have.
+	RunSecret Work = 8
 )
 
 // String is the word on the command line.
@@ -65,6 +67,9 @@ func (w Work) String() string {
 	}
 	if w&RunDirty != 0 {
 		words = append(words, "dirty")
+	}
+	if w&RunSecret != 0 {
+		words = append(words, "secret")
 	}
 	if len(words) == 0 {
 		return "idle"
@@ -137,6 +142,16 @@ func (w Writer) validate() error {
 	return errors.Join(errs...)
 }
 
+// Secret are the parameters of the program that holds a secret.
+type Secret struct {
+	Pages int  // of 4 KiB. Default 64
+	Told  bool // to the host, by fermata-guest
+}
+
+// SecretWord is number i, from 0, of the words of 64 bits that are the secret
+// (programs/src/secret.c).
+func SecretWord(i uint64) uint64 { return (i + 1000003) * 0x9e3779b97f4a7c15 }
+
 // Cluster says what all guests of one cluster are told. Zero MPI, Canary, Writer,
 // Net and Tick select DemoMPI, DefaultCanary, DefaultWriter, 10.77.0.0/24 and one
 // second.
@@ -146,6 +161,7 @@ type Cluster struct {
 	MPI    MPI
 	Canary Canary
 	Writer Writer
+	Secret Secret
 	Net    netip.Prefix  // of eth0, a /24
 	Tick   time.Duration // between two TICK lines, at least 1 ms
 	Kernel string        // more words for the kernel's command line
@@ -164,6 +180,9 @@ func (c Cluster) applyDefaults() Cluster {
 	}
 	if c.Writer == (Writer{}) {
 		c.Writer = DefaultWriter()
+	}
+	if c.Secret.Pages == 0 {
+		c.Secret.Pages = 64
 	}
 	if c.Writer.Threads == 0 {
 		c.Writer.Threads = 1
@@ -211,6 +230,9 @@ func (c Cluster) Validate() error {
 	if err := c.Writer.validate(); err != nil {
 		errs = append(errs, err)
 	}
+	if c.Secret.Pages < 1 {
+		complain("secret: %d pages", c.Secret.Pages)
+	}
 	if !c.Net.Addr().Is4() || c.Net.Bits() != 24 || c.Net.Masked() != c.Net {
 		complain("net: %s is not an IPv4 /24", c.Net)
 	}
@@ -247,6 +269,13 @@ func (c Cluster) Cmdline(index int) string {
 	if c.Work&RunDirty != 0 {
 		words = append(words, fmt.Sprintf("fermata.dirty=%d,%g,%d,%d,%d,%d",
 			c.Writer.MiB, c.Writer.Rate, c.Writer.Threads, c.Writer.BallastMiB, int(c.Writer.Length.Seconds()), c.Writer.Every.Milliseconds()))
+	}
+	if c.Work&RunSecret != 0 {
+		told := 0
+		if c.Secret.Told {
+			told = 1
+		}
+		words = append(words, fmt.Sprintf("fermata.secret=%d,%d", c.Secret.Pages, told))
 	}
 	if c.PowerOff {
 		words = append(words, "fermata.end=poweroff")

@@ -154,6 +154,23 @@ func decodeDirty(v *values, ended bool) any {
 }
 
 // decoders make the body of each known kind.
+// SecretStart says that a guest holds its secret, and how fermata-guest ended that told
+// the host; -1: it was not asked to.
+type SecretStart struct {
+	Bytes  uint64
+	Status int
+	Uptime Seconds
+}
+
+// SecretState says what the secret has become: whole, zero or torn.
+type SecretState struct {
+	State  string
+	Uptime Seconds
+}
+
+// Restarted is what fermata-guest was told of a restart, as JSON.
+type Restarted struct{ Told string }
+
 var decoders = map[string]func(*values) any{
 	"READY": func(v *values) any {
 		return Ready{Guest: v.text("guest"), Uptime: v.seconds("uptime"), Kernel: v.text("kernel"),
@@ -209,6 +226,11 @@ var decoders = map[string]func(*values) any{
 	"DIRTY":      func(v *values) any { return decodeDirty(v, false) },
 	"DIRTY-END":  func(v *values) any { return decodeDirty(v, true) },
 	"DIRTY-EXIT": func(v *values) any { return DirtyExit{Status: v.integer("status")} },
+	"SECRET-START": func(v *values) any {
+		return SecretStart{Bytes: v.count("bytes"), Status: v.integer("status"), Uptime: v.seconds("uptime")}
+	},
+	"SECRET":    func(v *values) any { return SecretState{State: v.text("state"), Uptime: v.seconds("uptime")} },
+	"RESTARTED": func(v *values) any { return Restarted{Told: v.text("told")} },
 	"DIRTY-BAD": func(v *values) any {
 		return DirtyBad{Page: v.count("page"), Generation: v.count("generation"), Fault: v.text("fault"),
 			FoundPage: v.count("found-page"), FoundGeneration: v.count("found-generation")}

@@ -497,7 +497,7 @@ func oracle(t *testing.T, g *subject, rounds int, budget *capture.Budget) {
 			t.Fatal(err)
 		}
 		begun := time.Now()
-		c, err := tr.Cut(patience)
+		c, err := tr.Cut(patience, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -20,6 +20,36 @@ type memoryOf struct {
 // images reads a checkpoint from the repository.
 func (r *rig) images(checkpointID string) map[string]memoryOf {
 	r.Helper()
+	all := map[string]memoryOf{}
+	r.eachImage(checkpointID, func(guest string, kind manifest.Kind, b []byte) {
+		part, ok := all[guest]
+		if !ok {
+			part = memoryOf{guests.Traces{Bytes: map[uint64]int{}, Receipts: map[uint64]int{}}, map[uint64]int{}}
+			all[guest] = part
+		}
+		switch kind {
+		case manifest.KindMemory:
+			found := guests.Search(b)
+			add(part.Bytes, found.Bytes)
+			add(part.Receipts, found.Receipts)
+		case manifest.KindChannel:
+			frames, err := fabric.DecodeFrames(b)
+			if err != nil {
+				r.Fatal(err)
+			}
+			for _, f := range frames {
+				if d, ok := guests.DatagramOf(f); ok {
+					part.recorded[d.Hash]++
+				}
+			}
+		}
+	})
+	return all
+}
+
+// eachImage visits the images of a checkpoint, straight from the repository.
+func (r *rig) eachImage(checkpointID string, visit func(guest string, kind manifest.Kind, data []byte)) {
+	r.Helper()
 	ctx := r.Context()
 	repo, err := repository.Open(ctx, repository.Config{Dir: filepath.Join(r.Dir, "repository")})
 	if err != nil {
@@ -38,36 +68,15 @@ func (r *rig) images(checkpointID string) map[string]memoryOf {
 	if err != nil {
 		r.Fatal(err)
 	}
-	all := map[string]memoryOf{}
 	for _, g := range m.Guests {
-		part := memoryOf{guests.Traces{Bytes: map[uint64]int{}, Receipts: map[uint64]int{}}, map[uint64]int{}}
 		for _, o := range g.Objects {
-			if o.Kind != manifest.KindMemory && o.Kind != manifest.KindChannel {
-				continue
-			}
 			b, err := reader.ReadBytes(ctx, repository.RefOf(o), int64(o.SizeBytes))
 			if err != nil {
 				r.Fatal(err)
 			}
-			if o.Kind == manifest.KindMemory {
-				found := guests.Search(b)
-				add(part.Bytes, found.Bytes)
-				add(part.Receipts, found.Receipts)
-				continue
-			}
-			frames, err := fabric.DecodeFrames(b)
-			if err != nil {
-				r.Fatal(err)
-			}
-			for _, f := range frames {
-				if d, ok := guests.DatagramOf(f); ok {
-					part.recorded[d.Hash]++
-				}
-			}
+			visit(g.Name, o.Kind, b)
 		}
-		all[g.Name] = part
 	}
-	return all
 }
 
 func add(to, from map[uint64]int) {

@@ -37,6 +37,16 @@ type Guest struct {
 	Machine json.RawMessage `json:"machine,omitempty"` // description of the machine, opaque here
 	Objects []Object        `json:"objects"`
 	Report  json.RawMessage `json:"report,omitempty"` // opaque here
+
+	// Confidential is memory that the guest has registered not to be read: the image
+	// has zeros there.
+	Confidential []Range `json:"confidential,omitempty"`
+}
+
+// Range is guest-physical memory.
+type Range struct {
+	Start uint64 `json:"start"` // address
+	Bytes uint64 `json:"bytes"`
 }
 
 // Object is one image of a guest.

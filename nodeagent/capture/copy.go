@@ -76,22 +76,23 @@ var _ io.ReaderAt = (*Copy)(nil)
 
 // CopyMemory copies the first size bytes, whole pages, of a guest's memory
 // file, by way of a mapping. Nothing may write f meanwhile: its guest stands
-// still. Warm, called before, makes it several times faster.
+// still. Warm, called before, makes it several times faster. What is hidden is not
+// read, and is a hole of the copy.
 //
 // On error nothing is held.
-func (b *Budget) CopyMemory(ctx context.Context, f *os.File, size int64) (*Copy, error) {
+func (b *Budget) CopyMemory(ctx context.Context, f *os.File, size int64, hidden extent.Set) (*Copy, error) {
 	w, err := b.reserve(f, size)
 	if err != nil {
 		return nil, err
 	}
-	return w.Copy(ctx, f)
+	return w.Copy(ctx, f, hidden)
 }
 
 // CopyFile copies size bytes, from base on, of a file that cannot or should not
 // be mapped, such as a disk overlay, under the conditions of CopyMemory. It reads:
 // a failing disk under a mapping would end the whole process with SIGBUS.
-func (b *Budget) CopyFile(ctx context.Context, f *os.File, base, size int64) (*Copy, error) {
-	return b.copy(ctx, f, base, size, func(dst []byte, data extent.Set) error {
+func (b *Budget) CopyFile(ctx context.Context, f *os.File, base, size int64, hidden extent.Set) (*Copy, error) {
+	return b.copy(ctx, f, base, size, hidden, func(dst []byte, data extent.Set) error {
 		return eachPiece(ctx, data, func(e extent.Extent) error {
 			if _, err := f.ReadAt(dst[e.Off:min(e.End(), size)], base+e.Off); err != nil {
 				return fmt.Errorf("copy %s: %w", f.Name(), err)
@@ -102,7 +103,7 @@ func (b *Budget) CopyFile(ctx context.Context, f *os.File, base, size int64) (*C
 }
 
 // copy takes what the copy needs and has fill write it.
-func (b *Budget) copy(ctx context.Context, f *os.File, base, size int64, fill func(dst []byte, data extent.Set) error) (_ *Copy, err error) {
+func (b *Budget) copy(ctx context.Context, f *os.File, base, size int64, hidden extent.Set, fill func(dst []byte, data extent.Set) error) (_ *Copy, err error) {
 	if size == 0 {
 		return &Copy{}, nil
 	}
@@ -113,6 +114,7 @@ func (b *Budget) copy(ctx context.Context, f *os.File, base, size int64, fill fu
 	if err != nil {
 		return nil, err
 	}
+	data = data.Subtract(hidden)
 	need := data.Bytes()
 	if !b.take(need) {
 		return nil, fmt.Errorf("copy %d bytes of %s: %w", need, f.Name(), ErrOverBudget)

@@ -57,13 +57,20 @@ func TestCopyFile_EqualsTheFile(t *testing.T) {
 			rt.Fatal(err)
 		}
 		budget := NewBudget(1 << 20)
-		take := func(ctx context.Context, f *os.File, size int64) (*Copy, error) {
-			return budget.CopyFile(ctx, f, 0, size)
+		take := func(ctx context.Context, f *os.File, size int64, hidden extent.Set) (*Copy, error) {
+			return budget.CopyFile(ctx, f, 0, size, hidden)
 		}
 		if size%pageBytes == 0 && rapid.Bool().Draw(rt, "memory") {
 			take = budget.CopyMemory
 		}
-		c, err := take(t.Context(), f, size)
+		var hidden extent.Set
+		if first := rapid.Int64Range(0, (size-1)/pageBytes).Draw(rt, "first hidden page"); rapid.Bool().Draw(rt, "hide") {
+			hidden.Add(extent.Extent{Off: first * pageBytes, Len: rapid.Int64Range(1, 8).Draw(rt, "hidden pages") * pageBytes})
+			for e := range hidden.Within(extent.Extent{Len: size}).All() {
+				clear(want[e.Off:e.End()])
+			}
+		}
+		c, err := take(t.Context(), f, size, hidden)
 		if err != nil {
 			rt.Fatal(err)
 		}
@@ -98,7 +105,7 @@ func TestCopyFile_RefusesOverBudget(t *testing.T) {
 	f := sparseFile(t, t.TempDir(), 16*pageBytes, map[int64][]byte{0: bytes.Repeat([]byte{1}, 4*pageBytes)})
 	defer f.Close()
 	budget := NewBudget(3 * pageBytes)
-	if _, err := budget.CopyFile(t.Context(), f, 0, 16*pageBytes); !errors.Is(err, ErrOverBudget) {
+	if _, err := budget.CopyFile(t.Context(), f, 0, 16*pageBytes, extent.Set{}); !errors.Is(err, ErrOverBudget) {
 		t.Fatalf("error = %v, want ErrOverBudget", err)
 	}
 	if budget.free != 3*pageBytes {
@@ -116,13 +123,13 @@ func TestCopy_GivesUpWithItsContext(t *testing.T) {
 		cancel(stop) // in the middle of the work
 		return eachPiece(ctx, extent.Of(extent.Extent{Len: 1 << 40}), func(extent.Extent) error { return nil })
 	}
-	if _, err := budget.copy(ctx, f, 0, 4*pageBytes, fill); !errors.Is(err, stop) {
+	if _, err := budget.copy(ctx, f, 0, 4*pageBytes, extent.Set{}, fill); !errors.Is(err, stop) {
 		t.Errorf("error = %v, want the context's cause", err)
 	}
 	if budget.free != 1<<20 {
 		t.Errorf("a copy that was given up keeps %d bytes", 1<<20-budget.free)
 	}
-	if _, err := budget.CopyMemory(ctx, f, 4*pageBytes); !errors.Is(err, stop) {
+	if _, err := budget.CopyMemory(ctx, f, 4*pageBytes, extent.Set{}); !errors.Is(err, stop) {
 		t.Errorf("error = %v, want the context's cause", err)
 	}
 }
@@ -156,7 +163,7 @@ func BenchmarkCopyFile(b *testing.B) {
 	defer f.Close()
 	b.SetBytes(size)
 	for b.Loop() {
-		c, err := NewBudget(size).CopyMemory(b.Context(), f, size)
+		c, err := NewBudget(size).CopyMemory(b.Context(), f, size, extent.Set{})
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -185,7 +192,7 @@ func TestWarm_CopiesWhatIsThereAtTheCut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := w.Copy(t.Context(), f)
+	c, err := w.Copy(t.Context(), f, extent.Set{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -215,7 +222,7 @@ func TestWarm_GrowsWithinTheBudgetOnly(t *testing.T) {
 	if _, err := f.WriteAt(bytes.Repeat([]byte{1}, 2*pageBytes), 32*pageBytes); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.Copy(t.Context(), f); !errors.Is(err, ErrOverBudget) {
+	if _, err := w.Copy(t.Context(), f, extent.Set{}); !errors.Is(err, ErrOverBudget) {
 		t.Errorf("copy beyond the budget: %v", err)
 	}
 	if free := budget.Free(); free != 3*pageBytes {

@@ -32,6 +32,7 @@ type Cut struct {
 	full     bool          // immutable
 	patience time.Duration // immutable
 	pool     *pool         // immutable
+	hidden   Hidden        // immutable
 
 	ending sync.Once
 	ended  atomic.Bool // set before the leaves are let go of
@@ -53,14 +54,18 @@ type wait struct {
 	since time.Time
 }
 
+// Hidden is memory that is not read, and taken for zeros: whole pages, by name of the
+// block.
+type Hidden map[string]extent.Set
+
 // Cut fixes the instant. The guest stands still and nothing writes its memory
 // until Cut has returned. patience bounds how long a write of the guest may wait
-// later on.
+// later on. hidden is not read for this cut, and is the Cut's from now on.
 //
 // Its cost grows with what was written since Arm or Rearm, not with memory.
 //
 // Preconditions: Arm. On error there is no cut; what was written is still known.
-func (t *Tracker) Cut(patience time.Duration) (*Cut, error) {
+func (t *Tracker) Cut(patience time.Duration, hidden Hidden) (*Cut, error) {
 	if err := t.Err(); err != nil {
 		return nil, err
 	}
@@ -69,9 +74,15 @@ func (t *Tracker) Cut(patience time.Duration) (*Cut, error) {
 	}
 	c := &Cut{
 		tracker: t, number: t.cuts.Load() + 1, base: t.base, full: t.full,
-		patience: patience, pool: t.pool,
+		patience: patience, pool: t.pool, hidden: hidden,
 	}
 	t.pool = nil
+	// What is hidden now and was not, or was and is not, differs from the base
+	// although nobody has written to it.
+	for _, r := range t.regions {
+		r.touch(hidden[r.name].Subtract(t.hidden[r.name]), c.number)
+		r.touch(t.hidden[r.name].Subtract(hidden[r.name]), c.number)
+	}
 	for _, ref := range t.enter(c) {
 		if err := t.close(c, ref); err != nil {
 			t.fail(err)
@@ -129,7 +140,7 @@ func (c *Cut) save(ref leafRef, l *leaf, unit int) bool {
 		return false
 	}
 	unitBytes := ref.region.unit
-	if err := ref.region.read(b[:unitBytes], int64(ref.index)*leafBytes+int64(unit)*unitBytes); err != nil {
+	if err := ref.region.readFor(c, b[:unitBytes], int64(ref.index)*leafBytes+int64(unit)*unitBytes); err != nil {
 		c.pool.put(i)
 		// The writer would wait for ever; the guest comes first.
 		go c.end(err)
@@ -292,7 +303,7 @@ func (c *Cut) Close() error {
 // builds. Only now what it took is forgotten.
 //
 // Concurrency: like Tracker.Arm.
-func (c *Cut) Keep() { c.tracker.base = c.number }
+func (c *Cut) Keep() { c.tracker.base, c.tracker.hidden = c.number, c.hidden }
 
 // Stats is what a cut has cost.
 type Stats struct {

@@ -44,7 +44,7 @@ func takeCut(t testing.TB, w *writer, tr *Tracker, full bool, patience time.Dura
 		}
 	}
 	w.stop()
-	c, err := tr.Cut(patience)
+	c, err := tr.Cut(patience, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -102,6 +102,125 @@ func sweep(t testing.TB, c *Cut, base []byte, pause func()) []byte {
 	}
 	wg.Wait()
 	return got
+}
+
+// without is memory with zeros in what is hidden.
+func without(memory []byte, hidden extent.Set) []byte {
+	memory = bytes.Clone(memory)
+	for e := range hidden.All() {
+		clear(memory[e.Off:e.End()])
+	}
+	return memory
+}
+
+// TestCut_Hides takes one cut after the other of a guest that does nothing, and hides
+// now this and now that: a leaf has to be taken anew although nobody wrote to it.
+func TestCut_Hides(t *testing.T) {
+	mustrun.Need(t, mustrun.UFFD)
+	w := startWriter(t, 16<<20)
+	w.awaitWrites(2000)
+	tr := track(t, w, NewBudget(64<<20))
+	w.stop()
+	defer w.cont()
+	memory := w.memory()
+	at := func(page, pages int64) extent.Extent {
+		return extent.Extent{Off: page * pageBytes, Len: pages * pageBytes}
+	}
+	first, second := extent.Of(at(3, 2), at(510, 5)), extent.Of(at(3, 1), at(3000, 700))
+	var base []byte
+	for i, c := range []struct {
+		hidden extent.Set
+		keep   bool
+		taken  int64 // leaves
+	}{
+		{first, true, 8},
+		{first, true, 0},
+		{second, false, 5}, // comes to nothing
+		{second, true, 5},
+		{second, true, 0},
+		{extent.Set{}, true, 4},
+	} {
+		if err := tr.Arm(t.Context(), false); err != nil {
+			t.Fatal(err)
+		}
+		cut, err := tr.Cut(longPatience, Hidden{"ram0": c.hidden})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := sweep(t, cut, base, func() {})
+		differ(t, got, without(memory, c.hidden))
+		if taken := cut.Stats().TakenBytes / leafBytes; taken != c.taken {
+			t.Errorf("cut %d took %d leaves, want %d", i, taken, c.taken)
+		}
+		if err := cut.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if c.keep {
+			cut.Keep()
+			base = got
+		}
+	}
+}
+
+// unreadable maps 16 pages of ones, without those from 4 to 7, and returns the memory
+// of this process and where they begin: whoever reads there fails.
+func unreadable(t *testing.T) (memory *os.File, at int64) {
+	t.Helper()
+	mapped, err := mapAnonymous(16 * pageBytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range mapped {
+		mapped[i] = 1
+	}
+	if err := unmapPart(mapped[4*pageBytes : 8*pageBytes]); err != nil {
+		t.Fatal(err)
+	}
+	memory, err = os.Open("/proc/self/mem")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(memory.Close(), unmapPart(mapped[:4*pageBytes]), unmapPart(mapped[8*pageBytes:])); err != nil {
+			t.Error(err)
+		}
+	})
+	return memory, addressOf(mapped)
+}
+
+// TestHidden_IsNotRead hides memory that cannot be read.
+func TestHidden_IsNotRead(t *testing.T) {
+	memory, at := unreadable(t)
+	const size = 16 * pageBytes
+	hidden := extent.Of(extent.Extent{Off: 4 * pageBytes, Len: 4 * pageBytes})
+	want := without(bytes.Repeat([]byte{1}, size), hidden)
+
+	r := &region{name: "ram0", file: memory, base: at, size: size}
+	for _, c := range []struct{ off, n int }{{0, size}, {5 * pageBytes, pageBytes}, {3*pageBytes + 7, 2 * pageBytes}, {7 * pageBytes, 9 * pageBytes}} {
+		got := bytes.Repeat([]byte{9}, c.n)
+		if err := r.readFor(&Cut{hidden: Hidden{"ram0": hidden}}, got, int64(c.off)); err != nil || !bytes.Equal(got, want[c.off:c.off+c.n]) {
+			t.Errorf("%+v: %v", c, err)
+		}
+	}
+	if err := r.readFor(&Cut{}, make([]byte, size), 0); err == nil {
+		t.Error("it can be read: the test proves nothing")
+	}
+
+	budget := NewBudget(1 << 20)
+	copied, err := budget.CopyFile(t.Context(), memory, at, size, hidden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, size)
+	if _, err := copied.ReadAt(got, 0); err != nil || !bytes.Equal(got, want) || copied.Data().Overlaps(extent.Extent{Off: 5 * pageBytes, Len: 1}) {
+		t.Errorf("copy: %v", err)
+	}
+	if err := copied.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := budget.CopyFile(t.Context(), memory, at, size, extent.Set{}); err == nil {
+		t.Error("it can be copied: the test proves nothing")
+	}
 }
 
 func differ(t testing.TB, got, want []byte) {
@@ -177,7 +296,7 @@ func TestCut_TakesOnlyWhatWasWritten(t *testing.T) {
 	if err := tr.Arm(t.Context(), false); err != nil {
 		t.Fatal(err)
 	}
-	c2, err := tr.Cut(longPatience)
+	c2, err := tr.Cut(longPatience, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -100,6 +100,20 @@ func (r *region) around(i, unit int, step int64) (first, n int) {
 	return first, min(per, last-first)
 }
 
+// readFor is read that gives zeros for what c hides, without reading it.
+func (r *region) readFor(c *Cut, p []byte, off int64) error {
+	end := off + int64(len(p))
+	begin := off
+	for e := range c.hidden[r.name].Within(extent.Extent{Off: off, Len: int64(len(p))}).All() {
+		if err := r.read(p[begin-off:e.Off-off], begin); err != nil {
+			return err
+		}
+		clear(p[e.Off-off : e.End()-off])
+		begin = e.End()
+	}
+	return r.read(p[begin-off:end-off], begin)
+}
+
 // read fills p with what the region holds at off now. It reads rather than maps:
 // reading a hole through a mapping would fill it (shmem_fault in mm/shmem.c). A
 // hole of anonymous memory is filled with the one page of zeros (mm/memory.c,
@@ -119,6 +133,18 @@ func (r *region) read(p []byte, off int64) error {
 		p, off = p[n:], off+int64(n)
 	}
 	return nil
+}
+
+// touch makes leaves that hold some of set part of the cut that comes, number n.
+func (r *region) touch(set extent.Set, n uint64) {
+	for e := range set.RoundOut(leafBytes).All() { // a pause must not grow with memory
+		for i := e.Off / leafBytes; i < min(e.End()/leafBytes, int64(len(r.leaves))); i++ {
+			l := &r.leaves[i]
+			l.mu.Lock()
+			l.touched = max(l.touched, n)
+			l.mu.Unlock()
+		}
+	}
 }
 
 // findData notes which leaves are no holes.

@@ -103,7 +103,7 @@ func (s *Source) sweep(p []byte, off int64) error {
 		defer s.cut.mu.Unlock()
 		return s.cut.err
 	}
-	if err := s.region.read(p, off); err != nil {
+	if err := s.region.readFor(s.cut, p, off); err != nil {
 		return err
 	}
 	if !capturing {

@@ -86,6 +86,7 @@ type Tracker struct {
 	// Owned by the goroutine that calls Arm and Cut:
 	protected bool      // everything was protected once
 	base      uint64    // number of the newest cut that was kept; 0: none
+	hidden    Hidden    // of that cut
 	full      bool      // the next cut takes everything
 	pool      *pool     // for the next cut; nil before Arm
 	spare     []leafRef // memory for the next takeOpen

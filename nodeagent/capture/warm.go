@@ -83,9 +83,9 @@ func (w *Warm) take(need int64, f *os.File) error {
 	return nil
 }
 
-// Copy copies f, which nothing may write meanwhile: its guest stands still. The
-// Warm is used up, also on error.
-func (w *Warm) Copy(ctx context.Context, f *os.File) (_ *Copy, err error) {
+// Copy copies f, which nothing may write meanwhile: its guest stands still. What is
+// hidden is not read. The Warm is used up, also on error.
+func (w *Warm) Copy(ctx context.Context, f *os.File, hidden extent.Set) (_ *Copy, err error) {
 	defer func() { err = errors.Join(err, w.Close()) }()
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
@@ -94,6 +94,7 @@ func (w *Warm) Copy(ctx context.Context, f *os.File) (_ *Copy, err error) {
 	if err != nil {
 		return nil, err
 	}
+	data = data.Subtract(hidden)
 	if err := w.take(data.Bytes(), f); err != nil {
 		return nil, err
 	}

@@ -16,6 +16,8 @@ import (
 
 	"go.etcd.io/bbolt"
 	bbolterrors "go.etcd.io/bbolt/errors"
+
+	"fermata/imageio/extent"
 )
 
 // openTimeout bounds the wait for another process that still holds the file.
@@ -64,6 +66,10 @@ type Guest struct {
 	Machine json.RawMessage `json:"machine,omitempty"`
 	// Created is true once the guest was complete: restored and joined to the fabric.
 	Created bool `json:"created"`
+	// Confidential is memory that the guest has registered as such, Zeroed what was
+	// confidential in the checkpoint that it began from; guest-physical.
+	Confidential []extent.Extent `json:"confidential,omitempty"`
+	Zeroed       []extent.Extent `json:"zeroed,omitempty"`
 }
 
 // Journal is the open file.
@@ -111,6 +117,26 @@ func (j *Journal) PutCluster(c Cluster) error {
 // PutGuest makes g durable.
 func (j *Journal) PutGuest(g Guest) error {
 	return j.put(bucketGuests, g.Cluster+"/"+g.Name, g)
+}
+
+// UpdateGuest changes the record of a guest, durably.
+//
+// On error: the record is as it was; there may be none.
+func (j *Journal) UpdateGuest(cluster, guest string, change func(*Guest)) error {
+	key := []byte(cluster + "/" + guest)
+	return j.update(func(tx *bbolt.Tx) error {
+		b := tx.Bucket(bucketGuests)
+		var g Guest
+		if err := json.Unmarshal(b.Get(key), &g); err != nil {
+			return fmt.Errorf("record of guest %s: %w", key, err)
+		}
+		change(&g)
+		encoded, err := json.Marshal(g)
+		if err != nil {
+			return err
+		}
+		return b.Put(key, encoded)
+	})
 }
 
 // PutRound makes the record of a cluster's round durable. The bytes are the

@@ -3325,8 +3325,10 @@ type GuestSpec struct {
 	Nics        []*NICSpec             `protobuf:"bytes,11,rep,name=nics,proto3" json:"nics,omitempty"`
 	// adopt is the QMP socket of a QEMU that somebody else started; everything
 	// else but the name is then empty, as it is that QEMU's business.
-	Adopt         string `protobuf:"bytes,12,opt,name=adopt,proto3" json:"adopt,omitempty"`
-	GuestAgent    bool   `protobuf:"varint,13,opt,name=guest_agent,json=guestAgent,proto3" json:"guest_agent,omitempty"` // the guest runs QEMU's guest agent
+	Adopt         string         `protobuf:"bytes,12,opt,name=adopt,proto3" json:"adopt,omitempty"`
+	GuestAgent    bool           `protobuf:"varint,13,opt,name=guest_agent,json=guestAgent,proto3" json:"guest_agent,omitempty"` // the guest runs QEMU's guest agent
+	GuestTool     bool           `protobuf:"varint,14,opt,name=guest_tool,json=guestTool,proto3" json:"guest_tool,omitempty"`    // the guest has a port for a program that registers confidential memory
+	Confidential  []*MemoryRange `protobuf:"bytes,15,rep,name=confidential,proto3" json:"confidential,omitempty"`                // is never read
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3452,6 +3454,73 @@ func (x *GuestSpec) GetGuestAgent() bool {
 	return false
 }
 
+func (x *GuestSpec) GetGuestTool() bool {
+	if x != nil {
+		return x.GuestTool
+	}
+	return false
+}
+
+func (x *GuestSpec) GetConfidential() []*MemoryRange {
+	if x != nil {
+		return x.Confidential
+	}
+	return nil
+}
+
+// MemoryRange is guest-physical memory, whole pages of 4 KiB.
+type MemoryRange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Start         uint64                 `protobuf:"varint,1,opt,name=start,proto3" json:"start,omitempty"` // address
+	Bytes         uint64                 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MemoryRange) Reset() {
+	*x = MemoryRange{}
+	mi := &file_fermata_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MemoryRange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MemoryRange) ProtoMessage() {}
+
+func (x *MemoryRange) ProtoReflect() protoreflect.Message {
+	mi := &file_fermata_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MemoryRange.ProtoReflect.Descriptor instead.
+func (*MemoryRange) Descriptor() ([]byte, []int) {
+	return file_fermata_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *MemoryRange) GetStart() uint64 {
+	if x != nil {
+		return x.Start
+	}
+	return 0
+}
+
+func (x *MemoryRange) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
 type DiskSpec struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -3464,7 +3533,7 @@ type DiskSpec struct {
 
 func (x *DiskSpec) Reset() {
 	*x = DiskSpec{}
-	mi := &file_fermata_proto_msgTypes[42]
+	mi := &file_fermata_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3476,7 +3545,7 @@ func (x *DiskSpec) String() string {
 func (*DiskSpec) ProtoMessage() {}
 
 func (x *DiskSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[42]
+	mi := &file_fermata_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3489,7 +3558,7 @@ func (x *DiskSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskSpec.ProtoReflect.Descriptor instead.
 func (*DiskSpec) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{42}
+	return file_fermata_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *DiskSpec) GetName() string {
@@ -3535,7 +3604,7 @@ type NICSpec struct {
 
 func (x *NICSpec) Reset() {
 	*x = NICSpec{}
-	mi := &file_fermata_proto_msgTypes[43]
+	mi := &file_fermata_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3547,7 +3616,7 @@ func (x *NICSpec) String() string {
 func (*NICSpec) ProtoMessage() {}
 
 func (x *NICSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[43]
+	mi := &file_fermata_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3560,7 +3629,7 @@ func (x *NICSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NICSpec.ProtoReflect.Descriptor instead.
 func (*NICSpec) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{43}
+	return file_fermata_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *NICSpec) GetName() string {
@@ -3609,7 +3678,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_fermata_proto_msgTypes[44]
+	mi := &file_fermata_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3621,7 +3690,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[44]
+	mi := &file_fermata_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3634,7 +3703,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{44}
+	return file_fermata_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Peer) GetNode() string {
@@ -3669,7 +3738,7 @@ type CreateGuestsRequest struct {
 
 func (x *CreateGuestsRequest) Reset() {
 	*x = CreateGuestsRequest{}
-	mi := &file_fermata_proto_msgTypes[45]
+	mi := &file_fermata_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3681,7 +3750,7 @@ func (x *CreateGuestsRequest) String() string {
 func (*CreateGuestsRequest) ProtoMessage() {}
 
 func (x *CreateGuestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[45]
+	mi := &file_fermata_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3694,7 +3763,7 @@ func (x *CreateGuestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateGuestsRequest.ProtoReflect.Descriptor instead.
 func (*CreateGuestsRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{45}
+	return file_fermata_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *CreateGuestsRequest) GetFence() *Fence {
@@ -3766,7 +3835,7 @@ type CreateGuestsUpdate struct {
 
 func (x *CreateGuestsUpdate) Reset() {
 	*x = CreateGuestsUpdate{}
-	mi := &file_fermata_proto_msgTypes[46]
+	mi := &file_fermata_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3778,7 +3847,7 @@ func (x *CreateGuestsUpdate) String() string {
 func (*CreateGuestsUpdate) ProtoMessage() {}
 
 func (x *CreateGuestsUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[46]
+	mi := &file_fermata_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3791,7 +3860,7 @@ func (x *CreateGuestsUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateGuestsUpdate.ProtoReflect.Descriptor instead.
 func (*CreateGuestsUpdate) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{46}
+	return file_fermata_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *CreateGuestsUpdate) GetGuest() string {
@@ -3839,7 +3908,7 @@ type StepClocksRequest struct {
 
 func (x *StepClocksRequest) Reset() {
 	*x = StepClocksRequest{}
-	mi := &file_fermata_proto_msgTypes[47]
+	mi := &file_fermata_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3851,7 +3920,7 @@ func (x *StepClocksRequest) String() string {
 func (*StepClocksRequest) ProtoMessage() {}
 
 func (x *StepClocksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[47]
+	mi := &file_fermata_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3864,7 +3933,7 @@ func (x *StepClocksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepClocksRequest.ProtoReflect.Descriptor instead.
 func (*StepClocksRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{47}
+	return file_fermata_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *StepClocksRequest) GetFence() *Fence {
@@ -3890,7 +3959,7 @@ type StepClocksReply struct {
 
 func (x *StepClocksReply) Reset() {
 	*x = StepClocksReply{}
-	mi := &file_fermata_proto_msgTypes[48]
+	mi := &file_fermata_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3902,7 +3971,7 @@ func (x *StepClocksReply) String() string {
 func (*StepClocksReply) ProtoMessage() {}
 
 func (x *StepClocksReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[48]
+	mi := &file_fermata_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3915,7 +3984,7 @@ func (x *StepClocksReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepClocksReply.ProtoReflect.Descriptor instead.
 func (*StepClocksReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{48}
+	return file_fermata_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *StepClocksReply) GetFailed() []string {
@@ -3935,7 +4004,7 @@ type ReleaseGuestsRequest struct {
 
 func (x *ReleaseGuestsRequest) Reset() {
 	*x = ReleaseGuestsRequest{}
-	mi := &file_fermata_proto_msgTypes[49]
+	mi := &file_fermata_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3947,7 +4016,7 @@ func (x *ReleaseGuestsRequest) String() string {
 func (*ReleaseGuestsRequest) ProtoMessage() {}
 
 func (x *ReleaseGuestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[49]
+	mi := &file_fermata_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3960,7 +4029,7 @@ func (x *ReleaseGuestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseGuestsRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseGuestsRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{49}
+	return file_fermata_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ReleaseGuestsRequest) GetFence() *Fence {
@@ -3986,7 +4055,7 @@ type ReleaseGuestsReply struct {
 
 func (x *ReleaseGuestsReply) Reset() {
 	*x = ReleaseGuestsReply{}
-	mi := &file_fermata_proto_msgTypes[50]
+	mi := &file_fermata_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3998,7 +4067,7 @@ func (x *ReleaseGuestsReply) String() string {
 func (*ReleaseGuestsReply) ProtoMessage() {}
 
 func (x *ReleaseGuestsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[50]
+	mi := &file_fermata_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4011,7 +4080,7 @@ func (x *ReleaseGuestsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseGuestsReply.ProtoReflect.Descriptor instead.
 func (*ReleaseGuestsReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{50}
+	return file_fermata_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ReleaseGuestsReply) GetGuests() []*GuestStatus {
@@ -4031,7 +4100,7 @@ type DestroyGuestsRequest struct {
 
 func (x *DestroyGuestsRequest) Reset() {
 	*x = DestroyGuestsRequest{}
-	mi := &file_fermata_proto_msgTypes[51]
+	mi := &file_fermata_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4043,7 +4112,7 @@ func (x *DestroyGuestsRequest) String() string {
 func (*DestroyGuestsRequest) ProtoMessage() {}
 
 func (x *DestroyGuestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[51]
+	mi := &file_fermata_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4056,7 +4125,7 @@ func (x *DestroyGuestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyGuestsRequest.ProtoReflect.Descriptor instead.
 func (*DestroyGuestsRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{51}
+	return file_fermata_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *DestroyGuestsRequest) GetFence() *Fence {
@@ -4081,7 +4150,7 @@ type DestroyGuestsReply struct {
 
 func (x *DestroyGuestsReply) Reset() {
 	*x = DestroyGuestsReply{}
-	mi := &file_fermata_proto_msgTypes[52]
+	mi := &file_fermata_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4093,7 +4162,7 @@ func (x *DestroyGuestsReply) String() string {
 func (*DestroyGuestsReply) ProtoMessage() {}
 
 func (x *DestroyGuestsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[52]
+	mi := &file_fermata_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4106,7 +4175,7 @@ func (x *DestroyGuestsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyGuestsReply.ProtoReflect.Descriptor instead.
 func (*DestroyGuestsReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{52}
+	return file_fermata_proto_rawDescGZIP(), []int{53}
 }
 
 // Round names one run of the protocol. It is the key of idempotence.
@@ -4121,7 +4190,7 @@ type Round struct {
 
 func (x *Round) Reset() {
 	*x = Round{}
-	mi := &file_fermata_proto_msgTypes[53]
+	mi := &file_fermata_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4133,7 +4202,7 @@ func (x *Round) String() string {
 func (*Round) ProtoMessage() {}
 
 func (x *Round) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[53]
+	mi := &file_fermata_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4146,7 +4215,7 @@ func (x *Round) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Round.ProtoReflect.Descriptor instead.
 func (*Round) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{53}
+	return file_fermata_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Round) GetFence() *Fence {
@@ -4187,7 +4256,7 @@ type PrepareRoundRequest struct {
 
 func (x *PrepareRoundRequest) Reset() {
 	*x = PrepareRoundRequest{}
-	mi := &file_fermata_proto_msgTypes[54]
+	mi := &file_fermata_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4199,7 +4268,7 @@ func (x *PrepareRoundRequest) String() string {
 func (*PrepareRoundRequest) ProtoMessage() {}
 
 func (x *PrepareRoundRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[54]
+	mi := &file_fermata_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4212,7 +4281,7 @@ func (x *PrepareRoundRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareRoundRequest.ProtoReflect.Descriptor instead.
 func (*PrepareRoundRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{54}
+	return file_fermata_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *PrepareRoundRequest) GetRound() *Round {
@@ -4287,7 +4356,7 @@ type PrepareRoundReply struct {
 
 func (x *PrepareRoundReply) Reset() {
 	*x = PrepareRoundReply{}
-	mi := &file_fermata_proto_msgTypes[55]
+	mi := &file_fermata_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4299,7 +4368,7 @@ func (x *PrepareRoundReply) String() string {
 func (*PrepareRoundReply) ProtoMessage() {}
 
 func (x *PrepareRoundReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[55]
+	mi := &file_fermata_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4312,7 +4381,7 @@ func (x *PrepareRoundReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareRoundReply.ProtoReflect.Descriptor instead.
 func (*PrepareRoundReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{55}
+	return file_fermata_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *PrepareRoundReply) GetGuests() []string {
@@ -4331,7 +4400,7 @@ type CutRoundRequest struct {
 
 func (x *CutRoundRequest) Reset() {
 	*x = CutRoundRequest{}
-	mi := &file_fermata_proto_msgTypes[56]
+	mi := &file_fermata_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4343,7 +4412,7 @@ func (x *CutRoundRequest) String() string {
 func (*CutRoundRequest) ProtoMessage() {}
 
 func (x *CutRoundRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[56]
+	mi := &file_fermata_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4356,7 +4425,7 @@ func (x *CutRoundRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CutRoundRequest.ProtoReflect.Descriptor instead.
 func (*CutRoundRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{56}
+	return file_fermata_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *CutRoundRequest) GetRound() *Round {
@@ -4375,7 +4444,7 @@ type CutRoundReply struct {
 
 func (x *CutRoundReply) Reset() {
 	*x = CutRoundReply{}
-	mi := &file_fermata_proto_msgTypes[57]
+	mi := &file_fermata_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4387,7 +4456,7 @@ func (x *CutRoundReply) String() string {
 func (*CutRoundReply) ProtoMessage() {}
 
 func (x *CutRoundReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[57]
+	mi := &file_fermata_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4400,7 +4469,7 @@ func (x *CutRoundReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CutRoundReply.ProtoReflect.Descriptor instead.
 func (*CutRoundReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{57}
+	return file_fermata_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *CutRoundReply) GetGuests() []*GuestReport {
@@ -4419,7 +4488,7 @@ type PersistRoundRequest struct {
 
 func (x *PersistRoundRequest) Reset() {
 	*x = PersistRoundRequest{}
-	mi := &file_fermata_proto_msgTypes[58]
+	mi := &file_fermata_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4431,7 +4500,7 @@ func (x *PersistRoundRequest) String() string {
 func (*PersistRoundRequest) ProtoMessage() {}
 
 func (x *PersistRoundRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[58]
+	mi := &file_fermata_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4444,7 +4513,7 @@ func (x *PersistRoundRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PersistRoundRequest.ProtoReflect.Descriptor instead.
 func (*PersistRoundRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{58}
+	return file_fermata_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *PersistRoundRequest) GetRound() *Round {
@@ -4465,7 +4534,7 @@ type PersistRoundUpdate struct {
 
 func (x *PersistRoundUpdate) Reset() {
 	*x = PersistRoundUpdate{}
-	mi := &file_fermata_proto_msgTypes[59]
+	mi := &file_fermata_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4477,7 +4546,7 @@ func (x *PersistRoundUpdate) String() string {
 func (*PersistRoundUpdate) ProtoMessage() {}
 
 func (x *PersistRoundUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[59]
+	mi := &file_fermata_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4490,7 +4559,7 @@ func (x *PersistRoundUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PersistRoundUpdate.ProtoReflect.Descriptor instead.
 func (*PersistRoundUpdate) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{59}
+	return file_fermata_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *PersistRoundUpdate) GetDoneBytes() uint64 {
@@ -4530,7 +4599,7 @@ type NodeImage struct {
 
 func (x *NodeImage) Reset() {
 	*x = NodeImage{}
-	mi := &file_fermata_proto_msgTypes[60]
+	mi := &file_fermata_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4542,7 +4611,7 @@ func (x *NodeImage) String() string {
 func (*NodeImage) ProtoMessage() {}
 
 func (x *NodeImage) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[60]
+	mi := &file_fermata_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4555,7 +4624,7 @@ func (x *NodeImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeImage.ProtoReflect.Descriptor instead.
 func (*NodeImage) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{60}
+	return file_fermata_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *NodeImage) GetNode() string {
@@ -4608,17 +4677,19 @@ func (x *NodeImage) GetQemuVersion() string {
 }
 
 type GuestImage struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Guest         string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
-	Machine       []byte                 `protobuf:"bytes,2,opt,name=machine,proto3" json:"machine,omitempty"` // vmm/qemu description, JSON, compared before a restart
-	Objects       []*ImageObject         `protobuf:"bytes,3,rep,name=objects,proto3" json:"objects,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Guest   string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
+	Machine []byte                 `protobuf:"bytes,2,opt,name=machine,proto3" json:"machine,omitempty"` // vmm/qemu description, JSON, compared before a restart
+	Objects []*ImageObject         `protobuf:"bytes,3,rep,name=objects,proto3" json:"objects,omitempty"`
+	// confidential is what the guest itself has registered as such: zeros in the image.
+	Confidential  []*MemoryRange `protobuf:"bytes,4,rep,name=confidential,proto3" json:"confidential,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GuestImage) Reset() {
 	*x = GuestImage{}
-	mi := &file_fermata_proto_msgTypes[61]
+	mi := &file_fermata_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4630,7 +4701,7 @@ func (x *GuestImage) String() string {
 func (*GuestImage) ProtoMessage() {}
 
 func (x *GuestImage) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[61]
+	mi := &file_fermata_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4643,7 +4714,7 @@ func (x *GuestImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestImage.ProtoReflect.Descriptor instead.
 func (*GuestImage) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{61}
+	return file_fermata_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *GuestImage) GetGuest() string {
@@ -4667,6 +4738,13 @@ func (x *GuestImage) GetObjects() []*ImageObject {
 	return nil
 }
 
+func (x *GuestImage) GetConfidential() []*MemoryRange {
+	if x != nil {
+		return x.Confidential
+	}
+	return nil
+}
+
 // ImageObject is one piece of a guest's image.
 type ImageObject struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -4681,7 +4759,7 @@ type ImageObject struct {
 
 func (x *ImageObject) Reset() {
 	*x = ImageObject{}
-	mi := &file_fermata_proto_msgTypes[62]
+	mi := &file_fermata_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4693,7 +4771,7 @@ func (x *ImageObject) String() string {
 func (*ImageObject) ProtoMessage() {}
 
 func (x *ImageObject) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[62]
+	mi := &file_fermata_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4706,7 +4784,7 @@ func (x *ImageObject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageObject.ProtoReflect.Descriptor instead.
 func (*ImageObject) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{62}
+	return file_fermata_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ImageObject) GetKind() string {
@@ -4754,7 +4832,7 @@ type FinishRoundRequest struct {
 
 func (x *FinishRoundRequest) Reset() {
 	*x = FinishRoundRequest{}
-	mi := &file_fermata_proto_msgTypes[63]
+	mi := &file_fermata_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4766,7 +4844,7 @@ func (x *FinishRoundRequest) String() string {
 func (*FinishRoundRequest) ProtoMessage() {}
 
 func (x *FinishRoundRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[63]
+	mi := &file_fermata_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4779,7 +4857,7 @@ func (x *FinishRoundRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishRoundRequest.ProtoReflect.Descriptor instead.
 func (*FinishRoundRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{63}
+	return file_fermata_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *FinishRoundRequest) GetRound() *Round {
@@ -4804,7 +4882,7 @@ type FinishRoundReply struct {
 
 func (x *FinishRoundReply) Reset() {
 	*x = FinishRoundReply{}
-	mi := &file_fermata_proto_msgTypes[64]
+	mi := &file_fermata_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4816,7 +4894,7 @@ func (x *FinishRoundReply) String() string {
 func (*FinishRoundReply) ProtoMessage() {}
 
 func (x *FinishRoundReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[64]
+	mi := &file_fermata_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4829,7 +4907,7 @@ func (x *FinishRoundReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishRoundReply.ProtoReflect.Descriptor instead.
 func (*FinishRoundReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{64}
+	return file_fermata_proto_rawDescGZIP(), []int{65}
 }
 
 var File_fermata_proto protoreflect.FileDescriptor
@@ -5101,7 +5179,7 @@ const file_fermata_proto_rawDesc = "" +
 	"\x05Fence\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\x04R\x05token\x12\x14\n" +
 	"\x05store\x18\x02 \x01(\x04R\x05store\"\x11\n" +
-	"\x0fDescribeRequest\"\xf0\x02\n" +
+	"\x0fDescribeRequest\"\xcc\x03\n" +
 	"\tGuestSpec\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05accel\x18\x02 \x01(\tR\x05accel\x12\x18\n" +
@@ -5117,7 +5195,13 @@ const file_fermata_proto_rawDesc = "" +
 	"\x04nics\x18\v \x03(\v2\x13.fermata.v1.NICSpecR\x04nics\x12\x14\n" +
 	"\x05adopt\x18\f \x01(\tR\x05adopt\x12\x1f\n" +
 	"\vguest_agent\x18\r \x01(\bR\n" +
-	"guestAgent\"g\n" +
+	"guestAgent\x12\x1d\n" +
+	"\n" +
+	"guest_tool\x18\x0e \x01(\bR\tguestTool\x12;\n" +
+	"\fconfidential\x18\x0f \x03(\v2\x17.fermata.v1.MemoryRangeR\fconfidential\"9\n" +
+	"\vMemoryRange\x12\x14\n" +
+	"\x05start\x18\x01 \x01(\x04R\x05start\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\"g\n" +
 	"\bDiskSpec\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x16\n" +
@@ -5198,12 +5282,13 @@ const file_fermata_proto_rawDesc = "" +
 	"\fstored_bytes\x18\x04 \x01(\x04R\vstoredBytes\x12(\n" +
 	"\x10new_unique_bytes\x18\x05 \x01(\x04R\x0enewUniqueBytes\x121\n" +
 	"\areports\x18\x06 \x03(\v2\x17.fermata.v1.GuestReportR\areports\x12!\n" +
-	"\fqemu_version\x18\a \x01(\tR\vqemuVersion\"o\n" +
+	"\fqemu_version\x18\a \x01(\tR\vqemuVersion\"\xac\x01\n" +
 	"\n" +
 	"GuestImage\x12\x14\n" +
 	"\x05guest\x18\x01 \x01(\tR\x05guest\x12\x18\n" +
 	"\amachine\x18\x02 \x01(\fR\amachine\x121\n" +
-	"\aobjects\x18\x03 \x03(\v2\x17.fermata.v1.ImageObjectR\aobjects\"z\n" +
+	"\aobjects\x18\x03 \x03(\v2\x17.fermata.v1.ImageObjectR\aobjects\x12;\n" +
+	"\fconfidential\x18\x04 \x03(\v2\x17.fermata.v1.MemoryRangeR\fconfidential\"z\n" +
 	"\vImageObject\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x0e\n" +
@@ -5289,7 +5374,7 @@ func file_fermata_proto_rawDescGZIP() []byte {
 }
 
 var file_fermata_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_fermata_proto_msgTypes = make([]protoimpl.MessageInfo, 68)
+var file_fermata_proto_msgTypes = make([]protoimpl.MessageInfo, 69)
 var file_fermata_proto_goTypes = []any{
 	(Cut)(0),                        // 0: fermata.v1.Cut
 	(CaptureMode)(0),                // 1: fermata.v1.CaptureMode
@@ -5338,40 +5423,41 @@ var file_fermata_proto_goTypes = []any{
 	(*Fence)(nil),                   // 44: fermata.v1.Fence
 	(*DescribeRequest)(nil),         // 45: fermata.v1.DescribeRequest
 	(*GuestSpec)(nil),               // 46: fermata.v1.GuestSpec
-	(*DiskSpec)(nil),                // 47: fermata.v1.DiskSpec
-	(*NICSpec)(nil),                 // 48: fermata.v1.NICSpec
-	(*Peer)(nil),                    // 49: fermata.v1.Peer
-	(*CreateGuestsRequest)(nil),     // 50: fermata.v1.CreateGuestsRequest
-	(*CreateGuestsUpdate)(nil),      // 51: fermata.v1.CreateGuestsUpdate
-	(*StepClocksRequest)(nil),       // 52: fermata.v1.StepClocksRequest
-	(*StepClocksReply)(nil),         // 53: fermata.v1.StepClocksReply
-	(*ReleaseGuestsRequest)(nil),    // 54: fermata.v1.ReleaseGuestsRequest
-	(*ReleaseGuestsReply)(nil),      // 55: fermata.v1.ReleaseGuestsReply
-	(*DestroyGuestsRequest)(nil),    // 56: fermata.v1.DestroyGuestsRequest
-	(*DestroyGuestsReply)(nil),      // 57: fermata.v1.DestroyGuestsReply
-	(*Round)(nil),                   // 58: fermata.v1.Round
-	(*PrepareRoundRequest)(nil),     // 59: fermata.v1.PrepareRoundRequest
-	(*PrepareRoundReply)(nil),       // 60: fermata.v1.PrepareRoundReply
-	(*CutRoundRequest)(nil),         // 61: fermata.v1.CutRoundRequest
-	(*CutRoundReply)(nil),           // 62: fermata.v1.CutRoundReply
-	(*PersistRoundRequest)(nil),     // 63: fermata.v1.PersistRoundRequest
-	(*PersistRoundUpdate)(nil),      // 64: fermata.v1.PersistRoundUpdate
-	(*NodeImage)(nil),               // 65: fermata.v1.NodeImage
-	(*GuestImage)(nil),              // 66: fermata.v1.GuestImage
-	(*ImageObject)(nil),             // 67: fermata.v1.ImageObject
-	(*FinishRoundRequest)(nil),      // 68: fermata.v1.FinishRoundRequest
-	(*FinishRoundReply)(nil),        // 69: fermata.v1.FinishRoundReply
-	nil,                             // 70: fermata.v1.StartClusterRequest.OnEntry
-	nil,                             // 71: fermata.v1.RestartRequest.OnEntry
-	nil,                             // 72: fermata.v1.NICStatus.DropsEntry
+	(*MemoryRange)(nil),             // 47: fermata.v1.MemoryRange
+	(*DiskSpec)(nil),                // 48: fermata.v1.DiskSpec
+	(*NICSpec)(nil),                 // 49: fermata.v1.NICSpec
+	(*Peer)(nil),                    // 50: fermata.v1.Peer
+	(*CreateGuestsRequest)(nil),     // 51: fermata.v1.CreateGuestsRequest
+	(*CreateGuestsUpdate)(nil),      // 52: fermata.v1.CreateGuestsUpdate
+	(*StepClocksRequest)(nil),       // 53: fermata.v1.StepClocksRequest
+	(*StepClocksReply)(nil),         // 54: fermata.v1.StepClocksReply
+	(*ReleaseGuestsRequest)(nil),    // 55: fermata.v1.ReleaseGuestsRequest
+	(*ReleaseGuestsReply)(nil),      // 56: fermata.v1.ReleaseGuestsReply
+	(*DestroyGuestsRequest)(nil),    // 57: fermata.v1.DestroyGuestsRequest
+	(*DestroyGuestsReply)(nil),      // 58: fermata.v1.DestroyGuestsReply
+	(*Round)(nil),                   // 59: fermata.v1.Round
+	(*PrepareRoundRequest)(nil),     // 60: fermata.v1.PrepareRoundRequest
+	(*PrepareRoundReply)(nil),       // 61: fermata.v1.PrepareRoundReply
+	(*CutRoundRequest)(nil),         // 62: fermata.v1.CutRoundRequest
+	(*CutRoundReply)(nil),           // 63: fermata.v1.CutRoundReply
+	(*PersistRoundRequest)(nil),     // 64: fermata.v1.PersistRoundRequest
+	(*PersistRoundUpdate)(nil),      // 65: fermata.v1.PersistRoundUpdate
+	(*NodeImage)(nil),               // 66: fermata.v1.NodeImage
+	(*GuestImage)(nil),              // 67: fermata.v1.GuestImage
+	(*ImageObject)(nil),             // 68: fermata.v1.ImageObject
+	(*FinishRoundRequest)(nil),      // 69: fermata.v1.FinishRoundRequest
+	(*FinishRoundReply)(nil),        // 70: fermata.v1.FinishRoundReply
+	nil,                             // 71: fermata.v1.StartClusterRequest.OnEntry
+	nil,                             // 72: fermata.v1.RestartRequest.OnEntry
+	nil,                             // 73: fermata.v1.NICStatus.DropsEntry
 }
 var file_fermata_proto_depIdxs = []int32{
 	30, // 0: fermata.v1.ListClustersReply.clusters:type_name -> fermata.v1.Cluster
-	70, // 1: fermata.v1.StartClusterRequest.on:type_name -> fermata.v1.StartClusterRequest.OnEntry
+	71, // 1: fermata.v1.StartClusterRequest.on:type_name -> fermata.v1.StartClusterRequest.OnEntry
 	1,  // 2: fermata.v1.CheckpointRequest.mode:type_name -> fermata.v1.CaptureMode
 	0,  // 3: fermata.v1.CheckpointRequest.cut:type_name -> fermata.v1.Cut
 	33, // 4: fermata.v1.ListCheckpointsReply.checkpoints:type_name -> fermata.v1.Checkpoint
-	71, // 5: fermata.v1.RestartRequest.on:type_name -> fermata.v1.RestartRequest.OnEntry
+	72, // 5: fermata.v1.RestartRequest.on:type_name -> fermata.v1.RestartRequest.OnEntry
 	39, // 6: fermata.v1.ListNodesReply.nodes:type_name -> fermata.v1.NodeInfo
 	28, // 7: fermata.v1.TraceChunk.frames:type_name -> fermata.v1.TracedFrame
 	30, // 8: fermata.v1.Event.cluster:type_name -> fermata.v1.Cluster
@@ -5383,7 +5469,7 @@ var file_fermata_proto_depIdxs = []int32{
 	41, // 14: fermata.v1.Cluster.uplinks:type_name -> fermata.v1.UplinkStatus
 	3,  // 15: fermata.v1.GuestStatus.state:type_name -> fermata.v1.GuestState
 	32, // 16: fermata.v1.GuestStatus.nics:type_name -> fermata.v1.NICStatus
-	72, // 17: fermata.v1.NICStatus.drops:type_name -> fermata.v1.NICStatus.DropsEntry
+	73, // 17: fermata.v1.NICStatus.drops:type_name -> fermata.v1.NICStatus.DropsEntry
 	34, // 18: fermata.v1.Checkpoint.guests:type_name -> fermata.v1.GuestReport
 	0,  // 19: fermata.v1.Checkpoint.cut:type_name -> fermata.v1.Cut
 	36, // 20: fermata.v1.RestartReport.plan:type_name -> fermata.v1.Assignment
@@ -5393,90 +5479,92 @@ var file_fermata_proto_depIdxs = []int32{
 	4,  // 24: fermata.v1.Uplink.outside:type_name -> fermata.v1.Outside
 	40, // 25: fermata.v1.UplinkStatus.uplink:type_name -> fermata.v1.Uplink
 	39, // 26: fermata.v1.RegisterRequest.node:type_name -> fermata.v1.NodeInfo
-	47, // 27: fermata.v1.GuestSpec.disks:type_name -> fermata.v1.DiskSpec
-	48, // 28: fermata.v1.GuestSpec.nics:type_name -> fermata.v1.NICSpec
-	44, // 29: fermata.v1.CreateGuestsRequest.fence:type_name -> fermata.v1.Fence
-	46, // 30: fermata.v1.CreateGuestsRequest.guests:type_name -> fermata.v1.GuestSpec
-	49, // 31: fermata.v1.CreateGuestsRequest.peers:type_name -> fermata.v1.Peer
-	66, // 32: fermata.v1.CreateGuestsRequest.images:type_name -> fermata.v1.GuestImage
-	40, // 33: fermata.v1.CreateGuestsRequest.uplinks:type_name -> fermata.v1.Uplink
-	44, // 34: fermata.v1.StepClocksRequest.fence:type_name -> fermata.v1.Fence
-	44, // 35: fermata.v1.ReleaseGuestsRequest.fence:type_name -> fermata.v1.Fence
-	31, // 36: fermata.v1.ReleaseGuestsReply.guests:type_name -> fermata.v1.GuestStatus
-	44, // 37: fermata.v1.DestroyGuestsRequest.fence:type_name -> fermata.v1.Fence
-	44, // 38: fermata.v1.Round.fence:type_name -> fermata.v1.Fence
-	58, // 39: fermata.v1.PrepareRoundRequest.round:type_name -> fermata.v1.Round
-	1,  // 40: fermata.v1.PrepareRoundRequest.mode:type_name -> fermata.v1.CaptureMode
-	0,  // 41: fermata.v1.PrepareRoundRequest.cut:type_name -> fermata.v1.Cut
-	58, // 42: fermata.v1.CutRoundRequest.round:type_name -> fermata.v1.Round
-	34, // 43: fermata.v1.CutRoundReply.guests:type_name -> fermata.v1.GuestReport
-	58, // 44: fermata.v1.PersistRoundRequest.round:type_name -> fermata.v1.Round
-	65, // 45: fermata.v1.PersistRoundUpdate.image:type_name -> fermata.v1.NodeImage
-	66, // 46: fermata.v1.NodeImage.guests:type_name -> fermata.v1.GuestImage
-	34, // 47: fermata.v1.NodeImage.reports:type_name -> fermata.v1.GuestReport
-	67, // 48: fermata.v1.GuestImage.objects:type_name -> fermata.v1.ImageObject
-	58, // 49: fermata.v1.FinishRoundRequest.round:type_name -> fermata.v1.Round
-	5,  // 50: fermata.v1.Operator.CreateCluster:input_type -> fermata.v1.CreateClusterRequest
-	6,  // 51: fermata.v1.Operator.ListClusters:input_type -> fermata.v1.ListClustersRequest
-	8,  // 52: fermata.v1.Operator.GetCluster:input_type -> fermata.v1.GetClusterRequest
-	9,  // 53: fermata.v1.Operator.StartCluster:input_type -> fermata.v1.StartClusterRequest
-	10, // 54: fermata.v1.Operator.StopCluster:input_type -> fermata.v1.StopClusterRequest
-	11, // 55: fermata.v1.Operator.DeleteCluster:input_type -> fermata.v1.DeleteClusterRequest
-	13, // 56: fermata.v1.Operator.TakeCheckpoint:input_type -> fermata.v1.CheckpointRequest
-	14, // 57: fermata.v1.Operator.ListCheckpoints:input_type -> fermata.v1.ListCheckpointsRequest
-	16, // 58: fermata.v1.Operator.GetCheckpoint:input_type -> fermata.v1.GetCheckpointRequest
-	17, // 59: fermata.v1.Operator.VerifyCheckpoint:input_type -> fermata.v1.VerifyCheckpointRequest
-	18, // 60: fermata.v1.Operator.DeleteCheckpoint:input_type -> fermata.v1.DeleteCheckpointRequest
-	20, // 61: fermata.v1.Operator.Restart:input_type -> fermata.v1.RestartRequest
-	21, // 62: fermata.v1.Operator.ListNodes:input_type -> fermata.v1.ListNodesRequest
-	23, // 63: fermata.v1.Operator.GetNode:input_type -> fermata.v1.GetNodeRequest
-	24, // 64: fermata.v1.Operator.Console:input_type -> fermata.v1.ConsoleRequest
-	26, // 65: fermata.v1.Operator.Trace:input_type -> fermata.v1.TraceRequest
-	42, // 66: fermata.v1.Registry.Register:input_type -> fermata.v1.RegisterRequest
-	45, // 67: fermata.v1.Node.Describe:input_type -> fermata.v1.DescribeRequest
-	50, // 68: fermata.v1.Node.CreateGuests:input_type -> fermata.v1.CreateGuestsRequest
-	52, // 69: fermata.v1.Node.StepClocks:input_type -> fermata.v1.StepClocksRequest
-	54, // 70: fermata.v1.Node.ReleaseGuests:input_type -> fermata.v1.ReleaseGuestsRequest
-	56, // 71: fermata.v1.Node.DestroyGuests:input_type -> fermata.v1.DestroyGuestsRequest
-	24, // 72: fermata.v1.Node.ReadConsole:input_type -> fermata.v1.ConsoleRequest
-	26, // 73: fermata.v1.Node.TraceFrames:input_type -> fermata.v1.TraceRequest
-	59, // 74: fermata.v1.Node.PrepareRound:input_type -> fermata.v1.PrepareRoundRequest
-	61, // 75: fermata.v1.Node.CutRound:input_type -> fermata.v1.CutRoundRequest
-	63, // 76: fermata.v1.Node.PersistRound:input_type -> fermata.v1.PersistRoundRequest
-	68, // 77: fermata.v1.Node.FinishRound:input_type -> fermata.v1.FinishRoundRequest
-	30, // 78: fermata.v1.Operator.CreateCluster:output_type -> fermata.v1.Cluster
-	7,  // 79: fermata.v1.Operator.ListClusters:output_type -> fermata.v1.ListClustersReply
-	30, // 80: fermata.v1.Operator.GetCluster:output_type -> fermata.v1.Cluster
-	29, // 81: fermata.v1.Operator.StartCluster:output_type -> fermata.v1.Event
-	29, // 82: fermata.v1.Operator.StopCluster:output_type -> fermata.v1.Event
-	12, // 83: fermata.v1.Operator.DeleteCluster:output_type -> fermata.v1.DeleteClusterReply
-	29, // 84: fermata.v1.Operator.TakeCheckpoint:output_type -> fermata.v1.Event
-	15, // 85: fermata.v1.Operator.ListCheckpoints:output_type -> fermata.v1.ListCheckpointsReply
-	33, // 86: fermata.v1.Operator.GetCheckpoint:output_type -> fermata.v1.Checkpoint
-	29, // 87: fermata.v1.Operator.VerifyCheckpoint:output_type -> fermata.v1.Event
-	19, // 88: fermata.v1.Operator.DeleteCheckpoint:output_type -> fermata.v1.DeleteCheckpointReply
-	29, // 89: fermata.v1.Operator.Restart:output_type -> fermata.v1.Event
-	22, // 90: fermata.v1.Operator.ListNodes:output_type -> fermata.v1.ListNodesReply
-	39, // 91: fermata.v1.Operator.GetNode:output_type -> fermata.v1.NodeInfo
-	25, // 92: fermata.v1.Operator.Console:output_type -> fermata.v1.ConsoleChunk
-	27, // 93: fermata.v1.Operator.Trace:output_type -> fermata.v1.TraceChunk
-	43, // 94: fermata.v1.Registry.Register:output_type -> fermata.v1.RegisterReply
-	39, // 95: fermata.v1.Node.Describe:output_type -> fermata.v1.NodeInfo
-	51, // 96: fermata.v1.Node.CreateGuests:output_type -> fermata.v1.CreateGuestsUpdate
-	53, // 97: fermata.v1.Node.StepClocks:output_type -> fermata.v1.StepClocksReply
-	55, // 98: fermata.v1.Node.ReleaseGuests:output_type -> fermata.v1.ReleaseGuestsReply
-	57, // 99: fermata.v1.Node.DestroyGuests:output_type -> fermata.v1.DestroyGuestsReply
-	25, // 100: fermata.v1.Node.ReadConsole:output_type -> fermata.v1.ConsoleChunk
-	27, // 101: fermata.v1.Node.TraceFrames:output_type -> fermata.v1.TraceChunk
-	60, // 102: fermata.v1.Node.PrepareRound:output_type -> fermata.v1.PrepareRoundReply
-	62, // 103: fermata.v1.Node.CutRound:output_type -> fermata.v1.CutRoundReply
-	64, // 104: fermata.v1.Node.PersistRound:output_type -> fermata.v1.PersistRoundUpdate
-	69, // 105: fermata.v1.Node.FinishRound:output_type -> fermata.v1.FinishRoundReply
-	78, // [78:106] is the sub-list for method output_type
-	50, // [50:78] is the sub-list for method input_type
-	50, // [50:50] is the sub-list for extension type_name
-	50, // [50:50] is the sub-list for extension extendee
-	0,  // [0:50] is the sub-list for field type_name
+	48, // 27: fermata.v1.GuestSpec.disks:type_name -> fermata.v1.DiskSpec
+	49, // 28: fermata.v1.GuestSpec.nics:type_name -> fermata.v1.NICSpec
+	47, // 29: fermata.v1.GuestSpec.confidential:type_name -> fermata.v1.MemoryRange
+	44, // 30: fermata.v1.CreateGuestsRequest.fence:type_name -> fermata.v1.Fence
+	46, // 31: fermata.v1.CreateGuestsRequest.guests:type_name -> fermata.v1.GuestSpec
+	50, // 32: fermata.v1.CreateGuestsRequest.peers:type_name -> fermata.v1.Peer
+	67, // 33: fermata.v1.CreateGuestsRequest.images:type_name -> fermata.v1.GuestImage
+	40, // 34: fermata.v1.CreateGuestsRequest.uplinks:type_name -> fermata.v1.Uplink
+	44, // 35: fermata.v1.StepClocksRequest.fence:type_name -> fermata.v1.Fence
+	44, // 36: fermata.v1.ReleaseGuestsRequest.fence:type_name -> fermata.v1.Fence
+	31, // 37: fermata.v1.ReleaseGuestsReply.guests:type_name -> fermata.v1.GuestStatus
+	44, // 38: fermata.v1.DestroyGuestsRequest.fence:type_name -> fermata.v1.Fence
+	44, // 39: fermata.v1.Round.fence:type_name -> fermata.v1.Fence
+	59, // 40: fermata.v1.PrepareRoundRequest.round:type_name -> fermata.v1.Round
+	1,  // 41: fermata.v1.PrepareRoundRequest.mode:type_name -> fermata.v1.CaptureMode
+	0,  // 42: fermata.v1.PrepareRoundRequest.cut:type_name -> fermata.v1.Cut
+	59, // 43: fermata.v1.CutRoundRequest.round:type_name -> fermata.v1.Round
+	34, // 44: fermata.v1.CutRoundReply.guests:type_name -> fermata.v1.GuestReport
+	59, // 45: fermata.v1.PersistRoundRequest.round:type_name -> fermata.v1.Round
+	66, // 46: fermata.v1.PersistRoundUpdate.image:type_name -> fermata.v1.NodeImage
+	67, // 47: fermata.v1.NodeImage.guests:type_name -> fermata.v1.GuestImage
+	34, // 48: fermata.v1.NodeImage.reports:type_name -> fermata.v1.GuestReport
+	68, // 49: fermata.v1.GuestImage.objects:type_name -> fermata.v1.ImageObject
+	47, // 50: fermata.v1.GuestImage.confidential:type_name -> fermata.v1.MemoryRange
+	59, // 51: fermata.v1.FinishRoundRequest.round:type_name -> fermata.v1.Round
+	5,  // 52: fermata.v1.Operator.CreateCluster:input_type -> fermata.v1.CreateClusterRequest
+	6,  // 53: fermata.v1.Operator.ListClusters:input_type -> fermata.v1.ListClustersRequest
+	8,  // 54: fermata.v1.Operator.GetCluster:input_type -> fermata.v1.GetClusterRequest
+	9,  // 55: fermata.v1.Operator.StartCluster:input_type -> fermata.v1.StartClusterRequest
+	10, // 56: fermata.v1.Operator.StopCluster:input_type -> fermata.v1.StopClusterRequest
+	11, // 57: fermata.v1.Operator.DeleteCluster:input_type -> fermata.v1.DeleteClusterRequest
+	13, // 58: fermata.v1.Operator.TakeCheckpoint:input_type -> fermata.v1.CheckpointRequest
+	14, // 59: fermata.v1.Operator.ListCheckpoints:input_type -> fermata.v1.ListCheckpointsRequest
+	16, // 60: fermata.v1.Operator.GetCheckpoint:input_type -> fermata.v1.GetCheckpointRequest
+	17, // 61: fermata.v1.Operator.VerifyCheckpoint:input_type -> fermata.v1.VerifyCheckpointRequest
+	18, // 62: fermata.v1.Operator.DeleteCheckpoint:input_type -> fermata.v1.DeleteCheckpointRequest
+	20, // 63: fermata.v1.Operator.Restart:input_type -> fermata.v1.RestartRequest
+	21, // 64: fermata.v1.Operator.ListNodes:input_type -> fermata.v1.ListNodesRequest
+	23, // 65: fermata.v1.Operator.GetNode:input_type -> fermata.v1.GetNodeRequest
+	24, // 66: fermata.v1.Operator.Console:input_type -> fermata.v1.ConsoleRequest
+	26, // 67: fermata.v1.Operator.Trace:input_type -> fermata.v1.TraceRequest
+	42, // 68: fermata.v1.Registry.Register:input_type -> fermata.v1.RegisterRequest
+	45, // 69: fermata.v1.Node.Describe:input_type -> fermata.v1.DescribeRequest
+	51, // 70: fermata.v1.Node.CreateGuests:input_type -> fermata.v1.CreateGuestsRequest
+	53, // 71: fermata.v1.Node.StepClocks:input_type -> fermata.v1.StepClocksRequest
+	55, // 72: fermata.v1.Node.ReleaseGuests:input_type -> fermata.v1.ReleaseGuestsRequest
+	57, // 73: fermata.v1.Node.DestroyGuests:input_type -> fermata.v1.DestroyGuestsRequest
+	24, // 74: fermata.v1.Node.ReadConsole:input_type -> fermata.v1.ConsoleRequest
+	26, // 75: fermata.v1.Node.TraceFrames:input_type -> fermata.v1.TraceRequest
+	60, // 76: fermata.v1.Node.PrepareRound:input_type -> fermata.v1.PrepareRoundRequest
+	62, // 77: fermata.v1.Node.CutRound:input_type -> fermata.v1.CutRoundRequest
+	64, // 78: fermata.v1.Node.PersistRound:input_type -> fermata.v1.PersistRoundRequest
+	69, // 79: fermata.v1.Node.FinishRound:input_type -> fermata.v1.FinishRoundRequest
+	30, // 80: fermata.v1.Operator.CreateCluster:output_type -> fermata.v1.Cluster
+	7,  // 81: fermata.v1.Operator.ListClusters:output_type -> fermata.v1.ListClustersReply
+	30, // 82: fermata.v1.Operator.GetCluster:output_type -> fermata.v1.Cluster
+	29, // 83: fermata.v1.Operator.StartCluster:output_type -> fermata.v1.Event
+	29, // 84: fermata.v1.Operator.StopCluster:output_type -> fermata.v1.Event
+	12, // 85: fermata.v1.Operator.DeleteCluster:output_type -> fermata.v1.DeleteClusterReply
+	29, // 86: fermata.v1.Operator.TakeCheckpoint:output_type -> fermata.v1.Event
+	15, // 87: fermata.v1.Operator.ListCheckpoints:output_type -> fermata.v1.ListCheckpointsReply
+	33, // 88: fermata.v1.Operator.GetCheckpoint:output_type -> fermata.v1.Checkpoint
+	29, // 89: fermata.v1.Operator.VerifyCheckpoint:output_type -> fermata.v1.Event
+	19, // 90: fermata.v1.Operator.DeleteCheckpoint:output_type -> fermata.v1.DeleteCheckpointReply
+	29, // 91: fermata.v1.Operator.Restart:output_type -> fermata.v1.Event
+	22, // 92: fermata.v1.Operator.ListNodes:output_type -> fermata.v1.ListNodesReply
+	39, // 93: fermata.v1.Operator.GetNode:output_type -> fermata.v1.NodeInfo
+	25, // 94: fermata.v1.Operator.Console:output_type -> fermata.v1.ConsoleChunk
+	27, // 95: fermata.v1.Operator.Trace:output_type -> fermata.v1.TraceChunk
+	43, // 96: fermata.v1.Registry.Register:output_type -> fermata.v1.RegisterReply
+	39, // 97: fermata.v1.Node.Describe:output_type -> fermata.v1.NodeInfo
+	52, // 98: fermata.v1.Node.CreateGuests:output_type -> fermata.v1.CreateGuestsUpdate
+	54, // 99: fermata.v1.Node.StepClocks:output_type -> fermata.v1.StepClocksReply
+	56, // 100: fermata.v1.Node.ReleaseGuests:output_type -> fermata.v1.ReleaseGuestsReply
+	58, // 101: fermata.v1.Node.DestroyGuests:output_type -> fermata.v1.DestroyGuestsReply
+	25, // 102: fermata.v1.Node.ReadConsole:output_type -> fermata.v1.ConsoleChunk
+	27, // 103: fermata.v1.Node.TraceFrames:output_type -> fermata.v1.TraceChunk
+	61, // 104: fermata.v1.Node.PrepareRound:output_type -> fermata.v1.PrepareRoundReply
+	63, // 105: fermata.v1.Node.CutRound:output_type -> fermata.v1.CutRoundReply
+	65, // 106: fermata.v1.Node.PersistRound:output_type -> fermata.v1.PersistRoundUpdate
+	70, // 107: fermata.v1.Node.FinishRound:output_type -> fermata.v1.FinishRoundReply
+	80, // [80:108] is the sub-list for method output_type
+	52, // [52:80] is the sub-list for method input_type
+	52, // [52:52] is the sub-list for extension type_name
+	52, // [52:52] is the sub-list for extension extendee
+	0,  // [0:52] is the sub-list for field type_name
 }
 
 func init() { file_fermata_proto_init() }
@@ -5497,7 +5585,7 @@ func file_fermata_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fermata_proto_rawDesc), len(file_fermata_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   68,
+			NumMessages:   69,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

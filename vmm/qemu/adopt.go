@@ -289,10 +289,16 @@ func parseRAMBlocks(text string) (blocks []ramBlock, err error) {
 type view struct {
 	region string // name of QEMU's memory region: the block's, without the device's path
 	guest  uint64 // guest-physical address
+	last   uint64 // address of its last byte
 	offset uint64 // in the block, bytes
 }
 
-var viewLine = regexp.MustCompile(`^ +([0-9a-f]{16})-[0-9a-f]{16} \(prio -?\d+, (?:ram|romd|nv-ram)\): (\S+)(?: @([0-9a-f]{16}))?`)
+// is tells whether the view is of this block.
+func (v view) is(block string) bool {
+	return block == v.region || strings.HasSuffix(block, "/"+v.region)
+}
+
+var viewLine = regexp.MustCompile(`^ +([0-9a-f]{16})-([0-9a-f]{16}) \(prio -?\d+, (?:ram|romd|nv-ram)\): (\S+)(?: @([0-9a-f]{16}))?`)
 
 // parseViews reads the RAM in "info mtree -f".
 func parseViews(text string) (views []view) {
@@ -305,8 +311,12 @@ func parseViews(text string) (views []view) {
 		if err != nil {
 			continue
 		}
-		offset, _ := strconv.ParseUint(f[3], 16, 64) // absent: 0
-		views = append(views, view{f[2], guest, offset})
+		last, err := strconv.ParseUint(f[2], 16, 64)
+		if err != nil {
+			continue
+		}
+		offset, _ := strconv.ParseUint(f[4], 16, 64) // absent: 0
+		views = append(views, view{f[3], guest, last, offset})
 	}
 	return views
 }
@@ -314,12 +324,11 @@ func parseViews(text string) (views []view) {
 // viewOf finds a place at which the guest sees a block; a device's memory may be
 // switched off.
 func viewOf(b ramBlock, blocks []ramBlock, views []view) (v view, seen bool, err error) {
-	is := func(name string, b ramBlock) bool { return b.name == name || strings.HasSuffix(b.name, "/"+name) }
 	for _, v := range views {
-		if !is(v.region, b) {
+		if !v.is(b.name) {
 			continue
 		}
-		if n := len(slices.DeleteFunc(slices.Clone(blocks), func(o ramBlock) bool { return !is(v.region, o) })); n > 1 {
+		if n := len(slices.DeleteFunc(slices.Clone(blocks), func(o ramBlock) bool { return !v.is(o.name) })); n > 1 {
 			return view{}, false, fmt.Errorf("%w: %d memory blocks are called %s and cannot be told apart", vmm.ErrForeign, n, v.region)
 		}
 		return v, true, nil

@@ -70,6 +70,9 @@ func (c Config) arguments() []string {
 	if c.GuestAgent {
 		args = append(args, "-chardev", "socket,id=agent,server=on,wait=off,path="+escapeCommas(c.agentPath()))
 	}
+	if c.ToolPort != "" {
+		args = append(args, "-chardev", "socket,id=tool,server=on,wait=off,path="+escapeCommas(c.toolPath()))
+	}
 	for _, d := range c.devices() {
 		args = append(args, "-device", d)
 	}
@@ -100,9 +103,18 @@ func (c Config) devices() []string {
 		}
 		out = append(out, card)
 	}
+	ports := 2 // the first is kept for a console
+	if c.ToolPort != "" {
+		ports = 3
+	}
+	if c.GuestAgent || c.ToolPort != "" {
+		out = append(out, fmt.Sprintf("virtio-serial-pci,id=agent-bus,bus=%s,addr=0x%x,max_ports=%d", bus, agentSlot, ports))
+	}
 	if c.GuestAgent {
-		out = append(out, fmt.Sprintf("virtio-serial-pci,id=agent-bus,bus=%s,addr=0x%x,max_ports=2", bus, agentSlot),
-			"virtserialport,bus=agent-bus.0,nr=1,chardev=agent,name=org.qemu.guest_agent.0")
+		out = append(out, "virtserialport,bus=agent-bus.0,nr=1,chardev=agent,name=org.qemu.guest_agent.0")
+	}
+	if c.ToolPort != "" {
+		out = append(out, "virtserialport,bus=agent-bus.0,nr=2,chardev=tool,name="+c.ToolPort)
 	}
 	return out
 }

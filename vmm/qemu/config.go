@@ -90,6 +90,8 @@ type Config struct {
 
 	// GuestAgent gives the guest the port by which QEMU's guest agent is spoken to.
 	GuestAgent bool `json:"guest_agent,omitempty"`
+	// ToolPort is the name, for the guest, of the port of vmm.ToolHolder; empty: none.
+	ToolPort string `json:"tool_port,omitempty"`
 
 	// Dir holds the sockets, logs and temporary files of this machine; it is
 	// made when missing, its parent is not. It should not lie on a file system that can hang: the
@@ -165,6 +167,7 @@ func (c Config) qmpPath() string     { return filepath.Join(c.Dir, "qmp.sock") }
 func (c Config) guardPath() string   { return filepath.Join(c.Dir, "guard.sock") }
 func (c Config) consolePath() string { return filepath.Join(c.Dir, "console.log") }
 func (c Config) agentPath() string   { return filepath.Join(c.Dir, "agent.sock") }
+func (c Config) toolPath() string    { return filepath.Join(c.Dir, "tool.sock") }
 func (c Config) logPath() string     { return filepath.Join(c.Dir, "qemu.log") }
 
 // migratedPath holds the record of a guest saved by migration, which cannot be

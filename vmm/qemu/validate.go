@@ -56,6 +56,7 @@ func (c Config) Validate() error {
 	p.unless(c.MemoryBytes >= minMemory && c.MemoryBytes%mib == 0, "memory of %d bytes: want a multiple of 1 MiB, at least %d", c.MemoryBytes, minMemory)
 	p.unless(c.VCPUs >= 1 && c.VCPUs <= maxVCPUs, "vcpus %d: want 1 to %d", c.VCPUs, maxVCPUs)
 	p.unless(c.Kernel != "" || (c.Initrd == "" && c.Cmdline == ""), "initrd or cmdline without a kernel")
+	p.unless(c.ToolPort == "" || nameForm.MatchString(c.ToolPort), "tool port %q: want letters, digits, dots, dashes and underscores, at most 64", c.ToolPort)
 	p.unless(slices.Contains([]SaveMethod{SaveAuto, SaveXen, SaveMigrate}, c.Save), "save method %q: want xen, migrate or nothing", c.Save)
 	p.unless(filepath.IsAbs(c.Dir), "dir %q: want an absolute path", c.Dir)
 	p.unless(filepath.IsAbs(c.MemoryDir), "memory dir %q: want an absolute path", c.MemoryDir)

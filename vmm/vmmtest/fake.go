@@ -10,12 +10,14 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"fermata/imageio/extent"
 	"fermata/vmm"
 )
 
 var (
 	_ vmm.Machine   = (*Fake)(nil)
 	_ vmm.NICHolder = (*Fake)(nil)
+	_ vmm.Locator   = (*Fake)(nil)
 )
 
 // FakeConfig says what a fake machine is made of.
@@ -99,6 +101,15 @@ func (f *Fake) Continue(ctx context.Context) error {
 // Memory implements vmm.Machine.
 func (f *Fake) Memory() []vmm.Memory {
 	return []vmm.Memory{{Name: "ram0", Path: f.guest.config.MemoryPath, Size: f.guest.config.MemoryBytes}}
+}
+
+// Locate implements vmm.Locator: RAM begins at address 0.
+func (f *Fake) Locate(_ context.Context, addresses extent.Extent) ([]vmm.Part, error) {
+	ram := f.Memory()[0]
+	if !addresses.Valid() || addresses.Empty() || addresses.End() > int64(ram.Size) {
+		return nil, fmt.Errorf("addresses %s: %w", addresses, vmm.ErrNotRAM)
+	}
+	return []vmm.Part{{Block: ram.Name, Where: addresses}}, nil
 }
 
 // SaveDevices implements vmm.Machine.

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"fermata/imageio/extent"
 	"fermata/vmm"
 )
 
@@ -43,6 +44,7 @@ func testLife(t *testing.T, rig Rig) {
 		step func(*testing.T, *bench, *stand)
 	}{
 		{"launched_stopped", launchedStopped},
+		{"locate", locates},
 		{"continue", continues},
 		{"stop", stops},
 		{"save", saves},
@@ -76,6 +78,23 @@ func launchedStopped(t *testing.T, b *bench, g *stand) {
 	}
 	if g.console(t) != "" || g.counter(t).Started {
 		t.Error("the guest ran before Continue")
+	}
+}
+
+// locates asks where the program's counter is.
+func locates(t *testing.T, b *bench, g *stand) {
+	l, ok := g.Machine.(vmm.Locator)
+	if !ok {
+		t.Skip("no vmm.Locator")
+	}
+	want := vmm.Part{Block: g.Memory()[0].Name, Where: extent.Extent{Off: counterAt, Len: 4096}}
+	if parts, err := l.Locate(b.ctx, want.Where); err != nil || len(parts) != 1 || parts[0] != want {
+		t.Errorf("%+v, %v, want %+v", parts, err, want)
+	}
+	for _, e := range []extent.Extent{{Off: ProgramMemory, Len: 4096}, {Off: ProgramMemory - 4096, Len: 8192}, {}, {Off: -4096, Len: 4096}} {
+		if parts, err := l.Locate(b.ctx, e); !errors.Is(err, vmm.ErrNotRAM) {
+			t.Errorf("%s: %+v, %v", e, parts, err)
+		}
 	}
 }
 

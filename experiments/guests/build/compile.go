@@ -27,12 +27,29 @@ type program struct {
 var compiled = []program{
 	{name: "say", sources: []string{"say.c", "line.c"}},
 	{name: "canary", sources: []string{"canary.c", "books.c", "wire.c", "stream.c", "kernel.c", "line.c"}},
+	{name: "secret", sources: []string{"secret.c", "line.c"}},
 	{name: "dirty", sources: []string{"dirty.c", "pattern.c", "records.c", "line.c"}},
 	{name: "jacobi", sources: []string{"jacobi.c", "line.c"}, mpi: true},
 }
 
+// toolName is the program of ours that guests of users have, too.
+const toolName = "fermata-guest"
+
+// buildTool builds it, the same every time.
+func buildTool(ctx context.Context, module, dir string) (string, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	out := filepath.Join(dir, toolName)
+	_, err := deb.Output(ctx, module, "env", "CGO_ENABLED=0", "go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", out, "./cmd/"+toolName)
+	if err != nil {
+		return "", fmt.Errorf("build %s: %w", toolName, err)
+	}
+	return out, nil
+}
+
 // compile writes the programs and scripts to dir and returns it.
-func compile(ctx context.Context, dir, root string) (string, error) {
+func compile(ctx context.Context, dir, root, tool string) (string, error) {
 	src := filepath.Join(dir, "src")
 	if err := os.RemoveAll(dir); err != nil {
 		return "", err
@@ -48,6 +65,9 @@ func compile(ctx context.Context, dir, root string) (string, error) {
 		if _, err := deb.Output(ctx, src, "gcc", p.arguments(root, filepath.Join(dir, p.name))...); err != nil {
 			return "", fmt.Errorf("compile %s: %w", p.name, err)
 		}
+	}
+	if err := copyFile(tool, filepath.Join(dir, toolName), 0o755); err != nil {
+		return "", err
 	}
 	for _, script := range []string{"init", "rsh"} {
 		text, err := fs.ReadFile(sources, script)

@@ -91,7 +91,7 @@ func (im *image) addBusybox(_, _ string) error {
 func (im *image) addPrograms(_, programs string) error {
 	for _, p := range []struct{ name, path string }{
 		{"init", "init"}, {"rsh", "bin/rsh"}, {"say", "bin/say"}, {"canary", "bin/canary"},
-		{"dirty", "bin/dirty"}, {"jacobi", "bin/jacobi"},
+		{"dirty", "bin/dirty"}, {"jacobi", "bin/jacobi"}, {"secret", "bin/secret"}, {toolName, "bin/" + toolName},
 	} {
 		data, err := os.ReadFile(filepath.Join(programs, p.name))
 		if err != nil {

@@ -69,7 +69,15 @@ func build(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	stamp, err := newStamp(ctx, pkgs)
+	module, err := moduleRoot()
+	if err != nil {
+		return err
+	}
+	tool, err := buildTool(ctx, module, filepath.Join(dir, "cache"))
+	if err != nil {
+		return err
+	}
+	stamp, err := newStamp(ctx, pkgs, tool)
 	if err != nil {
 		return err
 	}
@@ -84,7 +92,7 @@ func build(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	programs, err := compile(ctx, filepath.Join(dir, "cache", "bin"), root)
+	programs, err := compile(ctx, filepath.Join(dir, "cache", "bin"), root, tool)
 	if err != nil {
 		return err
 	}

@@ -17,7 +17,7 @@ type stamp struct{ text string }
 
 // newStamp takes down all inputs: this very program (our sources are part of
 // it), the packages, busybox and the compiler.
-func newStamp(ctx context.Context, debs []deb.Archive) (stamp, error) {
+func newStamp(ctx context.Context, debs []deb.Archive, tool string) (stamp, error) {
 	var s strings.Builder
 	self, err := os.Executable()
 	if err != nil {
@@ -25,6 +25,7 @@ func newStamp(ctx context.Context, debs []deb.Archive) (stamp, error) {
 	}
 	for _, input := range []struct{ what, path string }{
 		{"builder", self},
+		{toolName, tool},
 		{"busybox", busyboxPath},
 		{"libc.a", "/" + libDir + "/libc.a"},
 	} {
