@@ -36,6 +36,10 @@ type Config struct {
 	// is none yet becomes one.
 	Repository repository.Config
 
+	// Writers is how many nodes write checkpoints to the repository at a time, of all
+	// clusters together. Default 0: as many as there are.
+	Writers int
+
 	// NodeLeaseTTL is how long a node counts as alive after it last spoke.
 	// Default 10s.
 	NodeLeaseTTL time.Duration
@@ -117,6 +121,9 @@ func (c *Config) Validate() error {
 	errs = append(errs, c.Etcd.validate())
 	if err := c.Repository.Validate(); err != nil {
 		errs = append(errs, fmt.Errorf("repository: %w", err))
+	}
+	if c.Writers < 0 {
+		errs = append(errs, fmt.Errorf("writers: negative (%d)", c.Writers))
 	}
 	if c.NodeLeaseTTL != 0 && c.NodeLeaseTTL < minLeaseTTL {
 		errs = append(errs, fmt.Errorf("node_lease_ttl: %s, at least %s", c.NodeLeaseTTL, minLeaseTTL))

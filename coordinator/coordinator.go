@@ -260,7 +260,7 @@ func (c *Coordinator) lead(ctx context.Context, f store.Fence) error {
 	defer context.AfterFunc(ctx, func() { cancel(errDeposed) })()
 	drive, err := rounds.New(rounds.Config{
 		Nodes: c.nodes, Prepare: c.cfg.Timeouts.Prepare, Cut: c.cfg.Timeouts.Cut,
-		Persist: c.cfg.Timeouts.Persist, Finish: c.cfg.Timeouts.Finish, Logger: c.log,
+		Persist: c.cfg.Timeouts.Persist, Finish: c.cfg.Timeouts.Finish, Writers: c.cfg.Writers, Logger: c.log,
 	})
 	if err != nil {
 		return err

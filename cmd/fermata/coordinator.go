@@ -43,6 +43,9 @@ type coordinatorFile struct {
 		LeaderTTL   time.Duration `yaml:"leader_ttl"`
 	} `yaml:"etcd"`
 
+	// Writers is how many nodes write to the repository at a time.
+	Writers int `yaml:"writers"`
+
 	NodeLeaseTTL time.Duration `yaml:"node_lease_ttl"`
 	Timeouts     struct {
 		Describe time.Duration `yaml:"describe"`
@@ -63,8 +66,8 @@ func (f coordinatorFile) config(ctx context.Context, log hclog.Logger) (coordina
 	}
 	cfg := coordinator.Config{
 		Listen: f.Listen, Advertise: f.Advertise, Plaintext: f.Plaintext,
-		Repository:   repository.Config{Dir: f.Repository, Key: key},
-		NodeLeaseTTL: f.NodeLeaseTTL, Timeouts: coordinator.Timeouts(f.Timeouts), Logger: log,
+		Repository: repository.Config{Dir: f.Repository, Key: key},
+		Writers:    f.Writers, NodeLeaseTTL: f.NodeLeaseTTL, Timeouts: coordinator.Timeouts(f.Timeouts), Logger: log,
 		Etcd: coordinator.Etcd{Endpoints: f.Etcd.Endpoints, Prefix: f.Etcd.Prefix, LeaderTTL: f.Etcd.LeaderTTL},
 	}
 	if !f.Plaintext {

@@ -59,7 +59,7 @@ type Evidence struct {
 	Resumed time.Time        // when the last guest ran again
 }
 
-// Config holds what a Driver needs. All fields are required.
+// Config holds what a Driver needs. All fields but Writers are required.
 type Config struct {
 	Nodes *nodeconn.Pool
 
@@ -67,6 +67,11 @@ type Config struct {
 	Cut     time.Duration // until every guest runs again, beyond the pause budget
 	Persist time.Duration // longest silence of a node that writes its image
 	Finish  time.Duration // to tell the nodes the outcome
+
+	// Writers is how many nodes, of all rounds together, write to the repository at a
+	// time; 0: as many as there are. A node that waits for its turn holds what its
+	// guests overwrite meanwhile in memory.
+	Writers int
 
 	Logger hclog.Logger
 }
@@ -77,6 +82,9 @@ type Config struct {
 type Driver struct {
 	cfg Config // immutable
 
+	// turns holds a value for each node that writes. Nil: nobody waits for a turn.
+	turns chan struct{}
+
 	// decisions are the calls of the repository. They may outlive their round:
 	// a filesystem that hangs cannot be told to stop.
 	decisions sync.WaitGroup
@@ -84,10 +92,30 @@ type Driver struct {
 
 // New returns a Driver.
 func New(cfg Config) (*Driver, error) {
-	if cfg.Nodes == nil || cfg.Logger == nil || min(cfg.Prepare, cfg.Cut, cfg.Persist, cfg.Finish) <= 0 {
+	if cfg.Nodes == nil || cfg.Logger == nil || min(cfg.Prepare, cfg.Cut, cfg.Persist, cfg.Finish) <= 0 || cfg.Writers < 0 {
 		return nil, errors.New("rounds: every field of the configuration is required")
 	}
-	return &Driver{cfg: cfg}, nil
+	d := &Driver{cfg: cfg}
+	if cfg.Writers > 0 {
+		d.turns = make(chan struct{}, cfg.Writers)
+	}
+	return d, nil
+}
+
+// takeTurn waits until the node may write, and returns what ends its turn.
+func (d *Driver) takeTurn(ctx context.Context) (end func(), err error) {
+	if d.turns == nil {
+		return func() {}, nil
+	}
+	if ctx.Err() != nil { // first, as select chooses freely
+		return nil, context.Cause(ctx)
+	}
+	select {
+	case d.turns <- struct{}{}:
+		return func() { <-d.turns }, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 }
 
 // Wait returns when no call of the repository is under way any more.

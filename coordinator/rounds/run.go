@@ -34,6 +34,7 @@ type run struct {
 	deciding bool                       // a decision is under way
 	toDecide []round.Outcome            // decisions that wait for it
 	heard    map[round.NodeID]time.Time // when each node last reported persisting
+	waiting  map[round.NodeID]bool      // for its turn to write
 	resumed  time.Time                  // when the last node's guests ran again
 	images   map[round.NodeID]*api.NodeImage
 	last     map[round.NodeID]error // the last error of each node
@@ -51,6 +52,8 @@ func (d *Driver) newRun(lead *round.Lead, job Job) *run {
 		heard:  make(map[round.NodeID]time.Time),
 		images: make(map[round.NodeID]*api.NodeImage),
 		last:   make(map[round.NodeID]error),
+
+		waiting: make(map[round.NodeID]bool),
 	}
 	for _, n := range job.Members {
 		r.nodes[round.NodeID(n.Name)] = n
@@ -211,6 +214,9 @@ func (r *run) watchPersist() {
 		return
 	}
 	for id, last := range r.heard {
+		if r.waiting[id] {
+			continue
+		}
 		if silence := time.Since(last); silence > r.d.cfg.Persist && r.images[id] == nil {
 			r.giveUp(fault.New(fault.Deadline, "%s: %s: no progress for %s", id, round.StepPersist, silence.Round(time.Millisecond)))
 			return

@@ -212,6 +212,10 @@ func goals(rows []row) []result.Goal {
 		theirs := find(rows, peer, full)
 		all = append(all, result.AtLeast("full ingest over "+peer+", wall clock", 5, ours.MBPerS.Median()/theirs.MBPerS.Median()))
 	}
+	sealed := find(rows, fermataKey, full)
+	for _, peer := range []string{"restic", "borg"} {
+		all = append(all, result.AtLeast("full ingest, encrypted, over "+peer+", wall clock", 5, sealed.MBPerS.Median()/find(rows, peer, full).MBPerS.Median()))
+	}
 	best := min(find(rows, "restic", next).Stored, find(rows, "borg", next).Stored)
 	back := find(rows, fermataS2, restore)
 	return append(all,

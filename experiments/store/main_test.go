@@ -27,7 +27,7 @@ func TestRun_Quick(t *testing.T) {
 		t.Fatal(err)
 	}
 	doc := resulttest.Quick[row](t, run, "--guest-dir", image)
-	if len(doc.Rows) != 2*5+2*4+2*3 {
+	if len(doc.Rows) != 3*5+2*4+2*3 {
 		t.Errorf("%d rows", len(doc.Rows))
 	}
 	for _, r := range doc.Rows {

@@ -24,12 +24,14 @@ type tool struct {
 const (
 	fermataS2   = "fermata s2"
 	fermataZstd = "fermata zstd"
+	fermataKey  = "fermata s2, encrypted" // as restic always is
 )
 
 func allTools() []tool {
 	return []tool{
 		{fermataS2, fermata("s2")},
 		{fermataZstd, fermata("zstd")},
+		{fermataKey, fermata("s2" + encryptedSuffix)},
 		{"restic", restic},
 		{"borg", borg},
 		{"zstd -1", zstd},

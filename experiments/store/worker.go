@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"syscall"
 	"time"
 
@@ -22,18 +23,26 @@ import (
 	"fermata/imageio/object"
 	"fermata/imageio/pack"
 	"fermata/imageio/repository"
+	"fermata/imageio/seal"
 	"fermata/nodeagent/capture"
 )
 
 // workerArg makes the program a process that is measured: worker JOB REPOSITORY
-// COMPRESSION IMAGES RESTORED. It prints measurements.
+// COMPRESSION[+key] IMAGES RESTORED. It prints measurements.
 const workerArg = "worker"
+
+// encryptedSuffix behind a compression is of a repository with a key.
+const encryptedSuffix = "+key"
 
 func work(args []string, out io.Writer) error {
 	if len(args) != 5 {
 		return fmt.Errorf("%s: want JOB REPOSITORY COMPRESSION IMAGES RESTORED", workerArg)
 	}
-	w := &worker{cfg: repository.Config{Dir: args[1], Compression: args[2]}, in: images{dir: args[3]}, back: args[4]}
+	compression, encrypted := strings.CutSuffix(args[2], encryptedSuffix)
+	w := &worker{cfg: repository.Config{Dir: args[1], Compression: compression}, in: images{dir: args[3]}, back: args[4]}
+	if encrypted {
+		w.cfg.Key = new(seal.Key) // which one is of no account here
+	}
 	entries, err := os.ReadDir(w.in.generation(1))
 	if err != nil {
 		return err
@@ -201,7 +210,7 @@ func (w *worker) put(ctx context.Context) error {
 	}
 	// The two steps between are one of the result.
 	later := sum(w.steps[1:generations]...)
-	limit, err := limits(first, w.in, w.cfg.Compression, w.back, w.steps[0].Stored)
+	limit, err := limits(first, w.in, w.cfg, w.back, w.steps[0].Stored)
 	if err != nil {
 		return err
 	}
@@ -236,20 +245,25 @@ func putGeneration(ctx context.Context, repo *repository.Repository, epoch uint6
 }
 
 // limits is the processor time that the parts of the first ingest take alone: looking
-// for zeros in all pages, copying and naming those that are none, compressing those
-// that are new, writing what is stored.
-func limits(stats []repository.ImageStats, in images, compression, place string, stored int64) (seconds float64, err error) {
+// for zeros in all pages, copying and naming those that are none, compressing (and
+// encrypting) those that are new, writing what is stored.
+func limits(stats []repository.ImageStats, in images, cfg repository.Config, place string, stored int64) (seconds float64, err error) {
 	var fresh int64
 	for _, s := range stats {
 		fresh += s.NewBytes
 	}
-	algorithm, err := pack.ParseAlgorithm(compression)
+	algorithm, err := pack.ParseAlgorithm(cfg.Compression)
 	if err != nil {
 		return 0, err
 	}
 	encoder, err := pack.NewEncoder(algorithm, 1)
 	if err != nil {
 		return 0, err
+	}
+	if cfg.Key != nil {
+		if encoder.Domain, err = seal.NewDomain(nil); err != nil {
+			return 0, err
+		}
 	}
 	const runPages = 64
 	run := make([]byte, runPages*object.PageBytes)
