@@ -265,7 +265,7 @@ func (c *Coordinator) lead(ctx context.Context, f store.Fence) error {
 	if err != nil {
 		return err
 	}
-	t := &term{c: c, ctx: termCtx, fence: f, ops: newOperations(), drive: drive, incarnations: map[string]string{}}
+	t := &term{c: c, ctx: termCtx, fence: f, ops: newOperations(), drive: drive, begun: time.Now(), incarnations: map[string]string{}}
 	c.log.Info("this coordinator leads", "fence", f.Token, "store", fmt.Sprintf("%x", f.Store))
 	err = t.adopt(termCtx)
 	if err == nil {

@@ -349,3 +349,28 @@ func TestListClusters(t *testing.T) {
 		t.Errorf("web: %v", web)
 	}
 }
+
+// A cluster that is started while nodes still register, as after a loss of power, waits
+// for them.
+func TestStart_WaitsForNodesThatRegister(t *testing.T) {
+	l := newLab(t)
+	c := l.ready(0)
+	c.create("web", "a")
+	started := make(chan error, 1)
+	go func() {
+		_, err := c.startCluster("web")
+		started <- err
+	}()
+	select {
+	case err := <-started:
+		t.Fatalf("start without a node: %v", err)
+	case <-time.After(300 * time.Millisecond): // it waits
+	}
+	l.addAgent("n1")
+	if err := <-started; err != nil {
+		t.Fatal(err)
+	}
+	if l.runningGuests("web") != 1 {
+		t.Errorf("%v run", l.guests("web"))
+	}
+}

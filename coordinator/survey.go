@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"fermata/coordinator/deploy"
 	"fermata/protocol/api"
@@ -31,7 +32,7 @@ func (v *nodeView) node() deploy.Node { return nodeOf(v.info) }
 // survey asks every node that is alive for its present state. A node that does
 // not answer is in the result, as registered.
 func (t *term) survey(ctx context.Context) (*survey, error) {
-	infos, err := t.c.store.Nodes(ctx)
+	infos, err := t.registered(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("list nodes: %w", err)
 	}
@@ -61,6 +62,29 @@ func (t *term) survey(ctx context.Context) (*survey, error) {
 		return nil, context.Cause(ctx)
 	}
 	return s, nil
+}
+
+// registerPause is how often a term that has just begun looks whether all nodes have
+// registered.
+const registerPause = 100 * time.Millisecond
+
+// registered lists the nodes. After all coordinators were gone, nodes register within
+// moments of each other: as long as a term is younger than a node may be silent, it
+// waits for those that registered in earlier terms, or for any at all. Else a restart
+// in that moment would crowd all guests on the node that was first.
+func (t *term) registered(ctx context.Context) ([]*api.NodeInfo, error) {
+	for {
+		infos, err := t.c.store.Nodes(ctx)
+		missing := len(infos) == 0 || slices.ContainsFunc(infos, func(n *api.NodeInfo) bool { return !n.GetAlive() })
+		if err != nil || !missing || time.Since(t.begun) > t.c.cfg.NodeLeaseTTL {
+			return infos, err
+		}
+		select {
+		case <-time.After(registerPause):
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
 }
 
 // find returns the node, or nil.

@@ -31,6 +31,7 @@ type term struct {
 	fence store.Fence    // immutable
 	ops   *operations    // safe for several goroutines
 	drive *rounds.Driver // immutable
+	begun time.Time      // immutable
 
 	// ctx ends with the leadership. It is held here because it is a property of
 	// the term that all its operations share, whichever call began them.

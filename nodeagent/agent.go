@@ -104,7 +104,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, a.journal.Close()) }()
 	if a.repo, err = repository.Open(ctx, a.cfg.Repository); err != nil {
-		return fmt.Errorf("open repository: %w", err)
+		return repositoryFault(err)
 	}
 	if a.qemu, err = qemu.Probe(ctx, a.cfg.QEMU); err != nil {
 		return err

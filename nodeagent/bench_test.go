@@ -167,8 +167,8 @@ func newBench(t *testing.T, guests int) *bench {
 		}, dir: m.dir, machine: m}
 		must(a.journal.PutGuest(journal.Guest{Cluster: "c", Name: name, Created: true}))
 		must(a.hides(t.Context(), g, extent.Set{}, extent.Set{}))
-		c.complete(g)
 		a.openTool(c, g)
+		c.complete(g)
 		b.machines = append(b.machines, m)
 	}
 	must(letRun(t.Context(), c))

@@ -153,6 +153,10 @@ func (c *confidential) obey(ctx context.Context, req *guestport.Request) error {
 // toolRetry spaces attempts to reach a guest's port.
 const toolRetry = time.Second
 
+// toolPause spaces the changes that a guest asks for: each costs its node a durable
+// record and a question to the monitor.
+const toolPause = 20 * time.Millisecond
+
 // toolBudget bounds what one request of a guest may take, so that a monitor that hangs
 // does not keep the port for ever.
 const toolBudget = 10 * time.Second
@@ -198,6 +202,7 @@ func (a *Agent) serveTool(ctx context.Context, c *cluster, g *guest) {
 				defer cancel()
 				reply := g.confidential.answer(ctx, c.record().Epoch, req)
 				if req.Do != guestport.Status {
+					time.Sleep(toolPause)
 					log.Info("guest registers confidential memory", "do", req.Do, "ranges", len(req.Ranges), "error", reply.Error)
 				}
 				return reply

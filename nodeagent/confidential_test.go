@@ -117,6 +117,10 @@ func TestConfidential_IsInNoImage(t *testing.T) {
 				if !bytes.Contains(other, secret[:20]) || bytes.Contains(other[givenAt:givenAt+2*pageBytes], secret[:20]) {
 					t.Error("the other guest has registered nothing, and its specification one range")
 				}
+				wantBytes := uint64(2 * pageBytes * len(want))
+				if got := image.Reports[0].ConfidentialBytes; got != wantBytes {
+					t.Errorf("the report says that %d bytes were not read, want %d", got, wantBytes)
+				}
 				if n := len(image.Guests[0].Confidential); n == 1 != step.hidden {
 					t.Errorf("the image says that %d ranges were registered", n)
 				}

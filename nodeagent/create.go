@@ -334,8 +334,8 @@ func (m *maker) make(ctx context.Context) (err error) {
 	if err := failpoint.Inject(ctx, failpoint.AgentAfterCreate); err != nil {
 		return err
 	}
-	m.cluster.complete(g)
 	a.openTool(m.cluster, g)
+	m.cluster.complete(g)
 	m.updates.send(&api.CreateGuestsUpdate{Guest: g.spec.Name, Created: true, FramesInjected: g.injected})
 	return nil
 }

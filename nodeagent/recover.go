@@ -136,8 +136,8 @@ func (a *Agent) recoverGuest(ctx context.Context, rec journal.Guest) error {
 	}
 	switch err := a.takeBack(ctx, g, rec, state); {
 	case err == nil:
-		c.complete(g)
 		a.openTool(c, g)
+		c.complete(g)
 		log.Info("guest found again", "pid", g.machine.PID())
 	case errors.Is(err, vmm.ErrGone):
 		log.Warn("guest ended while no agent ran", "error", err)

@@ -201,6 +201,10 @@ func repositoryFault(err error) error {
 		return nil
 	case errors.Is(err, repository.ErrCorrupt):
 		return fault.Wrap(fault.Corrupt, err, "repository")
+	case errors.Is(err, repository.ErrKeyMissing), errors.Is(err, repository.ErrWrongKey):
+		return fault.Wrap(fault.Denied, err, "repository")
+	case errors.Is(err, repository.ErrNotEncrypted):
+		return fault.Wrap(fault.Invalid, err, "repository")
 	case errors.Is(err, repository.ErrNotFound):
 		return fault.Wrap(fault.Corrupt, err, "repository lacks an object")
 	case errors.Is(err, repository.ErrNewerFormat):

@@ -255,6 +255,9 @@ const guardSlack = 2 * time.Second
 // may still write guest memory, so memory comes after it.
 func (s *saving) saveState(ctx context.Context, sg *savedGuest) (err error) {
 	sg.hidden, sg.registered = sg.confidential.now()
+	for _, set := range sg.hidden {
+		sg.report.ConfidentialBytes += uint64(set.Bytes())
+	}
 	begun := time.Now()
 	if sg.devices, err = sg.machine.SaveDevices(ctx); err != nil {
 		return err

@@ -340,3 +340,18 @@ func TestPrune_Encrypted(t *testing.T) {
 	}
 	wantRestore(t, to, 5, guestImages(5))
 }
+
+// FuzzDecodeWrapping: whatever a wrapped data key says, it is damage, or not for this
+// key.
+func FuzzDecodeWrapping(f *testing.F) {
+	f.Add([]byte(`{"owner":"export","key":"0123456789abcdef","wrapped":"AAAA"}`))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		w, err := decodeWrapping(body)
+		if err == nil {
+			_, err = w.open(*testKey(t, 1), exportOwner)
+		}
+		if !errors.Is(err, ErrCorrupt) {
+			t.Fatalf("%q: %v", body, err)
+		}
+	})
+}

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"time"
 )
 
 // Key is what a user keeps to open repositories with.
@@ -101,6 +102,9 @@ func KeyFile(path string) (Key, error) {
 	return k, nil
 }
 
+// commandGrace is how long what a key command has started may keep its output open.
+const commandGrace = 5 * time.Second
+
 // KeyCommand runs a command, its words separated by blanks, that prints a key. What it writes
 // to its standard error is in the error if it fails.
 func KeyCommand(ctx context.Context, command string) (Key, error) {
@@ -111,6 +115,7 @@ func KeyCommand(ctx context.Context, command string) (Key, error) {
 	var out, complaint limited
 	cmd := exec.CommandContext(ctx, words[0], words[1:]...)
 	cmd.Stdout, cmd.Stderr = &out, &complaint
+	cmd.WaitDelay = commandGrace
 	if err := cmd.Run(); err != nil {
 		return Key{}, fmt.Errorf("key command %s: %w: %.200q", words[0], err, bytes.TrimSpace(complaint))
 	}

@@ -2299,9 +2299,10 @@ type GuestReport struct {
 	FramesDiscarded    uint64                 `protobuf:"varint,25,opt,name=frames_discarded,json=framesDiscarded,proto3" json:"frames_discarded,omitempty"`              // in flight, and left out on demand
 	// bypass_dropped is how many frames for the guest found no room on its bridges'
 	// cards since the round began. What waits on a card at the cut nobody can count.
-	BypassDropped uint64 `protobuf:"varint,26,opt,name=bypass_dropped,json=bypassDropped,proto3" json:"bypass_dropped,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	BypassDropped     uint64 `protobuf:"varint,26,opt,name=bypass_dropped,json=bypassDropped,proto3" json:"bypass_dropped,omitempty"`
+	ConfidentialBytes uint64 `protobuf:"varint,27,opt,name=confidential_bytes,json=confidentialBytes,proto3" json:"confidential_bytes,omitempty"` // memory that was not read: zeros after a restart
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *GuestReport) Reset() {
@@ -2512,6 +2513,13 @@ func (x *GuestReport) GetFramesDiscarded() uint64 {
 func (x *GuestReport) GetBypassDropped() uint64 {
 	if x != nil {
 		return x.BypassDropped
+	}
+	return 0
+}
+
+func (x *GuestReport) GetConfidentialBytes() uint64 {
+	if x != nil {
+		return x.ConfidentialBytes
 	}
 	return 0
 }
@@ -5081,7 +5089,7 @@ const file_fermata_proto_rawDesc = "" +
 	"\bnetworks\x18\x16 \x03(\tR\bnetworks\x12\x1d\n" +
 	"\n" +
 	"off_fabric\x18\x17 \x03(\tR\toffFabric\x12\x1a\n" +
-	"\bbypassed\x18\x18 \x03(\tR\bbypassed\"\xda\x06\n" +
+	"\bbypassed\x18\x18 \x03(\tR\bbypassed\"\x89\a\n" +
 	"\vGuestReport\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x19\n" +
@@ -5114,7 +5122,8 @@ const file_fermata_proto_rawDesc = "" +
 	"\vtaken_bytes\x18\x18 \x01(\x04R\n" +
 	"takenBytes\x12)\n" +
 	"\x10frames_discarded\x18\x19 \x01(\x04R\x0fframesDiscarded\x12%\n" +
-	"\x0ebypass_dropped\x18\x1a \x01(\x04R\rbypassDropped\"\xac\x02\n" +
+	"\x0ebypass_dropped\x18\x1a \x01(\x04R\rbypassDropped\x12-\n" +
+	"\x12confidential_bytes\x18\x1b \x01(\x04R\x11confidentialBytes\"\xac\x02\n" +
 	"\rRestartReport\x12#\n" +
 	"\rcheckpoint_id\x18\x01 \x01(\tR\fcheckpointId\x12*\n" +
 	"\x04plan\x18\x02 \x03(\v2\x16.fermata.v1.AssignmentR\x04plan\x12\x17\n" +

@@ -23,7 +23,7 @@ const (
 	Device = "/dev/virtio-ports/" + PortName
 
 	// MaxLine bounds a line, in bytes: a guest may say anything.
-	MaxLine = 64 << 10
+	MaxLine = 128 << 10
 	// MaxRanges bounds the ranges of one request and of one guest.
 	MaxRanges = 1024
 	// PageBytes is the unit of ranges.

@@ -23,6 +23,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"go.yaml.in/yaml/v3"
 
+	"fermata/coordinator"
 	"fermata/imageio/repository"
 	"fermata/imageio/seal"
 	"fermata/protocol/fault"
@@ -229,15 +230,7 @@ func (l *lab) prepare(ctx context.Context) error {
 		// Opened only to tell here, rather than in a daemon's log, what is wrong with it.
 		_, err = repository.Open(ctx, repo)
 	}
-	switch {
-	case errors.Is(err, repository.ErrNewerFormat):
-		return fault.Wrap(fault.Mismatch, err, "repository")
-	case errors.Is(err, repository.ErrCorrupt):
-		return fault.Wrap(fault.Corrupt, err, "repository")
-	case err != nil:
-		return fmt.Errorf("repository: %w", err)
-	}
-	return nil
+	return coordinator.RepositoryFault(err)
 }
 
 // repositoryKey is the key in the lab's directory, which is drawn if it is wanted and

@@ -53,7 +53,7 @@ func Checkpoints() []*api.Checkpoint {
 				{
 					Name: "a", Node: "node1", PauseUs: 3_550, GateUs: 10, DrainUs: 300, StopUs: 480, DevicesUs: 2_000, ProtectUs: 320, ChannelsUs: 550, ResumeUs: 200,
 					Mode: "live", ArmUs: 9_000, WriteFaults: 120, LongestWaitUs: 90, CopiedInPauseBytes: 65_536, PeakBufferBytes: 1 << 20, TakenBytes: 24 << 20,
-					StoppedUnixNs: begun + 2_000_000_000, RawBytes: 512 << 20, NonZeroBytes: 140 << 20, FramesRecorded: 3,
+					StoppedUnixNs: begun + 2_000_000_000, RawBytes: 512 << 20, NonZeroBytes: 140 << 20, FramesRecorded: 3, ConfidentialBytes: 64 << 10,
 				},
 			},
 		},

@@ -64,6 +64,8 @@ type GuestPart struct {
 	UndrainedNICs  uint32  `json:"undrained_nics"`
 	BypassDropped  uint64  `json:"bypass_dropped"` // frames for which its cards on bridges had no room
 
+	ConfidentialBytes uint64 `json:"confidential_bytes"` // memory that was not read: zeros after a restart
+
 	Mode               string `json:"mode"`        // live or stop
 	ModeReason         string `json:"mode_reason"` // why not live, where that was not asked for
 	Phases             Phases `json:"phases_us"`
@@ -126,7 +128,8 @@ func ofGuestReport(m *api.GuestReport) GuestPart {
 		ChannelsMS: millis(m.GetChannelsUs()), ResumeMS: millis(m.GetResumeUs()),
 		RawBytes: m.GetRawBytes(), NonZeroBytes: m.GetNonZeroBytes(),
 		FramesRecorded: m.GetFramesRecorded(), UndrainedNICs: m.GetUndrainedNics(), BypassDropped: m.GetBypassDropped(),
-		Mode: m.GetMode(), ModeReason: m.GetModeReason(),
+		ConfidentialBytes: m.GetConfidentialBytes(),
+		Mode:              m.GetMode(), ModeReason: m.GetModeReason(),
 		Phases: Phases{
 			Gate: m.GetGateUs(), Drain: m.GetDrainUs(), Stop: m.GetStopUs(), Devices: m.GetDevicesUs(), Rearm: m.GetProtectUs(),
 			Memory: m.GetMemoryUs(), Channels: m.GetChannelsUs(), Continue: m.GetResumeUs(),
@@ -187,6 +190,9 @@ func (c Checkpoint) WriteTable(w io.Writer) error {
 		f.Add("off fabric", strings.Join(c.OffFabric, ", ")+": what was in flight on their own networks is not recorded")
 	}
 	for _, g := range c.Guests {
+		if g.ConfidentialBytes > 0 {
+			f.Add("guest "+g.Name, render.Bytes(g.ConfidentialBytes)+" of memory are confidential: not read, zeros after a restart")
+		}
 		if g.ModeReason != "" {
 			f.Add("guest "+g.Name, "not captured live: "+g.ModeReason)
 		}
