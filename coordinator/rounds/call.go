@@ -18,9 +18,6 @@ func (r *run) call(ctx context.Context, req round.Request, post func(func())) {
 		ctx = r.forward
 	}
 	node := r.nodes[req.To]
-	if req.Call == round.CallPersist {
-		r.waiting[req.To] = true
-	}
 	r.calls.Go(func() {
 		client, err := r.d.cfg.Nodes.Client(node.Name, node.Address)
 		if err != nil {
@@ -80,14 +77,18 @@ func (r *run) cut(ctx context.Context, client api.NodeClient) error {
 // persist follows one node, when it is its turn to write, until its image is
 // durable. Its silence is watched by the owner, who knows of earlier attempts.
 func (r *run) persist(ctx context.Context, client api.NodeClient, req round.Request, post func(func())) (*api.NodeImage, error) {
+	begun := time.Now()
+	post(func() { r.waiting[req.To] = true })
 	end, err := r.d.takeTurn(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer end()
+	waited := time.Since(begun)
 	post(func() {
-		r.waiting[req.To] = false
-		r.heard[req.To] = time.Now()
+		delete(r.waiting, req.To)
+		// Not now: attempts to reach a node that is lost are no sign of its life.
+		r.heard[req.To] = r.heard[req.To].Add(waited)
 	})
 	stream, err := client.PersistRound(ctx, &api.PersistRoundRequest{Round: r.wire()})
 	if err != nil {

@@ -45,15 +45,14 @@ type run struct {
 func (d *Driver) newRun(lead *round.Lead, job Job) *run {
 	r := &run{
 		d: d, lead: lead, job: job,
-		log:    d.cfg.Logger.With("cluster", job.Round.Cluster, "epoch", uint64(job.Round.Epoch)),
-		nodes:  make(map[round.NodeID]deploy.Node, len(job.Members)),
-		inbox:  make(chan func()),
-		begun:  time.Now(),
-		heard:  make(map[round.NodeID]time.Time),
-		images: make(map[round.NodeID]*api.NodeImage),
-		last:   make(map[round.NodeID]error),
-
+		log:     d.cfg.Logger.With("cluster", job.Round.Cluster, "epoch", uint64(job.Round.Epoch)),
+		nodes:   make(map[round.NodeID]deploy.Node, len(job.Members)),
+		inbox:   make(chan func()),
+		begun:   time.Now(),
+		heard:   make(map[round.NodeID]time.Time),
 		waiting: make(map[round.NodeID]bool),
+		images:  make(map[round.NodeID]*api.NodeImage),
+		last:    make(map[round.NodeID]error),
 	}
 	for _, n := range job.Members {
 		r.nodes[round.NodeID(n.Name)] = n

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -18,6 +19,8 @@ import (
 	"fermata/coordinator/nodeconn"
 	"fermata/coordinator/rounds"
 	"fermata/protocol/api"
+	"fermata/protocol/fault"
+	"fermata/protocol/fault/faultgrpc"
 	"fermata/protocol/round"
 )
 
@@ -32,6 +35,7 @@ type writer struct {
 	goOn  chan struct{} // a value lets one of them end
 	busy  *atomic.Int32
 	most  *atomic.Int32
+	lost  bool // it cannot be reached any more when it is to write
 }
 
 func (w *writer) PrepareRound(context.Context, *api.PrepareRoundRequest) (*api.PrepareRoundReply, error) {
@@ -43,6 +47,9 @@ func (w *writer) CutRound(context.Context, *api.CutRoundRequest) (*api.CutRoundR
 }
 
 func (w *writer) PersistRound(_ *api.PersistRoundRequest, stream grpc.ServerStreamingServer[api.PersistRoundUpdate]) error {
+	if w.lost {
+		return fault.New(fault.Unavailable, "connection lost")
+	}
 	busy := w.busy.Add(1)
 	defer w.busy.Add(-1)
 	for most := w.most.Load(); busy > most && !w.most.CompareAndSwap(most, busy); most = w.most.Load() {
@@ -78,48 +85,45 @@ func (j *judgeAll) Commit(_ context.Context, e rounds.Evidence) (round.Outcome, 
 
 func (j *judgeAll) Abort(context.Context, string) (round.Outcome, error) { return round.Aborted, nil }
 
-// TestWriters_TakeTurns: of five nodes two write at a time, and one that waits longer
-// than a node may be silent is not given up for it.
-func TestWriters_TakeTurns(t *testing.T) {
-	const nodes, writers = 5, 2
-	dir, err := os.MkdirTemp("", "writers") // socket paths are short (unix(7))
+// serveWriter serves a node and returns how it is reached.
+func serveWriter(t *testing.T, w *writer) deploy.Node {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "writer") // socket paths are short (unix(7))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer os.RemoveAll(dir)
-	begun, goOn := make(chan string, nodes), make(chan struct{}, nodes)
-	var busy, most atomic.Int32
-	job := rounds.Job{
-		Round: round.ID{Cluster: "c", Epoch: 2}, Fence: &api.Fence{Token: 1, Store: 1},
+	socket := filepath.Join(dir, "s")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := grpc.NewServer(faultgrpc.ServerOptions()...)
+	api.RegisterNodeServer(server, w)
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(l) }()
+	t.Cleanup(func() {
+		server.Stop()
+		if err := errors.Join(<-served, os.RemoveAll(dir)); err != nil {
+			t.Error(err)
+		}
+	})
+	return deploy.Node{Name: w.name, Address: "unix:" + socket}
+}
+
+// writersJob is a round of these nodes, without a judge.
+func writersJob(nodes ...deploy.Node) rounds.Job {
+	return rounds.Job{
+		Round: round.ID{Cluster: "c", Epoch: 2}, Fence: &api.Fence{Token: 1, Store: 1}, Members: nodes,
 		Options:    round.Options{PauseBudget: time.Second},
 		CheckImage: func(*api.NodeImage) error { return nil },
 		Ledger:     new(book), Progress: func(*api.Event) {},
 	}
-	for i := range nodes {
-		name := fmt.Sprintf("n%d", i+1)
-		socket := filepath.Join(dir, name)
-		l, err := net.Listen("unix", socket)
-		if err != nil {
-			t.Fatal(err)
-		}
-		server := grpc.NewServer()
-		api.RegisterNodeServer(server, &writer{name: name, begun: begun, goOn: goOn, busy: &busy, most: &most})
-		served := make(chan error, 1)
-		go func() { served <- server.Serve(l) }()
-		defer func() {
-			server.Stop()
-			if err := <-served; err != nil {
-				t.Error(err)
-			}
-		}()
-		job.Members = append(job.Members, deploy.Node{Name: name, Address: "unix:" + socket})
-	}
+}
+
+// writersDriver lets so many nodes write at a time.
+func writersDriver(t *testing.T, writers int) *rounds.Driver {
+	t.Helper()
 	pool := nodeconn.New(nil)
-	defer func() {
-		if err := pool.Close(); err != nil {
-			t.Error(err)
-		}
-	}()
 	driver, err := rounds.New(rounds.Config{
 		Nodes: pool, Prepare: 20 * time.Second, Cut: 20 * time.Second, Persist: silence, Finish: 20 * time.Second,
 		Writers: writers, Logger: hclog.NewNullLogger(),
@@ -127,7 +131,43 @@ func TestWriters_TakeTurns(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer driver.Wait()
+	t.Cleanup(func() {
+		driver.Wait()
+		if err := pool.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return driver
+}
+
+// TestWriters_OneThatIsLostIsGivenUp: attempts to reach a node again are no sign of
+// life, with turns and without.
+func TestWriters_OneThatIsLostIsGivenUp(t *testing.T) {
+	for _, writers := range []int{0, 1} {
+		t.Run(fmt.Sprint(writers), func(t *testing.T) {
+			job := writersJob(serveWriter(t, &writer{name: "n1", lost: true}))
+			job.Judge = &judgeAll{}
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			err := writersDriver(t, writers).Run(t.Context(), ctx, job)
+			if fault.ClassOf(err) != fault.Deadline || !strings.Contains(err.Error(), "no progress") {
+				t.Errorf("Run = %v, want that it has made no progress", err)
+			}
+		})
+	}
+}
+
+// TestWriters_TakeTurns: of five nodes two write at a time, and one that waits longer
+// than a node may be silent is not given up for it.
+func TestWriters_TakeTurns(t *testing.T) {
+	const nodes, writers = 5, 2
+	begun, goOn := make(chan string, nodes), make(chan struct{}, nodes)
+	var busy, most atomic.Int32
+	var members []deploy.Node
+	for i := range nodes {
+		members = append(members, serveWriter(t, &writer{name: fmt.Sprintf("n%d", i+1), begun: begun, goOn: goOn, busy: &busy, most: &most}))
+	}
+	job, driver := writersJob(members...), writersDriver(t, writers)
 
 	run := func(ctx context.Context) (*judgeAll, chan error) {
 		judge, result := &judgeAll{}, make(chan error, 1)
