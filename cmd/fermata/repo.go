@@ -4,160 +4,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
 	"fermata/cmd/internal/app"
-	"fermata/cmd/internal/lab"
-	"fermata/cmd/internal/progress"
-	"fermata/cmd/internal/remote"
-	"fermata/cmd/internal/render"
 	"fermata/cmd/internal/view"
 	"fermata/coordinator"
 	"fermata/imageio/repository"
 	"fermata/protocol/api"
 	"fermata/protocol/fault"
 )
-
-// envRepository stands for --repository.
-const envRepository = "FERMATA_REPOSITORY"
-
-// repositoryFlags say where the repository is. The verbs that use them work on its
-// directory, on any node that mounts it, and ask no coordinator.
-type repositoryFlags struct {
-	dir         string
-	key         keySource
-	compression string
-}
-
-func (f *repositoryFlags) add(c *cobra.Command) {
-	fs := c.Flags()
-	f.key.add(fs, "", "the repository's key, if it is encrypted (env "+envKeyFile+", "+envKeyCommand+"; default: from where --repository comes from)")
-	mustExclude(c, "")
-	fs.StringVar(&f.dir, "repository", "", "`directory` of the repository (env "+envRepository+"; default: a lab's, or what this machine's daemons use)")
-	fs.StringVar(&f.compression, "compression", "s2", "of what is written: s2, zstd or none")
-}
-
-// open finds and opens the repository.
-func (f *repositoryFlags) open(ctx context.Context, o *operator) (*repository.Repository, error) {
-	dir, key, err := f.resolve(o)
-	if err != nil {
-		return nil, err
-	}
-	r, err := openThere(ctx, dir, f.keyOr(o, key), f.compression)
-	return r, keyHint(err)
-}
-
-// keyOr is where the key is: a flag wins over the environment, and that over what
-// belongs to the directory.
-func (f *repositoryFlags) keyOr(o *operator, otherwise keySource) keySource {
-	env := keySource{File: o.env.Getenv(envKeyFile), Command: o.env.Getenv(envKeyCommand)}
-	for _, s := range []keySource{f.key, env} {
-		if s != (keySource{}) {
-			return s
-		}
-	}
-	return otherwise
-}
-
-// resolve decides between the sources: a flag wins over the environment, and that
-// over the configuration of this machine's daemons.
-func (f *repositoryFlags) resolve(o *operator) (dir string, key keySource, err error) {
-	getenv := o.env.Getenv
-	ofLab := func(dir string) (string, keySource, error) {
-		return lab.RepositoryDir(dir), keySource{File: lab.RepositoryKeyFile(dir)}, nil
-	}
-	switch {
-	case f.dir != "":
-		return f.dir, key, nil
-	case o.remote.Lab != "":
-		return ofLab(o.remote.Lab)
-	case getenv(envRepository) != "":
-		return getenv(envRepository), key, nil
-	case getenv(remote.EnvLab) != "":
-		return ofLab(getenv(remote.EnvLab))
-	}
-	for _, c := range []struct {
-		file string
-		into func() (any, *repositoryPlace)
-	}{
-		{"coordinator.yaml", func() (any, *repositoryPlace) { c := new(coordinatorFile); return c, &c.repositoryPlace }},
-		{"agent.yaml", func() (any, *repositoryPlace) { a := new(agentFile); return a, &a.repositoryPlace }},
-	} {
-		path := filepath.Join(remote.ConfigDir, c.file)
-		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		file, place := c.into()
-		if err := readConfig(path, file); err != nil {
-			return "", key, err
-		}
-		if place.Repository != "" {
-			return place.Repository, place.keySource, nil
-		}
-	}
-	return "", key, fault.New(fault.Invalid, "no repository: name it with --repository or --lab, %s or %s, or in %s",
-		envRepository, remote.EnvLab, filepath.Join(remote.ConfigDir, "agent.yaml"))
-}
-
-// meter shows how a long operation on a repository gets on.
-type meter struct {
-	display progress.Display
-	told    time.Time
-}
-
-// tellEvery bounds how often counts are shown: a log must not grow by the object.
-const tellEvery = time.Second
-
-// seldom shows an event if none was shown lately, or at once.
-func (m *meter) seldom(e *api.Event, atOnce bool) {
-	if atOnce || time.Since(m.told) >= tellEvery {
-		m.told = time.Now()
-		m.display.Event(e)
-	}
-}
-
-// counts shows how many of something are done.
-func (m *meter) counts(step, what string) func(done, total int) {
-	return func(done, total int) {
-		m.seldom(&api.Event{Step: step, Text: fmt.Sprintf("%d of %d %s", done, total, what)}, done == 0 || done == total)
-	}
-}
-
-// bytes shows how many bytes are done.
-func (m *meter) bytes(step string) func(done, total int64) {
-	return func(done, total int64) {
-		m.display.Event(&api.Event{Step: step, DoneBytes: uint64(done), TotalBytes: uint64(total)})
-	}
-}
-
-// onRepository opens the repository and works on it. do is what is to be done, in
-// words; interrupted is what an interrupt means.
-func (o *operator) onRepository(ctx context.Context, f *repositoryFlags, do, interrupted string, work func(context.Context, *repository.Repository, *meter) error) error {
-	o.env.OnInterrupt(interrupted)
-	display, err := progress.New(ctx, o.progress, o.env.Stderr, o.env.Terminal)
-	if err != nil {
-		return err
-	}
-	defer display.Close()
-	defer o.env.RedirectNotices(display)()
-	r, err := f.open(ctx, o)
-	if err == nil {
-		err = coordinator.RepositoryFault(work(ctx, r, &meter{display: display}))
-	}
-	err = app.Cause(ctx, err)
-	if err != nil && !strings.HasPrefix(err.Error(), do+":") {
-		err = fmt.Errorf("%s: %w", do, err)
-	}
-	return err
-}
 
 func newRepoCommand(o *operator) *cobra.Command {
 	return newGroup("repo", "Look after a repository",
@@ -203,8 +61,7 @@ it is encrypted.`,
 		},
 	}
 	c.Flags().StringVar(&stripe, "stripe-command", "", "`command` that gives a directory its striping")
-	key.add(c.Flags(), "", "the key that the repository is encrypted for")
-	mustExclude(c, "")
+	key.add(c, "", "the key that the repository is encrypted for")
 	return c
 }
 
@@ -398,7 +255,7 @@ its own key, if it has one.`,
 				return app.Usagef("give checkpoints or --cluster, not both")
 			}
 			return o.onRepository(c.Context(), &f, "copy checkpoints", "the copy is given up, the next one goes on from there", func(ctx context.Context, r *repository.Repository, m *meter) error {
-				there, err := openThere(ctx, to, toKey, f.compression)
+				there, err := openAt(ctx, to, toKey, f.compression)
 				if err != nil {
 					return fmt.Errorf("destination: %w", err)
 				}
@@ -423,8 +280,7 @@ its own key, if it has one.`,
 	}
 	f.add(c)
 	c.Flags().StringVar(&to, "to", "", "`directory` of the other repository")
-	toKey.add(c.Flags(), "to-", "its key, if it is encrypted")
-	mustExclude(c, "to-")
+	toKey.add(c, "to-", "its key, if it is encrypted")
 	c.Flags().StringVar(&cluster, "cluster", "", "copy all checkpoints of the cluster of this `name`")
 	mustRequire(c, "to")
 	return o.follows(c)
@@ -520,121 +376,6 @@ func newCheckpointsDiffCommand(o *operator) *cobra.Command {
 		},
 	}
 	f.add(c)
-	return o.follows(c)
-}
-
-func newCheckpointsExportCommand(o *operator) *cobra.Command {
-	var f repositoryFlags
-	var file string
-	var forKey keySource
-	var opt repository.ExportOptions
-	c := &cobra.Command{
-		Use:   "export ID -f FILE",
-		Short: "Write a checkpoint to one self-contained file",
-		Long: `Write a checkpoint, with all that a restart needs, to one file or, with -f -, to the
-standard output. A file appears when it is whole and durable. That of an encrypted
-repository is encrypted for the repository's key, or for the one given here.`,
-		Example: "  fermata checkpoints export demo@7 -f demo-7.fermata\n  fermata checkpoints export demo@7 -f - | ssh archive fermata checkpoints import -f -",
-		Args:    checkpointID,
-		RunE: func(c *cobra.Command, args []string) error {
-			id, err := parseCheckpoint(args[0])
-			if err != nil {
-				return err
-			}
-			if opt.Key, err = forKey.load(c.Context()); err != nil {
-				return err
-			}
-			return o.onRepository(c.Context(), &f, "export checkpoint "+args[0], "the export is given up, no file is left", func(ctx context.Context, r *repository.Repository, m *meter) error {
-				opt.Progress = m.bytes("export")
-				export := func(w io.Writer) error { return r.Export(ctx, id.cluster, id.epoch, w, opt) }
-				if file == "-" {
-					return export(o.env.Stdout)
-				}
-				return writeWhole(file, export)
-			})
-		},
-	}
-	f.add(c)
-	c.Flags().StringVarP(&file, "file", "f", "", "`file` to write, - for the standard output")
-	forKey.add(c.Flags(), "for-", "the key to encrypt for, in place of the repository's")
-	c.Flags().BoolVar(&opt.Plain, "plain", false, "do not encrypt, although the repository is")
-	c.MarkFlagsMutuallyExclusive("for-key-file", "for-key-command", "plain")
-	mustRequire(c, "file")
-	c.Flags().Var(&o.progress, "progress", "how to show progress: bars on a terminal (auto), a line a step (plain), or none")
-	mustComplete(c, "progress", progress.ModeNames())
-	return c
-}
-
-// writeWhole makes a file that appears when it is whole and durable. It does not
-// replace one.
-func writeWhole(path string, write func(io.Writer) error) (err error) {
-	temp := path + ".part"
-	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return fault.Wrap(fault.Invalid, err, "")
-	}
-	defer func() { err = errors.Join(err, os.Remove(temp)) }()
-	err = write(f)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := os.Link(temp, path); err != nil { // unlike rename(2) it replaces nothing
-		return fault.Wrap(fault.Exists, err, "")
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
-}
-
-func newCheckpointsImportCommand(o *operator) *cobra.Command {
-	var f repositoryFlags
-	var file string
-	var fromKey keySource
-	c := &cobra.Command{
-		Use:   "import -f FILE",
-		Short: "Make a checkpoint of an exported file",
-		Long: `Make a checkpoint of an exported file, or with -f - of the standard input, under the
-name it had. Everything is verified, and what is not whole becomes no checkpoint. A
-file that was encrypted is opened with the key given here, or the repository's.`,
-		Example: "  fermata checkpoints import -f demo-7.fermata --repository /scratch/fermata",
-		Args:    cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			key, err := fromKey.load(c.Context())
-			if err != nil {
-				return err
-			}
-			return o.onRepository(c.Context(), &f, "import checkpoint", "the import is given up, there is no checkpoint", func(ctx context.Context, r *repository.Repository, m *meter) error {
-				from := o.env.Stdin
-				if file != "-" {
-					in, err := os.Open(file)
-					if err != nil {
-						return fault.Wrap(fault.NotFound, err, "")
-					}
-					defer in.Close()
-					from = in
-				}
-				man, report, err := r.Import(ctx, from, repository.ImportOptions{Key: key, Progress: func(done int64) {
-					m.seldom(&api.Event{Step: "import", Text: render.Bytes(done) + " of pages"}, false)
-				}})
-				if err != nil {
-					return err
-				}
-				var doc view.RepoCopies
-				doc.Add(man.Cluster, man.Epoch, report)
-				return o.print(doc)
-			})
-		},
-	}
-	f.add(c)
-	c.Flags().StringVarP(&file, "file", "f", "", "`file` to read, - for the standard input")
-	fromKey.add(c.Flags(), "from-", "the key that the file was encrypted for")
-	mustExclude(c, "from-")
-	mustRequire(c, "file")
 	return o.follows(c)
 }
 

@@ -2,71 +2,16 @@ package main
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"io"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"fermata/cmd/internal/app"
 	"fermata/cmd/internal/render"
 	"fermata/cmd/internal/view"
-	"fermata/coordinator"
 	"fermata/imageio/repository"
 	"fermata/imageio/seal"
-	"fermata/protocol/fault"
 )
-
-// Stand for --key-file and --key-command.
-const (
-	envKeyFile    = "FERMATA_REPOSITORY_KEY_FILE"
-	envKeyCommand = "FERMATA_REPOSITORY_KEY_COMMAND"
-)
-
-// keySource says where the key of an encrypted repository is. The zero value says that
-// there is none.
-type keySource struct {
-	File    string `yaml:"repository_key_file"`
-	Command string `yaml:"repository_key_command"` // prints the key
-}
-
-// repositoryPlace is what the configuration files of all daemons say alike.
-type repositoryPlace struct {
-	Repository string `yaml:"repository"`
-	keySource  `yaml:",inline"`
-}
-
-// load gets the key, nil if there is none.
-func (s keySource) load(ctx context.Context) (*seal.Key, error) {
-	var key seal.Key
-	var err error
-	switch {
-	case s.File != "" && s.Command != "":
-		err = errors.New("repository key: give a file or a command, not both")
-	case s.File != "":
-		key, err = seal.KeyFile(s.File)
-	case s.Command != "":
-		key, err = seal.KeyCommand(ctx, s.Command)
-	default:
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fault.Wrap(fault.Invalid, err, "")
-	}
-	return &key, nil
-}
-
-// add defines flags for it, with prefix before their names.
-func (s *keySource) add(fs *pflag.FlagSet, prefix, what string) {
-	fs.StringVar(&s.File, prefix+"key-file", "", "`file` with "+what)
-	fs.StringVar(&s.Command, prefix+"key-command", "", "`command` that prints "+what)
-}
-
-// mustExclude has no two of the flags given together.
-func mustExclude(c *cobra.Command, prefix string) {
-	c.MarkFlagsMutuallyExclusive(prefix+"key-file", prefix+"key-command")
-}
 
 func newRepoKeyCommand(o *operator) *cobra.Command {
 	return newGroup("key", "Look after the keys of an encrypted repository",
@@ -173,8 +118,7 @@ the configuration of all daemons, and remove the last; nothing that is stored ch
 		},
 	}
 	f.add(c)
-	next.add(c.Flags(), "new-", "the key to add")
-	mustExclude(c, "new-")
+	next.add(c, "new-", "the key to add")
 	return o.follows(c)
 }
 
@@ -199,22 +143,4 @@ before can go on reading: against that, copy what is to be kept to a new reposit
 	}
 	f.add(c)
 	return o.follows(c)
-}
-
-// openThere opens another repository than the one a command works on.
-func openThere(ctx context.Context, dir string, key keySource, compression string) (*repository.Repository, error) {
-	k, err := key.load(ctx)
-	if err != nil {
-		return nil, err
-	}
-	r, err := repository.Open(ctx, repository.Config{Dir: dir, Compression: compression, Key: k})
-	return r, coordinator.RepositoryFault(err)
-}
-
-// keyHint adds to an error what a caller can do about it.
-func keyHint(err error) error {
-	if errors.Is(err, repository.ErrKeyMissing) {
-		return fmt.Errorf("%w: name it with --key-file or --key-command, or %s", err, envKeyFile)
-	}
-	return err
 }
