@@ -76,38 +76,35 @@ func (a *Agent) hides(ctx context.Context, g *guest, registered, zeroed extent.S
 	c := &confidential{machine: g.machine, given: given, zeroed: zeroed, store: func(all []extent.Extent) error {
 		return a.journal.UpdateGuest(g.cluster, g.spec.Name, func(rec *journal.Guest) { rec.Confidential = all })
 	}}
-	if err := c.set(ctx, registered, false); err != nil {
+	hidden, err := c.locate(ctx, registered)
+	if err != nil {
 		return fault.Wrap(fault.Invalid, err, "guest %s: confidential memory", g.spec.Name)
 	}
+	c.hide(registered, hidden)
 	g.confidential = c
 	return nil
 }
 
-// set makes registered what the guest has registered: located first, durable next,
-// effective last.
-func (c *confidential) set(ctx context.Context, registered extent.Set, durable bool) error {
-	all := c.given.Union(registered)
+// locate tells what is hidden if registered is what the guest has registered.
+func (c *confidential) locate(ctx context.Context, registered extent.Set) (capture.Hidden, error) {
+	parts, err := c.machine.Locate(ctx, c.given.Union(registered))
+	if err != nil {
+		return nil, err
+	}
 	hidden := capture.Hidden{}
-	for e := range all.All() {
-		parts, err := c.machine.Locate(ctx, e)
-		if err != nil {
-			return err
-		}
-		for _, p := range parts {
-			set := hidden[p.Block]
-			set.Add(p.Where)
-			hidden[p.Block] = set
-		}
+	for _, p := range parts {
+		set := hidden[p.Block]
+		set.Add(p.Where)
+		hidden[p.Block] = set
 	}
-	if durable {
-		if err := c.store(slices.Collect(registered.All())); err != nil {
-			return err
-		}
-	}
+	return hidden, nil
+}
+
+// hide is effective when it returns.
+func (c *confidential) hide(registered extent.Set, hidden capture.Hidden) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.registered, c.hidden = registered, hidden
-	return nil
 }
 
 // now is what is hidden at this moment, and what of it the guest has registered.
@@ -147,7 +144,15 @@ func (c *confidential) obey(ctx context.Context, req *guestport.Request) error {
 	if req.Do == guestport.Status {
 		return nil
 	}
-	return c.set(ctx, registered, true)
+	hidden, err := c.locate(ctx, registered)
+	if err != nil {
+		return err
+	}
+	if err := c.store(slices.Collect(registered.All())); err != nil { // durable before it is effective
+		return err
+	}
+	c.hide(registered, hidden)
+	return nil
 }
 
 // toolRetry spaces attempts to reach a guest's port.

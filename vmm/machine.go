@@ -137,11 +137,11 @@ type Part struct {
 // Locator is implemented by machines that know where guest-physical memory lies in
 // their RAM blocks.
 type Locator interface {
-	// Locate returns what of the blocks of Memory the guest sees in a range of
-	// guest-physical addresses, in their order.
+	// Locate returns what of the blocks of Memory the guest sees at guest-physical
+	// addresses, in their order.
 	//
-	// Errors wrap ErrNotRAM if some of the range is no memory of a block.
-	Locate(ctx context.Context, addresses extent.Extent) ([]Part, error)
+	// Errors wrap ErrNotRAM if some of them is no memory of a block.
+	Locate(ctx context.Context, addresses extent.Set) ([]Part, error)
 }
 
 // ToolHolder is implemented by machines whose guest has a port by which a program in it

@@ -261,7 +261,7 @@ func limits(stats []repository.ImageStats, in images, cfg repository.Config, pla
 		return 0, err
 	}
 	if cfg.Key != nil {
-		if encoder.Domain, err = seal.NewDomain(nil); err != nil {
+		if encoder.Domain, err = seal.NewDomain(); err != nil {
 			return 0, err
 		}
 	}

@@ -78,13 +78,20 @@ func (w *Writer) writeClaim(packs []string) error {
 		return err
 	}
 	name := filepath.Join(dir, fmt.Sprintf("%0*d.%s%s", epochDigits, w.epoch.epoch, token, claimSuffix))
-	if err := vfs.WriteFile(w.r.fs, name+tempSuffix, data); err != nil {
+	return w.r.writeNamed(name+tempSuffix, name, data)
+}
+
+// writeNamed makes a file that has its name only when all of it is durable, and then
+// durably. Temp is in the same directory. What a failure leaves of it, Sweep removes
+// with its round, RemoveKey with its key.
+func (r *Repository) writeNamed(temp, path string, data []byte) error {
+	if err := vfs.WriteFile(r.fs, temp, data); err != nil {
 		return err
 	}
-	if err := w.r.fs.Rename(name+tempSuffix, name); err != nil {
+	if err := r.fs.Rename(temp, path); err != nil {
 		return err
 	}
-	return w.r.fs.SyncDir(dir)
+	return r.fs.SyncDir(filepath.Dir(path))
 }
 
 // claimContext is what a claim is sealed for.

@@ -130,7 +130,7 @@ func frameContext(n int) string { return fmt.Sprintf("frame %d of an export", n)
 
 // encrypt has all frames after this call sealed with a new data key.
 func (x *exporter) encrypt(key seal.Key) error {
-	domain, err := seal.NewDomain(nil)
+	domain, err := seal.NewDomain()
 	if err != nil {
 		return err
 	}

@@ -141,14 +141,8 @@ func (r *Repository) writeKey(key seal.Key) error {
 	if err := r.ensureDir(r.keysDir()); err != nil {
 		return err
 	}
-	temp := r.keyPath(key.ID()) + "." + token + tempSuffix
-	if err := vfs.WriteFile(r.fs, temp, data); err != nil {
-		return err
-	}
-	if err := r.fs.Rename(temp, r.keyPath(key.ID())); err != nil {
-		return errors.Join(err, r.fs.Remove(temp))
-	}
-	return r.fs.SyncDir(r.keysDir())
+	path := r.keyPath(key.ID())
+	return r.writeNamed(path+"."+token+tempSuffix, path, data)
 }
 
 // RemoveKey takes a key's access away: it does not open the repository any more.

@@ -211,7 +211,7 @@ func (r *Repository) create(ctx context.Context) error {
 	rec, version := record{ID: id, Hash: hashName, PageBytes: object.PageBytes}, uint32(plainRecord)
 	if r.cfg.Key != nil {
 		rec.Cipher, version = cipherName, encryptedRecord
-		if r.domain, err = seal.NewDomain(nil); err != nil {
+		if r.domain, err = seal.NewDomain(); err != nil {
 			return err
 		}
 		if err := r.writeKey(*r.cfg.Key); err != nil {

@@ -53,15 +53,16 @@ var ErrNotAuthentic = errors.New("not authentic: changed, put in another's place
 // Concurrency: safe for use by several goroutines.
 type Domain struct{ secret [secretBytes]byte }
 
-// NewDomain draws a secret from random; nil is crypto/rand.
-func NewDomain(random io.Reader) (*Domain, error) {
+// NewDomain draws a secret.
+func NewDomain() (*Domain, error) {
 	d := new(Domain)
-	if err := draw(random, d.secret[:]); err != nil {
+	if err := draw(nil, d.secret[:]); err != nil {
 		return nil, fmt.Errorf("draw data key: %w", err)
 	}
 	return d, nil
 }
 
+// draw fills b from random; nil is crypto/rand.
 func draw(random io.Reader, b []byte) error {
 	if random == nil {
 		random = rand.Reader

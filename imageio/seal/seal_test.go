@@ -12,7 +12,7 @@ import (
 
 func newDomain(t testing.TB) *Domain {
 	t.Helper()
-	d, err := NewDomain(nil)
+	d, err := NewDomain()
 	if err != nil {
 		t.Fatal(err)
 	}

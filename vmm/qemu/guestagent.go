@@ -30,10 +30,9 @@ func (m *Machine) stepClock(ctx context.Context) error {
 	if !m.state.Config.GuestAgent {
 		return fmt.Errorf("%w: it has no port for a guest agent", vmm.ErrUnsupported)
 	}
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", m.state.Config.agentPath())
+	conn, err := m.dialPort(ctx, m.state.Config.agentPath())
 	if err != nil {
-		return m.explain(ctx, err)
+		return err
 	}
 	defer conn.Close()
 	release := context.AfterFunc(ctx, func() { _ = conn.Close() })

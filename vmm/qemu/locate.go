@@ -10,7 +10,10 @@ import (
 )
 
 // Locate implements vmm.Locator by "info mtree -f".
-func (m *Machine) Locate(ctx context.Context, addresses extent.Extent) ([]vmm.Part, error) {
+func (m *Machine) Locate(ctx context.Context, addresses extent.Set) ([]vmm.Part, error) {
+	if addresses.Empty() {
+		return nil, nil
+	}
 	text, err := m.human(ctx, "info mtree -f")
 	if err != nil {
 		return nil, err
@@ -29,17 +32,16 @@ func flatMemory(text string) string {
 	return ""
 }
 
-func locate(views []view, blocks []vmm.Memory, addresses extent.Extent) (parts []vmm.Part, err error) {
-	if !addresses.Valid() || addresses.Empty() {
-		return nil, fmt.Errorf("addresses %s: %w", addresses, vmm.ErrNotRAM)
-	}
-	for at := addresses.Off; at < addresses.End(); {
-		part, err := partAt(views, blocks, uint64(at), addresses.End()-at)
-		if err != nil {
-			return nil, err
+func locate(views []view, blocks []vmm.Memory, addresses extent.Set) (parts []vmm.Part, err error) {
+	for e := range addresses.All() {
+		for at := e.Off; at < e.End(); {
+			part, err := partAt(views, blocks, uint64(at), e.End()-at)
+			if err != nil {
+				return nil, err
+			}
+			parts = append(parts, part)
+			at += part.Where.Len
 		}
-		parts = append(parts, part)
-		at += part.Where.Len
 	}
 	return parts, nil
 }

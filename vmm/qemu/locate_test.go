@@ -46,7 +46,7 @@ func TestLocate(t *testing.T) {
 			}
 			defer ram.Close()
 			for i, at := range []int64{1 << 20, 512 << 20, 2<<30 - 8, 4 << 30, 5<<30 + 4096} {
-				parts, err := m.Locate(ctx, extent.Extent{Off: at, Len: 8})
+				parts, err := m.Locate(ctx, extent.Of(extent.Extent{Off: at, Len: 8}))
 				if err != nil || len(parts) != 1 || parts[0].Where.Len != 8 {
 					t.Fatalf("%#x: %+v, %v", at, parts, err)
 				}
@@ -71,12 +71,12 @@ func TestLocate(t *testing.T) {
 				}
 			}
 			// A range across the hole is two parts, unless it touches what is no memory.
-			low, err := m.Locate(ctx, extent.Extent{Off: 1 << 20, Len: 1 << 30})
+			low, err := m.Locate(ctx, extent.Of(extent.Extent{Off: 1 << 20, Len: 1 << 30}))
 			if err != nil || len(low) != 1 || low[0].Where.Len != 1<<30 {
 				t.Errorf("%+v, %v", low, err)
 			}
-			for _, r := range []extent.Extent{{Off: 0xfe000000, Len: 4096}, {Off: 1 << 30, Len: 3 << 30}, {Off: 1 << 40, Len: 1}, {}, {Off: math.MaxInt64, Len: 2}} {
-				if parts, err := m.Locate(ctx, r); !errors.Is(err, vmm.ErrNotRAM) {
+			for _, r := range []extent.Extent{{Off: 0xfe000000, Len: 4096}, {Off: 1 << 30, Len: 3 << 30}, {Off: 1 << 40, Len: 1}, {Off: math.MaxInt64 - 2, Len: 2}} {
+				if parts, err := m.Locate(ctx, extent.Of(r)); !errors.Is(err, vmm.ErrNotRAM) {
 					t.Errorf("%+v: %+v, %v", r, parts, err)
 				}
 			}
@@ -94,12 +94,12 @@ func TestLocate_SeveralParts(t *testing.T) {
   0000000180000000-00000001bfffffff (prio 0, ram): pc.ram @0000000080000000
 `)
 	blocks := []vmm.Memory{{Name: "pc.ram", Size: 3 << 30}, {Name: "/objects/dimm1", Size: 2 << 30}}
-	got, err := locate(views, blocks, extent.Extent{Off: 0x17ffff000, Len: 0x2000})
+	got, err := locate(views, blocks, extent.Of(extent.Extent{Off: 0x17ffff000, Len: 0x2000}))
 	if err != nil || len(got) != 2 || got[0] != (vmm.Part{Block: "/objects/dimm1", Where: extent.Extent{Off: 2<<30 - 4096, Len: 4096}}) ||
 		got[1] != (vmm.Part{Block: "pc.ram", Where: extent.Extent{Off: 2 << 30, Len: 4096}}) {
 		t.Errorf("%+v, %v", got, err)
 	}
-	if _, err := locate(views, blocks, extent.Extent{Off: 0x9f000, Len: 0x2000}); !errors.Is(err, vmm.ErrNotRAM) {
+	if _, err := locate(views, blocks, extent.Of(extent.Extent{Off: 0x9f000, Len: 0x2000})); !errors.Is(err, vmm.ErrNotRAM) {
 		t.Error(err)
 	}
 }

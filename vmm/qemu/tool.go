@@ -13,8 +13,13 @@ func (m *Machine) DialTool(ctx context.Context) (net.Conn, error) {
 	if m.state.Config.ToolPort == "" {
 		return nil, fmt.Errorf("guest %s: %w: it has no port for a tool", m.Name(), vmm.ErrUnsupported)
 	}
+	return m.dialPort(ctx, m.state.Config.toolPath())
+}
+
+// dialPort connects to the host's end of a virtio-serial port.
+func (m *Machine) dialPort(ctx context.Context, path string) (net.Conn, error) {
 	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", m.state.Config.toolPath())
+	conn, err := d.DialContext(ctx, "unix", path)
 	if err != nil {
 		return nil, m.explain(ctx, err)
 	}

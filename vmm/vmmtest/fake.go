@@ -104,12 +104,15 @@ func (f *Fake) Memory() []vmm.Memory {
 }
 
 // Locate implements vmm.Locator: RAM begins at address 0.
-func (f *Fake) Locate(_ context.Context, addresses extent.Extent) ([]vmm.Part, error) {
+func (f *Fake) Locate(_ context.Context, addresses extent.Set) (parts []vmm.Part, err error) {
 	ram := f.Memory()[0]
-	if !addresses.Valid() || addresses.Empty() || addresses.End() > int64(ram.Size) {
-		return nil, fmt.Errorf("addresses %s: %w", addresses, vmm.ErrNotRAM)
+	for e := range addresses.All() {
+		if e.End() > int64(ram.Size) {
+			return nil, fmt.Errorf("addresses %s: %w", e, vmm.ErrNotRAM)
+		}
+		parts = append(parts, vmm.Part{Block: ram.Name, Where: e})
 	}
-	return []vmm.Part{{Block: ram.Name, Where: addresses}}, nil
+	return parts, nil
 }
 
 // SaveDevices implements vmm.Machine.

@@ -85,14 +85,18 @@ func launchedStopped(t *testing.T, b *bench, g *stand) {
 func locates(t *testing.T, b *bench, g *stand) {
 	l, ok := g.Machine.(vmm.Locator)
 	if !ok {
-		t.Skip("no vmm.Locator")
+		t.Fatal("it is no vmm.Locator")
 	}
-	want := vmm.Part{Block: g.Memory()[0].Name, Where: extent.Extent{Off: counterAt, Len: 4096}}
-	if parts, err := l.Locate(b.ctx, want.Where); err != nil || len(parts) != 1 || parts[0] != want {
-		t.Errorf("%+v, %v, want %+v", parts, err, want)
+	counter := vmm.Part{Block: g.Memory()[0].Name, Where: extent.Extent{Off: counterAt, Len: 4096}}
+	ring := vmm.Part{Block: counter.Block, Where: extent.Extent{Off: ringAt, Len: 8192}}
+	if parts, err := l.Locate(b.ctx, extent.Of(ring.Where, counter.Where)); err != nil || len(parts) != 2 || parts[0] != counter || parts[1] != ring {
+		t.Errorf("%+v, %v, want %+v and %+v", parts, err, counter, ring)
 	}
-	for _, e := range []extent.Extent{{Off: ProgramMemory, Len: 4096}, {Off: ProgramMemory - 4096, Len: 8192}, {}, {Off: -4096, Len: 4096}} {
-		if parts, err := l.Locate(b.ctx, e); !errors.Is(err, vmm.ErrNotRAM) {
+	if parts, err := l.Locate(b.ctx, extent.Set{}); err != nil || len(parts) != 0 {
+		t.Errorf("nowhere: %+v, %v", parts, err)
+	}
+	for _, e := range []extent.Extent{{Off: ProgramMemory, Len: 4096}, {Off: ProgramMemory - 4096, Len: 8192}} {
+		if parts, err := l.Locate(b.ctx, extent.Of(counter.Where, e)); !errors.Is(err, vmm.ErrNotRAM) {
 			t.Errorf("%s: %+v, %v", e, parts, err)
 		}
 	}
