@@ -63,6 +63,7 @@ type Agent struct {
 	fabric  *fabric.Fabric
 	guard   *guard.Guard
 	budget  *capture.Budget
+	pacer   *pacer
 	qemu    qemu.Info
 
 	room sync.Mutex // serialises reservations of memory
@@ -88,6 +89,7 @@ func New(cfg Config) (*Agent, error) {
 		log:         cfg.Logger,
 		incarnation: hex.EncodeToString(id),
 		clusters:    map[string]*cluster{},
+		pacer:       newPacer(),
 	}, nil
 }
 

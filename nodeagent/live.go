@@ -135,7 +135,7 @@ func (s *saving) arm(ctx context.Context) error {
 		}
 		begun := time.Now()
 		// An audit takes everything, to compare it with what tracking says.
-		err := sg.tracked.tracker.Arm(ctx, sg.tracked.base == nil || s.options.Audit || s.options.Full)
+		err := sg.tracked.tracker.Arm(ctx, sg.tracked.base == nil || s.options.Audit || s.options.Full, s.yielding(nil))
 		sg.report.ArmUs = micros(begun)
 		return err
 	})
@@ -179,7 +179,7 @@ func (s *saving) sweepGuest(ctx context.Context, sg *savedGuest, meter *meter) e
 		}
 		data, changed := src.Data(), src.Changed()
 		p := &piece{kind: kindMemory, name: mem.Name}
-		opt := repository.PutOptions{Data: &data, Progress: meter.piece(), Urgent: src.Urgent}
+		opt := repository.PutOptions{Data: &data, Progress: meter.piece(), Urgent: src.Urgent, Turn: s.yielding(src)}
 		if !s.options.Full {
 			opt.Base, opt.Changed, opt.Audit = sg.tracked.base[mem.Name], &changed, s.options.Audit
 		}

@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"fermata/imageio/repository"
+	"fermata/nodeagent/capture"
 	"fermata/nodeagent/fabric"
 	"fermata/protocol/api"
 	"fermata/protocol/failpoint"
@@ -56,7 +57,8 @@ func (s *saving) persistGuest(ctx context.Context, sg *savedGuest, meter *meter)
 	}
 	for _, p := range sg.pieces {
 		if p.stored == nil {
-			if err := s.store(ctx, p, p.copy, p.copy.Size(), p.copy.Data(), meter.piece()); err != nil {
+			opt := repository.PutOptions{Progress: meter.piece(), Turn: s.yielding(nil)}
+			if err := s.store(ctx, p, p.copy, p.copy.Size(), p.copy.Data(), opt); err != nil {
 				return nil, err
 			}
 			if err := p.copy.Close(); err != nil {
@@ -113,11 +115,21 @@ func (s *saving) putFile(ctx context.Context, kind, name, path string) (*api.Ima
 	if err != nil {
 		return nil, fmt.Errorf("size of %s: %w", name, err)
 	}
-	img, err := s.writer.PutImage(ctx, f, fi.Size(), repository.PutOptions{})
+	img, err := s.writer.PutImage(ctx, f, fi.Size(), repository.PutOptions{Turn: s.yielding(nil)})
 	if err != nil {
 		return nil, fmt.Errorf("store %s %s: %w", kind, name, repositoryFault(err))
 	}
 	return objectOf(kind, name, img.Ref), nil
+}
+
+// yielding has the storing of an image that guests run beside step back for them. A
+// guest that waits for the sweep of src is not waited for itself.
+func (s *saving) yielding(src *capture.Source) capture.Turn {
+	hurry := func() bool { return false }
+	if src != nil {
+		hurry = func() bool { _, waits := src.Urgent(); return waits }
+	}
+	return func(work func() error) error { return s.agent.pacer.do(hurry, work) }
 }
 
 // rawBytes is what persist will look at.

@@ -408,15 +408,15 @@ func (s *saving) takePiece(ctx context.Context, p *piece, from vmm.Memory, warm 
 	if err != nil {
 		return err
 	}
-	return s.store(ctx, p, io.NewSectionReader(f, from.Offset, size), size, data.Subtract(hidden), nil)
+	return s.store(ctx, p, io.NewSectionReader(f, from.Offset, size), size, data.Subtract(hidden), repository.PutOptions{})
 }
 
 // mappable tells memory that lies in a file of its own, from its beginning.
 func mappable(mem vmm.Memory) bool { return mem.Offset == 0 }
 
 // store puts one piece into the repository.
-func (s *saving) store(ctx context.Context, p *piece, src io.ReaderAt, size int64, data extent.Set, progress func(int64)) error {
-	opt := repository.PutOptions{Data: &data, Progress: progress, Fingerprint: true}
+func (s *saving) store(ctx context.Context, p *piece, src io.ReaderAt, size int64, data extent.Set, opt repository.PutOptions) error {
+	opt.Data, opt.Fingerprint = &data, true
 	if p.last != nil && p.last.Ref.Size == size && !s.options.Full {
 		opt.Base = p.last
 	}

@@ -50,6 +50,11 @@ type PutOptions struct {
 	// for: that leaf is read next. It changes nothing if the leaf was begun
 	// already, need not be read or is outside the image.
 	Urgent func() (off int64, ok bool)
+	// Turn is given the work on each leaf that is read, some milliseconds of one
+	// processor, and must do it once before it returns; it returns its error. A caller
+	// whose processors are needed for something better may wait in it, before or
+	// after. Several goroutines call it at a time. Nil: work is done at once.
+	Turn func(work func() error) error
 }
 
 // Lender is an optional ability of a source whose bytes are in memory: Lend
@@ -162,6 +167,9 @@ func (p *put) putLeaves(ctx context.Context) error {
 		i := todo.take(p.urgentLeaf()) // asked late: waiting for a worker takes time
 		g.Go(func() error {
 			defer func() { p.w.workers <- wk }()
+			if p.opt.Turn != nil {
+				return p.opt.Turn(func() error { return p.readLeaf(wk, i) })
+			}
 			return p.readLeaf(wk, i)
 		})
 	}

@@ -138,3 +138,45 @@ func TestPut_ContextEndsDuringRead(t *testing.T) {
 	}
 	wantRestore(t, r, 1, map[string][]byte{"a": g.b})
 }
+
+// TestPut_ReadsInTurns: every leaf that is read is read in a turn of its own, and an
+// error of a turn is the image's.
+func TestPut_ReadsInTurns(t *testing.T) {
+	ctx := t.Context()
+	r := mustCreate(t, smallConfig(newCrashFS(t, 1))) // with one worker
+	const leaves = 4
+	g := &guestMemory{b: make([]byte, leaves*object.LeafBytes)}
+	g.generation(t, r, 1)
+	g.written.Add(extent.Extent{Len: 1})
+	g.written.Add(extent.Extent{Off: 2 * object.LeafBytes, Len: 1}) // leaves 1 and 3 did not change
+	inTurn, turns := false, 0
+	src := sourceFunc(func(p []byte, off int64) (int, error) {
+		if !inTurn {
+			t.Errorf("read at %d outside of a turn", off)
+		}
+		return copy(p, g.b[off:]), nil
+	})
+	opt := g.options()
+	opt.Turn = func(work func() error) error {
+		inTurn, turns = true, turns+1
+		defer func() { inTurn = false }()
+		return work()
+	}
+	w, err := r.NewWriter(WriterConfig{Cluster: "web", Epoch: 2, Node: "n1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Abort()
+	img, err := w.PutImage(ctx, src, int64(len(g.b)), opt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if turns != 2 || img.Ref != refByHand(g.b) {
+		t.Errorf("%d turns for 2 leaves that changed, image %v, want %v", turns, img.Ref, refByHand(g.b))
+	}
+	refused := errors.New("no turn")
+	opt.Turn = func(func() error) error { return refused }
+	if _, err := w.PutImage(ctx, src, int64(len(g.b)), opt); !errors.Is(err, refused) {
+		t.Errorf("error = %v, want that of the turn", err)
+	}
+}

@@ -42,13 +42,23 @@ func newPool(b *Budget, unit int64) *pool { return &pool{budget: b, unit: unit, 
 
 // warm grows the pool to size bytes and touches them, as far as the budget goes:
 // first touch of fresh memory costs several times the copying, see BenchmarkCopyFile.
-func (p *pool) warm(size int64) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for int64(len(p.slabs))*slabBytes < size && p.grow() {
-		// A kernel that cannot populate (before 5.14) makes the first faults slower, no more.
-		_ = unix.Madvise(p.slabs[len(p.slabs)-1], unix.MADV_POPULATE_WRITE)
+// Each slab is a piece of work that turn is given.
+func (p *pool) warm(size int64, turn Turn) error {
+	for more := true; more; {
+		err := turn(func() error {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			if more = int64(len(p.slabs))*slabBytes < size && p.grow(); more {
+				// A kernel that cannot populate (before 5.14) makes the first faults slower, no more.
+				_ = unix.Madvise(p.slabs[len(p.slabs)-1], unix.MADV_POPULATE_WRITE)
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
 	}
+	return nil
 }
 
 // grow adds a slab, or says that there is no more memory.
