@@ -38,6 +38,8 @@ const (
 	restSlice = 2 * time.Millisecond
 	// longestRest bounds a rest, whatever the piece took.
 	longestRest = 50 * time.Millisecond
+	// catchUp is three times what a pause commonly lasts where processors are short.
+	catchUp = 150 * time.Millisecond
 )
 
 // newPacer returns a pacer that has to find out first that there are processors to spare.
@@ -58,13 +60,24 @@ func (p *pacer) do(hurry func() bool, work func() error) error {
 	took, waited := time.Since(begun), p.waited()-before
 	runtime.UnlockOSThread()
 	rests := p.note(waited > took/shortOf) - 1
-	for left := min(took*time.Duration(max(rests, 0)), longestRest); left > 0 && err == nil; left -= restSlice {
-		if hurry() {
-			break
-		}
-		p.sleep(min(left, restSlice))
+	if rests > 0 && err == nil {
+		p.rest(min(took*time.Duration(rests), longestRest), hurry)
 	}
 	return err
+}
+
+// letCatchUp rests before the first piece of work behind a cut, if processors are short:
+// guests have to make up for their pause, and what came for them meanwhile.
+func (p *pacer) letCatchUp(hurry func() bool) {
+	if p.level() > 1 {
+		p.rest(catchUp, hurry)
+	}
+}
+
+func (p *pacer) rest(left time.Duration, hurry func() bool) {
+	for ; left > 0 && !hurry(); left -= restSlice {
+		p.sleep(min(left, restSlice))
+	}
 }
 
 // level is 0 with processors to spare, 1 when there is one piece at a time, and one

@@ -80,6 +80,20 @@ func TestPacer_DoesNotRestWhileSomebodyWaits(t *testing.T) {
 	}
 }
 
+func TestPacer_LetsGuestsCatchUpBehindACut(t *testing.T) {
+	s := newScarcity()
+	s.letCatchUp(never)
+	if s.rested != catchUp {
+		t.Errorf("rested for %s before it is known that there are processors to spare, want %s", s.rested, catchUp)
+	}
+	for range mostStrain {
+		s.piece(t, never)
+	}
+	if s.letCatchUp(never); s.rested > 0 {
+		t.Errorf("rested for %s with processors to spare", s.rested)
+	}
+}
+
 func TestPacer_PassesErrorsOnAtOnce(t *testing.T) {
 	s := newScarcity()
 	s.waits = true

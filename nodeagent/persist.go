@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"slices"
 
 	"fermata/imageio/repository"
 	"fermata/nodeagent/capture"
@@ -20,6 +21,7 @@ func (s *saving) persist(ctx context.Context, progress func(done, total uint64))
 	if err := failpoint.Inject(ctx, failpoint.AgentBeforePersist); err != nil {
 		return nil, err
 	}
+	s.agent.pacer.letCatchUp(s.urgent)
 	meter := newMeter(s.rawBytes(), progress)
 	image := &api.NodeImage{Node: s.agent.cfg.Name, QemuVersion: s.agent.qemu.Version.String()}
 	if err := s.sweepMemory(ctx, meter); err != nil {
@@ -120,6 +122,11 @@ func (s *saving) putFile(ctx context.Context, kind, name, path string) (*api.Ima
 		return nil, fmt.Errorf("store %s %s: %w", kind, name, repositoryFault(err))
 	}
 	return objectOf(kind, name, img.Ref), nil
+}
+
+// urgent tells whether a guest waits for its sweep.
+func (s *saving) urgent() bool {
+	return slices.ContainsFunc(s.guests, func(sg *savedGuest) bool { return sg.cut != nil && sg.cut.Urgent() })
 }
 
 // yielding has the storing of an image that guests run beside step back for them. A

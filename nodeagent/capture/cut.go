@@ -202,6 +202,13 @@ func (c *Cut) unblock(ref leafRef) (since time.Time) {
 	return since
 }
 
+// Urgent tells whether a write of the guest waits for the sweep.
+func (c *Cut) Urgent() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.waits) > 0
+}
+
 // checkPatience gives the cut up if somebody has waited too long.
 func (c *Cut) checkPatience() {
 	c.mu.Lock()
