@@ -65,7 +65,7 @@ func measure(ctx context.Context, o options, a arm, note func(string, ...any)) (
 		return nil, err
 	}
 	note("  %+v", s.Totals)
-	return rowsOf(a, done, s), nil
+	return rowsOf(a, o.rate, done, s), nil
 }
 
 // sends tells whether a guest sends and receives.
