@@ -181,13 +181,8 @@ func (s *saving) drain(ctx context.Context, sg *savedGuest) error {
 	begun := time.Now()
 	until := begun.Add(budget)
 	for _, n := range sg.nics {
-		err := drainUntil(ctx, n.port, until)
-		// An agent that stood still itself finds the time over, in which the guest
-		// had no part: one frame may be inside QEMU, and the stop would lose it.
-		for errors.Is(err, fabric.ErrUndrained) && time.Since(until) > stoodStill && ctx.Err() == nil {
-			until = time.Now().Add(budget)
-			err = drainUntil(ctx, n.port, until)
-		}
+		var err error
+		until, err = drainUntil(ctx, until, budget, n.port.Drain)
 		switch {
 		case errors.Is(err, fabric.ErrUndrained):
 			sg.report.UndrainedNics++
@@ -203,10 +198,19 @@ func (s *saving) drain(ctx context.Context, sg *savedGuest) error {
 // it was stopped, or its machine was.
 const stoodStill = 250 * time.Millisecond
 
-func drainUntil(ctx context.Context, port *fabric.Port, until time.Time) error {
-	ctx, cancel := context.WithDeadline(ctx, until)
-	defer cancel()
-	return port.Drain(ctx)
+// drainUntil drains a card, and returns until when the others may be drained. An agent
+// that stood still itself finds the time over, in which the guest had no part: one frame
+// may be inside QEMU, and the stop would lose it. Then the budget begins anew.
+func drainUntil(ctx context.Context, until time.Time, budget time.Duration, drain func(context.Context) error) (time.Time, error) {
+	for {
+		limited, cancel := context.WithDeadline(ctx, until)
+		err := drain(limited)
+		cancel()
+		if !errors.Is(err, fabric.ErrUndrained) || time.Since(until) <= stoodStill || ctx.Err() != nil {
+			return until, err
+		}
+		until = time.Now().Add(budget)
+	}
 }
 
 // rearm protects again what a guest that is captured live has written since prepare,
