@@ -126,6 +126,10 @@ func (w *worker) untrack() error {
 	return errors.Join(errs...)
 }
 
+// armRests is for how long the arming of a guest, which all others wait for, steps back
+// for guests that run.
+const armRests = 2 * time.Second
+
 // arm protects the memory of the guests that are captured live, while they run.
 // It comes last before the cut: what is written in between costs pause.
 func (s *saving) arm(ctx context.Context) error {
@@ -134,8 +138,10 @@ func (s *saving) arm(ctx context.Context) error {
 			return nil
 		}
 		begun := time.Now()
+		late := func() bool { return time.Since(begun) > armRests }
 		// An audit takes everything, to compare it with what tracking says.
-		err := sg.tracked.tracker.Arm(ctx, sg.tracked.base == nil || s.options.Audit || s.options.Full, s.yielding(nil))
+		full := sg.tracked.base == nil || s.options.Audit || s.options.Full
+		err := sg.tracked.tracker.Arm(ctx, full, s.yielding(late))
 		sg.report.ArmUs = micros(begun)
 		return err
 	})
@@ -179,7 +185,7 @@ func (s *saving) sweepGuest(ctx context.Context, sg *savedGuest, meter *meter) e
 		}
 		data, changed := src.Data(), src.Changed()
 		p := &piece{kind: kindMemory, name: mem.Name}
-		opt := repository.PutOptions{Data: &data, Progress: meter.piece(), Urgent: src.Urgent, Turn: s.yielding(src)}
+		opt := repository.PutOptions{Data: &data, Progress: meter.piece(), Urgent: src.Urgent, Turn: s.yielding(s.urgent)}
 		if !s.options.Full {
 			opt.Base, opt.Changed, opt.Audit = sg.tracked.base[mem.Name], &changed, s.options.Audit
 		}

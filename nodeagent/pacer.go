@@ -29,6 +29,8 @@ type pacer struct {
 const (
 	// shortOf is which part of its time a piece may wait: one in shortOf.
 	shortOf = 10
+	// noise is what a thread may wait with processors to spare: a wake-up, an interrupt.
+	noise = 100 * time.Microsecond
 	// A piece that waited too long adds strainStep, one that did not takes 1 away, so
 	// that four pieces are enough to step back, and some hundred megabytes of memory
 	// pass before all is as it was.
@@ -59,7 +61,7 @@ func (p *pacer) do(hurry func() bool, work func() error) error {
 	err := work()
 	took, waited := time.Since(begun), p.waited()-before
 	runtime.UnlockOSThread()
-	rests := p.note(waited > took/shortOf) - 1
+	rests := p.note(waited > max(took/shortOf, noise)) - 1
 	if rests > 0 && err == nil {
 		p.rest(min(took*time.Duration(rests), longestRest), hurry)
 	}

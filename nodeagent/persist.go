@@ -59,7 +59,7 @@ func (s *saving) persistGuest(ctx context.Context, sg *savedGuest, meter *meter)
 	}
 	for _, p := range sg.pieces {
 		if p.stored == nil {
-			opt := repository.PutOptions{Progress: meter.piece(), Turn: s.yielding(nil)}
+			opt := repository.PutOptions{Progress: meter.piece(), Turn: s.yielding(s.urgent)}
 			if err := s.store(ctx, p, p.copy, p.copy.Size(), p.copy.Data(), opt); err != nil {
 				return nil, err
 			}
@@ -117,7 +117,7 @@ func (s *saving) putFile(ctx context.Context, kind, name, path string) (*api.Ima
 	if err != nil {
 		return nil, fmt.Errorf("size of %s: %w", name, err)
 	}
-	img, err := s.writer.PutImage(ctx, f, fi.Size(), repository.PutOptions{Turn: s.yielding(nil)})
+	img, err := s.writer.PutImage(ctx, f, fi.Size(), repository.PutOptions{Turn: s.yielding(s.urgent)})
 	if err != nil {
 		return nil, fmt.Errorf("store %s %s: %w", kind, name, repositoryFault(err))
 	}
@@ -129,13 +129,9 @@ func (s *saving) urgent() bool {
 	return slices.ContainsFunc(s.guests, func(sg *savedGuest) bool { return sg.cut != nil && sg.cut.Urgent() })
 }
 
-// yielding has the storing of an image that guests run beside step back for them. A
-// guest that waits for the sweep of src is not waited for itself.
-func (s *saving) yielding(src *capture.Source) capture.Turn {
-	hurry := func() bool { return false }
-	if src != nil {
-		hurry = func() bool { _, waits := src.Urgent(); return waits }
-	}
+// yielding has work that guests run beside step back for them, but not while there is
+// hurry.
+func (s *saving) yielding(hurry func() bool) capture.Turn {
 	return func(work func() error) error { return s.agent.pacer.do(hurry, work) }
 }
 
