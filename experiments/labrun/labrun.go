@@ -310,6 +310,17 @@ func pollEach(ctx context.Context, every, budget time.Duration, what string, don
 // tailBytes is how much of a log goes into an error.
 const tailBytes = 4 << 10
 
+// Logs returns the ends of the daemons' logs, each below its path. Ask before End of a
+// Scratch, which removes them.
+func (l *Lab) Logs() string {
+	var b strings.Builder
+	files, _ := filepath.Glob(filepath.Join(l.Dir, "nodes", "*", "agent.log"))
+	for _, f := range append(files, filepath.Join(l.Dir, "coordinator", "coordinator.log"), l.log()) {
+		fmt.Fprintf(&b, "%s:\n%s\n", f, tail(f))
+	}
+	return b.String()
+}
+
 func tail(path string) string {
 	b, err := os.ReadFile(path)
 	if err != nil {

@@ -47,7 +47,7 @@ func parseOptions(args []string, complaints io.Writer) (options, error) {
 	fs.SetOutput(complaints)
 	quick := fs.Bool("quick", false, "a few checkpoints and restarts, with and without channel state: shows that it works, proves little")
 	fs.IntVar(&o.n, "n", 100, "checkpoints of each arm")
-	fs.IntVar(&o.rate, "rate", 0, "datagrams a second from each guest to each other on each wire; 0: the highest, of 120, 60, 30 and 15, at which no stream stands still for 50 ms with nothing done")
+	fs.IntVar(&o.rate, "rate", 60, "datagrams a second from each guest to each other on each wire; 0: the highest, of 120, 60, 30 and 15, at which no stream stands still for 50 ms with nothing done")
 	fs.IntVar(&o.nodes, "nodes", 3, "how many nodes")
 	fs.IntVar(&o.guests, "guests", 3, "how many guests")
 	fs.StringVar(&o.guestDir, "guest-dir", "build/guest", "`directory` of the guests' kernel and initial RAM disk")
@@ -57,9 +57,6 @@ func parseOptions(args []string, complaints io.Writer) (options, error) {
 		o.arms, o.alone = []arm{alone, running, restarts, holes}, aloneFor
 		if *quick {
 			o.n, o.arms, o.alone = 4, []arm{restarts, holes}, 3*time.Second
-			if o.rate == 0 {
-				o.rate = 60
-			}
 		}
 		var errs []error
 		for _, f := range []struct {

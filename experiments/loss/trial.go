@@ -44,7 +44,12 @@ func measure(ctx context.Context, o options, a arm, note func(string, ...any)) (
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, lab.End()) }()
+	defer func() {
+		if err != nil && ctx.Err() == nil {
+			note("%s", lab.Logs())
+		}
+		err = errors.Join(err, lab.End())
+	}()
 	app := guests.Cluster{Count: o.guests, Work: guests.RunCanary, Tick: time.Second,
 		Canary: guests.Canary{Rate: o.rate, SizeBytes: sizeBytes, Length: o.budget(a), Wires: guests.AllWires}}
 	if err := lab.BringGuests(ctx, clusterName, o.guestDir, memoryMiB, app, sends); err != nil {

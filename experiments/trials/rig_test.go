@@ -66,24 +66,13 @@ func newRig(t *testing.T, nodes int, args ...string) *rig {
 			t.Error(err)
 		}
 		if t.Failed() {
-			r.dumpLogs()
+			r.Log(r.Logs())
 		}
 		if err := os.RemoveAll(dir); err != nil {
 			t.Error(err)
 		}
 	})
 	return r
-}
-
-// dumpLogs shows the ends of the daemons' logs.
-func (r *rig) dumpLogs() {
-	files, _ := filepath.Glob(filepath.Join(r.Dir, "nodes", "*", "agent.log"))
-	for _, f := range append(files, filepath.Join(r.Dir, "coordinator", "coordinator.log"), filepath.Join(r.Dir, "lab.log")) {
-		b, err := os.ReadFile(f)
-		if err == nil {
-			r.Logf("%s:\n%s", f, b[max(0, len(b)-6<<10):])
-		}
-	}
 }
 
 func (r *rig) start() {
