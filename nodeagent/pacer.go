@@ -18,6 +18,7 @@ import (
 // Concurrency: safe for use by several goroutines.
 type pacer struct {
 	waited func() time.Duration // of the calling thread
+	now    func() time.Time
 	sleep  func(time.Duration)
 
 	turn sync.Mutex // held by who works, and rests, while strained
@@ -46,7 +47,7 @@ const (
 
 // newPacer returns a pacer that has to find out first that there are processors to spare.
 func newPacer() *pacer {
-	return &pacer{waited: threadWaited, sleep: time.Sleep, strain: 2 * strainStep}
+	return &pacer{waited: threadWaited, now: time.Now, sleep: time.Sleep, strain: 2 * strainStep}
 }
 
 // do does a piece of work, and rests behind it if need be. hurry is asked whether
@@ -57,9 +58,9 @@ func (p *pacer) do(hurry func() bool, work func() error) error {
 		defer p.turn.Unlock()
 	}
 	runtime.LockOSThread()
-	before, begun := p.waited(), time.Now()
+	before, begun := p.waited(), p.now()
 	err := work()
-	took, waited := time.Since(begun), p.waited()-before
+	took, waited := p.now().Sub(begun), p.waited()-before
 	runtime.UnlockOSThread()
 	rests := p.note(waited > max(took/shortOf, noise)) - 1
 	if rests > 0 && err == nil {
@@ -87,19 +88,21 @@ func (p *pacer) rest(left time.Duration, hurry func() bool) {
 func (p *pacer) level() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return (p.strain + strainStep - 1) / strainStep
+	return levelOf(p.strain)
 }
+
+func levelOf(strain int) int { return (strain + strainStep - 1) / strainStep }
 
 // note enters how a piece fared, and returns the level since.
 func (p *pacer) note(short bool) int {
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	if short {
 		p.strain = min(p.strain+strainStep, mostStrain)
 	} else {
 		p.strain = max(p.strain-1, 0)
 	}
-	p.mu.Unlock()
-	return p.level()
+	return levelOf(p.strain)
 }
 
 // threadWaited returns for how long the calling thread was able to run and had no

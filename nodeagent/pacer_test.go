@@ -16,12 +16,14 @@ import (
 type scarcity struct {
 	*pacer
 	waits  bool
+	at     time.Duration // on the clock
 	clock  time.Duration // that threads have waited so far
 	rested time.Duration
 }
 
 func newScarcity() *scarcity {
 	s := &scarcity{pacer: newPacer()}
+	s.pacer.now = func() time.Time { return time.Unix(0, 0).Add(s.at) }
 	s.pacer.waited = func() time.Duration { return s.clock }
 	s.pacer.sleep = func(d time.Duration) { s.rested += d }
 	return s
@@ -31,11 +33,9 @@ func newScarcity() *scarcity {
 func (s *scarcity) piece(t *testing.T, hurry func() bool) float64 {
 	t.Helper()
 	s.rested = 0
-	var took time.Duration
+	const took = time.Millisecond
 	err := s.do(hurry, func() error {
-		begun := time.Now()
-		time.Sleep(time.Millisecond)
-		took = time.Since(begun)
+		s.at += took
 		if s.waits {
 			s.clock += took
 		}
@@ -98,7 +98,7 @@ func TestPacer_PassesErrorsOnAtOnce(t *testing.T) {
 	s := newScarcity()
 	s.waits = true
 	want := errors.New("no such memory")
-	err := s.do(never, func() error { time.Sleep(time.Millisecond); s.clock += time.Second; return want })
+	err := s.do(never, func() error { s.at += time.Millisecond; s.clock += time.Second; return want })
 	if !errors.Is(err, want) || s.rested > 0 {
 		t.Errorf("error = %v after a rest of %s, want that of the work, at once", err, s.rested)
 	}
@@ -111,7 +111,12 @@ func TestPacer_OneAtATimeWhileProcessorsAreShort(t *testing.T) {
 		together bool
 	}{{"short", mostStrain, false}, {"to spare", 0, true}} {
 		t.Run(tc.name, func(t *testing.T) {
-			p := &pacer{waited: func() time.Duration { return 0 }, sleep: func(time.Duration) {}, strain: tc.strain}
+			p := newScarcity().pacer
+			p.strain = tc.strain
+			enough := 100 * time.Millisecond // for the other to come, if it may
+			if tc.together {
+				enough = 10 * time.Second
+			}
 			var now atomic.Int32
 			met := make(chan struct{}) // closed when two are at work
 			var wg sync.WaitGroup
@@ -124,7 +129,7 @@ func TestPacer_OneAtATimeWhileProcessorsAreShort(t *testing.T) {
 						}
 						select {
 						case <-met:
-						case <-time.After(100 * time.Millisecond): // long enough for the other to come
+						case <-time.After(enough):
 						}
 						return nil
 					})

@@ -308,7 +308,7 @@ func pollEach(ctx context.Context, every, budget time.Duration, what string, don
 }
 
 // tailBytes is how much of a log goes into an error.
-const tailBytes = 4 << 10
+const tailBytes = 6 << 10
 
 // Logs returns the ends of the daemons' logs, each below its path. Ask before End of a
 // Scratch, which removes them.

@@ -55,7 +55,9 @@ func parseOptions(args []string, complaints io.Writer) (options, error) {
 	var err error
 	o.json, err = result.ParseFlags(fs, args, func() error {
 		o.arms, o.alone = []arm{alone, running, restarts, holes}, aloneFor
+		leastRate := 0
 		if *quick {
+			leastRate = 1 // there is no arm to find one in
 			o.n, o.arms, o.alone = 4, []arm{restarts, holes}, 3*time.Second
 		}
 		var errs []error
@@ -63,7 +65,7 @@ func parseOptions(args []string, complaints io.Writer) (options, error) {
 			flag         string
 			value, least int
 			most         int
-		}{{"-n", o.n, 1, 10_000}, {"-rate", o.rate, 0, 10_000}, {"-nodes", o.nodes, 1, 8}, {"-guests", o.guests, 2, 16}} {
+		}{{"-n", o.n, 1, 10_000}, {"-rate", o.rate, leastRate, 10_000}, {"-nodes", o.nodes, 1, 8}, {"-guests", o.guests, 2, 16}} {
 			if f.value < f.least || f.value > f.most {
 				errs = append(errs, fmt.Errorf("%s %d: want %d to %d", f.flag, f.value, f.least, f.most))
 			}
@@ -122,21 +124,15 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	note := result.Notes(stderr)
 	for _, a := range o.arms {
-		rates := sustainable
-		if o.rate > 0 {
-			rates = []int{o.rate}
+		step := measure
+		if o.rate == 0 {
+			step = sustain // of the first arm, which is alone
 		}
-		var rows []row
-		for i := range rates {
-			o.rate = rates[i]
-			if rows, err = measure(ctx, o, a, note); err != nil {
-				return fmt.Errorf("%s: %w", a, err)
-			}
-			if i == len(rates)-1 || sustained(rows) {
-				break
-			}
-			note("  %d a second is more than these guests sustain", o.rate)
+		rows, err := step(ctx, o, a, note)
+		if err != nil {
+			return fmt.Errorf("%s: %w", a, err)
 		}
+		o.rate = rows[0].Rate
 		doc.Rows = append(doc.Rows, rows...)
 	}
 	doc.Goals = goals(doc.Rows)
@@ -145,6 +141,18 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 
 // sustainable are the rates of which the highest is chosen that guests sustain.
 var sustainable = []int{120, 60, 30, 15}
+
+// sustain measures an arm at one rate after the other until its guests sustain one.
+func sustain(ctx context.Context, o options, a arm, note func(string, ...any)) (rows []row, err error) {
+	for _, o.rate = range sustainable {
+		rows, err = measure(ctx, o, a, note)
+		if err != nil || sustained(rows) {
+			return rows, err
+		}
+		note("  %d a second is more than these guests sustain", o.rate)
+	}
+	return rows, nil
+}
 
 // sustained tells whether no stream stood still for longer than it may beside a pause,
 // with nothing done to its guests.

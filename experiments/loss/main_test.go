@@ -31,7 +31,7 @@ func TestRun_Quick(t *testing.T) {
 }
 
 func TestParseOptions_RefusesNonsense(t *testing.T) {
-	for _, args := range [][]string{{"-n", "0"}, {"-rate", "-1"}, {"-nodes", "99"}, {"-guests", "1"}, {"-o", "xml"}, {"more"}} {
+	for _, args := range [][]string{{"-n", "0"}, {"-rate", "-1"}, {"-quick", "-rate", "0"}, {"-nodes", "99"}, {"-guests", "1"}, {"-o", "xml"}, {"more"}} {
 		if _, err := parseOptions(args, &bytes.Buffer{}); err == nil {
 			t.Errorf("%v was accepted", args)
 		}

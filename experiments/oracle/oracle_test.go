@@ -483,7 +483,7 @@ func oracle(t *testing.T, g *subject, rounds int, budget *capture.Budget) {
 		s.freshen()
 		audit := rand.IntN(8) == 0
 		ctx := t.Context()
-		if err := tr.Arm(ctx, s.base == nil || audit, atOnce); err != nil {
+		if err := tr.Arm(ctx, s.base == nil || audit, nil); err != nil {
 			t.Fatal(err)
 		}
 		if err := tr.Rearm(ctx); err != nil {
@@ -581,6 +581,3 @@ func revive(t *testing.T, g *subject, memory, devices []byte, disks [][]byte) {
 	}
 	again.await(2)
 }
-
-// atOnce is the Turn of who has nobody to wait for.
-func atOnce(work func() error) error { return work() }

@@ -144,11 +144,9 @@ func TestPut_ContextEndsDuringRead(t *testing.T) {
 func TestPut_ReadsInTurns(t *testing.T) {
 	ctx := t.Context()
 	r := mustCreate(t, smallConfig(newCrashFS(t, 1))) // with one worker
-	const leaves = 4
-	g := &guestMemory{b: make([]byte, leaves*object.LeafBytes)}
-	g.generation(t, r, 1)
+	g := firstGeneration(t, r)                        // of three leaves
 	g.written.Add(extent.Extent{Len: 1})
-	g.written.Add(extent.Extent{Off: 2 * object.LeafBytes, Len: 1}) // leaves 1 and 3 did not change
+	g.written.Add(extent.Extent{Off: 2 * object.LeafBytes, Len: 1}) // leaf 1 did not change
 	inTurn, turns := false, 0
 	src := sourceFunc(func(p []byte, off int64) (int, error) {
 		if !inTurn {

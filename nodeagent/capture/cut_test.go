@@ -35,7 +35,7 @@ func track(t testing.TB, w *writer, budget *Budget) *Tracker {
 // takeCut takes a cut and returns it with what memory was.
 func takeCut(t testing.TB, w *writer, tr *Tracker, full bool, patience time.Duration) (*Cut, []byte) {
 	t.Helper()
-	if err := tr.Arm(t.Context(), full, atOnce); err != nil {
+	if err := tr.Arm(t.Context(), full, nil); err != nil {
 		t.Fatal(err)
 	}
 	if rand.IntN(2) == 0 {
@@ -140,7 +140,7 @@ func TestCut_Hides(t *testing.T) {
 		{second, true, 0},
 		{extent.Set{}, true, 4},
 	} {
-		if err := tr.Arm(t.Context(), false, atOnce); err != nil {
+		if err := tr.Arm(t.Context(), false, nil); err != nil {
 			t.Fatal(err)
 		}
 		cut, err := tr.Cut(longPatience, Hidden{"ram0": c.hidden})
@@ -293,7 +293,7 @@ func TestCut_TakesOnlyWhatWasWritten(t *testing.T) {
 	w.stop() // nothing is written between the two cuts
 	defer w.cont()
 	before := c.Stats()
-	if err := tr.Arm(t.Context(), false, atOnce); err != nil {
+	if err := tr.Arm(t.Context(), false, nil); err != nil {
 		t.Fatal(err)
 	}
 	c2, err := tr.Cut(longPatience, nil)
@@ -386,7 +386,7 @@ func TestTracker_EndsWithItsGuest(t *testing.T) {
 	case <-time.After(10 * time.Second):
 		t.Fatal("faults of a process that has ended are still waited for")
 	}
-	if err := tr.Arm(t.Context(), false, atOnce); err == nil {
+	if err := tr.Arm(t.Context(), false, nil); err == nil {
 		t.Error("memory of a process that has ended can be armed")
 	}
 }
@@ -423,6 +423,3 @@ func TestTrack_RefusesWhatIsNotMapped(t *testing.T) {
 	}
 	w.awaitWrites(100)
 }
-
-// atOnce is the Turn of tests that have nobody to wait for.
-func atOnce(work func() error) error { return work() }

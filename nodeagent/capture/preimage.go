@@ -45,7 +45,7 @@ func newPool(b *Budget, unit int64) *pool { return &pool{budget: b, unit: unit, 
 // Each slab is a piece of work that turn is given.
 func (p *pool) warm(size int64, turn Turn) error {
 	for more := true; more; {
-		err := turn(func() error {
+		err := turn.do(func() error {
 			p.mu.Lock()
 			defer p.mu.Unlock()
 			if more = int64(len(p.slabs))*slabBytes < size && p.grow(); more {

@@ -234,8 +234,15 @@ func (t *Tracker) fail(err error) {
 }
 
 // Turn is given a piece of work, does it once, and returns its error. It may wait before
-// and after, where processors are needed for something better.
+// and after, where processors are needed for something better. Nil: work is done at once.
 type Turn func(work func() error) error
+
+func (t Turn) do(work func() error) error {
+	if t == nil {
+		return work()
+	}
+	return t(work)
+}
 
 // Arm protects all memory that is open, while the guest runs, so that a cut soon
 // after has little to do. full: the cut is to take all memory, not only what was
@@ -299,7 +306,7 @@ func (t *Tracker) protectAll(ctx context.Context, turn Turn) error {
 				return context.Cause(ctx)
 			}
 			piece := uffd.Range{Addr: r.addr + uint64(off), Len: uint64(min(protectBytes, r.size-off))}
-			if err := turn(func() error { return t.fd.Protect(piece) }); err != nil {
+			if err := turn.do(func() error { return t.fd.Protect(piece) }); err != nil {
 				return fmt.Errorf("protect memory %s: %w", r.name, err)
 			}
 		}
