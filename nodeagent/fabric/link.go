@@ -268,7 +268,7 @@ func (l *link) session(ctx context.Context) (up bool, err error) {
 }
 
 // connect dials the peer at address and exchanges hellos. last is what the peer has processed.
-func (l *link) connect(ctx context.Context, address string) (conn net.Conn, last uint64, err error) {
+func (l *link) connect(ctx context.Context, address string) (_ net.Conn, last uint64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
 	l.mu.Lock()
@@ -277,10 +277,11 @@ func (l *link) connect(ctx context.Context, address string) (conn net.Conn, last
 		from: l.fabric.cfg.Node, to: l.node, incarnation: l.fabric.cfg.Incarnation, cluster: l.cluster.name,
 	}
 	l.mu.Unlock()
-	conn, err = l.fabric.dial(ctx, l.node, address)
+	conn, err := l.fabric.dial(ctx, l.node, address)
 	if err != nil {
 		return nil, 0, err
 	}
+	// What it hangs up must not change: it may run beside a return.
 	release := context.AfterFunc(ctx, func() { hangUp(conn) })
 	last, err = exchange(conn, h)
 	if !release() {
