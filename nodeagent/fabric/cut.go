@@ -99,9 +99,20 @@ func (f *Fabric) Recolour(ctx context.Context, cluster string, epoch uint64, gue
 
 func (c *cluster) recolour(ctx context.Context, epoch uint64, guest string) error {
 	ports := c.portsOf(guest)
-	if err := c.drainEgress(ctx, ports); err != nil {
-		return err
+	for {
+		if err := c.drainEgress(ctx, ports); err != nil {
+			return err
+		}
+		// A reader may look once more at its socket, in which there is nothing, and be
+		// found busy by that.
+		if err := c.passCut(epoch, ports); !errors.Is(err, ErrNotDrained) {
+			return err
+		}
 	}
+}
+
+// passCut lets a guest's ports pass a cut, all or none.
+func (c *cluster) passCut(epoch uint64, ports []*Port) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if _, err := c.cutLocked(epoch); err != nil {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"reflect"
+	"sync"
 	"testing"
 	"time"
 
@@ -457,5 +458,36 @@ func TestNetwork_AddressTableIsBounded(t *testing.T) {
 	n.dropPort(here)
 	if len(n.stations) != 1 {
 		t.Errorf("%d addresses after the port left, want 1", len(n.stations))
+	}
+}
+
+// A reader that looks at an empty socket once more does not keep a guest from passing
+// its cut.
+func TestRecolour_ReaderLooksOnceMore(t *testing.T) {
+	l := newRawLink(t)
+	ended := make(chan struct{})
+	var looks sync.WaitGroup
+	looks.Go(func() {
+		for busy := true; ; busy = !busy {
+			select {
+			case <-ended:
+				l.port.busy.Store(false)
+				return
+			default:
+				l.port.busy.Store(busy)
+			}
+		}
+	})
+	defer looks.Wait()
+	defer close(ended)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for epoch := uint64(rawFloor + 1); epoch < rawFloor+2000; epoch++ {
+		if err := l.f.BeginCut("c", epoch, []string{"here", "there"}, time.Minute); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.f.Recolour(ctx, "c", epoch, "g"); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
