@@ -499,6 +499,38 @@ func TestCut_EarlyFramesWaitForTheirReceiver(t *testing.T) {
 	w.awaitAll()
 }
 
+// What the writer takes off a queue at once ends where frames of behind the cut begin.
+func TestCut_EarlyFramesWaitBehindOlderOnes(t *testing.T) {
+	w := newWorld(t, 3, 1, 0, nil)
+	a, b, c := w.nodes[0], w.nodes[1], w.nodes[2]
+	b.guests[0].send(everybody, 60) // so that all know where it is
+	w.awaitAll()
+	for _, n := range w.nodes {
+		must(t, n.fabric.BeginCut(clusterName, 2, w.members(), patience))
+	}
+	must(t, b.ports[0].Gate())
+	waiting := func(want uint64) func() bool {
+		return func() bool { return b.ports[0].Stats().Waiting == want }
+	}
+	c.guests[0].send(b.guests[0].id, 61)
+	awaitTrue(t, "older frame waits", waiting(1))
+	a.cutGuest(t, 2)
+	a.guests[0].send(b.guests[0].id, 62)
+	awaitTrue(t, "newer frame waits behind it", waiting(2))
+	b.ports[0].Ungate()
+	awaitTrue(t, "newer frame waits at the open gate", func() bool { return b.ports[0].Stats().Early == 1 })
+	b.guests[0].await("the older frame", func(r []stamp) bool { return len(r) == 1 })
+	if s := b.ports[0].Stats(); s.Waiting != 1 || s.Sent != 1 {
+		t.Errorf("port sent %d frames and holds %d, want 1 and 1", s.Sent, s.Waiting)
+	}
+	b.cutGuest(t, 2)
+	c.cutGuest(t, 2)
+	for _, n := range w.nodes {
+		n.fabric.EndCut(clusterName, 2)
+	}
+	w.awaitAll()
+}
+
 // What is still on a link when its receiver passes its point is delivered at once,
 // and recorded.
 func TestCut_OlderFramesAreRecordedWhileTheGuestRuns(t *testing.T) {

@@ -400,6 +400,7 @@ func (p *Port) write() {
 	defer p.workers.Done()
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	run := make([]frame, 0, batchSize)
 	for {
 		for !p.closed && (p.gated || p.writing || p.queue.len() == 0 || p.waitsForCut()) {
 			p.settled.Wait()
@@ -407,19 +408,41 @@ func (p *Port) write() {
 		if p.closed {
 			return
 		}
-		fr := *p.queue.at(0)
+		run = p.front(run[:0])
 		p.writing = true
 		wasStalled := p.stalled
 		mark := p.stallMark
 		p.mu.Unlock()
 
-		result, unread := p.deliver(fr.data, wasStalled, mark)
+		n, result, unread := 0, outcomeSent, 0
+		if !wasStalled {
+			n = p.wire.trySendAll(run)
+		}
+		if n == 0 {
+			n = 1
+			result, unread = p.deliver(run[0].data, wasStalled, mark)
+		}
 
 		p.mu.Lock()
 		p.writing = false
-		p.settle(fr, result, unread)
+		p.settle(run[:n], result, unread)
+		clear(run)
 		p.settled.Broadcast() // for Gate
 	}
+}
+
+// front appends to run what may be sent of the queue, at most batchSize frames.
+//
+// Preconditions: mu is held, the queue is not empty and does not wait for a cut.
+func (p *Port) front(run []frame) []frame {
+	for i := range min(p.queue.len(), batchSize) {
+		fr := *p.queue.at(i)
+		if i > 0 && p.isEarly(fr) {
+			break
+		}
+		run = append(run, fr)
+	}
+	return run
 }
 
 // waitsForCut tells whether the queue's front is early: behind the open cut, while
@@ -457,30 +480,32 @@ func (p *Port) lookAgain() {
 	p.settled.Broadcast()
 }
 
-// settle takes the result of one delivery into account.
+// settle takes into account what became of the frames at the queue's front.
 //
 // Preconditions: mu is held.
-func (p *Port) settle(fr frame, result outcome, unread int) {
+func (p *Port) settle(run []frame, result outcome, unread int) {
 	if p.closed || result == outcomeKept {
 		return // a closed port has no queue any more
 	}
-	p.queue.popFront()
-	p.bytes -= fr.cost()
-	p.room.raise()
-	if p.bytes <= p.fabric.cfg.QueueBytes/2 {
-		p.letGo()
-	}
-	switch result {
-	case outcomeSent:
-		p.noteSent(fr)
-		p.stalled = false
-	case outcomeStalled:
-		p.counters.stalled.Add(1)
-		if !p.stalled {
-			p.stalled, p.stallMark = true, unread
+	for _, fr := range run {
+		p.queue.popFront()
+		p.bytes -= fr.cost()
+		switch result {
+		case outcomeSent:
+			p.noteSent(fr)
+			p.stalled = false
+		case outcomeStalled:
+			p.counters.stalled.Add(1)
+			if !p.stalled {
+				p.stalled, p.stallMark = true, unread
+			}
+		default:
+			p.counters.socket.Add(1)
 		}
-	default:
-		p.counters.socket.Add(1)
+	}
+	if p.bytes <= p.fabric.cfg.QueueBytes/2 { // not for each frame: who waits has many
+		p.room.raise()
+		p.letGo()
 	}
 }
 

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"fermata/nodeagent/fabric"
 )
 
@@ -61,14 +63,17 @@ func socketCapacity(t *testing.T, size int) uint64 {
 	fabricEnd, guestEnd := mustPair(t)
 	defer guestEnd.Close()
 	defer fabricEnd.Close()
-	if err := fabricEnd.SetWriteDeadline(time.Now().Add(50 * time.Millisecond)); err != nil {
+	raw, err := fabricEnd.SyscallConn()
+	if err != nil {
 		t.Fatal(err)
 	}
 	for n := uint64(0); ; n++ {
-		if _, err := fabricEnd.Write(make([]byte, size)); errors.Is(err, os.ErrDeadlineExceeded) {
+		cerr := raw.Control(func(fd uintptr) { err = unix.Sendto(int(fd), make([]byte, size), unix.MSG_DONTWAIT, nil) })
+		switch {
+		case err == unix.EAGAIN:
 			return n
-		} else if err != nil {
-			t.Fatal(err)
+		case err != nil || cerr != nil:
+			t.Fatal(err, cerr)
 		}
 	}
 }

@@ -27,9 +27,8 @@ const (
 // Attach alone. The guest end goes to QEMU (-netdev dgram,local.type=fd) and to
 // Attach. Both are close-on-exec.
 //
-// The guest end is deliberately a blocking descriptor for Go: it then stays out
-// of the runtime's poller, which would otherwise wake for each frame sent to
-// the guest.
+// Both are blocking descriptors for Go: they stay out of the runtime's poller, see
+// watch.
 func NewPair() (fabricEnd, guestEnd *os.File, err error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -38,7 +37,6 @@ func NewPair() (fabricEnd, guestEnd *os.File, err error) {
 	err = errors.Join(
 		setBuffers(fds[0], toGuestBuffer),
 		setBuffers(fds[1], fromGuestBuffer),
-		os.NewSyscallError("set non-blocking", unix.SetNonblock(fds[0], true)),
 	)
 	if err != nil {
 		return nil, nil, errors.Join(err, unix.Close(fds[0]), unix.Close(fds[1]))
@@ -78,10 +76,12 @@ func setBuffers(fd, size int) error {
 //
 // Concurrency: one sender and one receiver; the rest from any goroutine.
 type wire struct {
-	fabricEnd *os.File // immutable; non-blocking, in the runtime's poller
+	fabricEnd *os.File // immutable
 	guestEnd  *os.File // immutable
 	fabric    syscall.RawConn
 	guest     syscall.RawConn
+	arrivals  *watch // immutable; frames of the guest
+	room      *watch // immutable; for frames to the guest, while somebody waits for it
 	// egressLow is the most the fabric may have left unread for a QEMU that found
 	// the socket full to be told that it is not (unix_writable in
 	// linux/net/unix/af_unix.c). Immutable.
@@ -99,15 +99,19 @@ func newWire(fabricEnd, guestEnd *os.File) (*wire, error) {
 	if err != nil {
 		return nil, fmt.Errorf("use guest end: %w", err)
 	}
-	if err := fabricEnd.SetDeadline(time.Time{}); err != nil {
-		return nil, fmt.Errorf("fabric end is not pollable: %w", err)
-	}
 	var size int
 	cerr := guest.Control(func(fd uintptr) { size, err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF) })
 	if err := errors.Join(cerr, err); err != nil {
 		return nil, fmt.Errorf("read socket buffer of guest end: %w", err)
 	}
-	return &wire{fabricEnd: fabricEnd, guestEnd: guestEnd, fabric: fabric, guest: guest, egressLow: size / 4, out: newBatch()}, nil
+	w := &wire{fabricEnd: fabricEnd, guestEnd: guestEnd, fabric: fabric, guest: guest, egressLow: size / 4, out: newBatch()}
+	if w.arrivals, err = newWatch(fabric, unix.EPOLLIN); err != nil {
+		return nil, err
+	}
+	if w.room, err = newWatch(fabric, 0); err != nil {
+		return nil, errors.Join(err, w.arrivals.close())
+	}
+	return w, nil
 }
 
 // trySend sends one frame, or returns EAGAIN when the guest's socket is full.
@@ -148,20 +152,26 @@ func (w *wire) trySendAll(frames []frame) (n int) {
 // send waits until the frame is sent, the write deadline passes
 // (os.ErrDeadlineExceeded, nothing sent) or the wire is closed.
 func (w *wire) send(data []byte) error {
+	if err := w.room.want(unix.EPOLLOUT); err != nil {
+		return err
+	}
 	var err error
-	werr := w.fabric.Write(func(fd uintptr) bool {
-		err = sendDatagram(fd, data)
+	werr := w.room.await(func() bool {
+		err = w.trySend(data)
 		return !isFull(err)
 	})
 	if werr != nil {
-		return werr
+		err = werr
+	}
+	if werr := w.room.want(0); err == nil {
+		err = werr
 	}
 	return err
 }
 
 func sendDatagram(fd uintptr, data []byte) error {
 	for {
-		_, err := unix.Write(int(fd), data)
+		err := unix.Sendto(int(fd), data, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, nil)
 		if err != unix.EINTR {
 			return err
 		}
@@ -176,16 +186,21 @@ func isFull(err error) bool { return err == unix.EAGAIN || err == unix.ENOBUFS }
 // datagram leaves the socket until a later call finds the socket empty, so that
 // "nothing unread, then not working" means that all was dealt with.
 func (w *wire) receive(in *batch, working func(bool)) (n int, err error) {
-	rerr := w.fabric.Read(func(fd uintptr) bool {
+	rerr := w.arrivals.await(func() bool {
 		working(true)
-		n, err = in.call(unix.SYS_RECVMMSG, fd, batchSize)
+		if cerr := w.fabric.Control(func(fd uintptr) { n, err = in.call(unix.SYS_RECVMMSG, fd, batchSize) }); cerr != nil {
+			err = cerr
+		}
 		if err == unix.EAGAIN {
 			working(false)
 			return false
 		}
 		return true
 	})
-	return n, errors.Join(rerr, err)
+	if rerr != nil {
+		err = rerr
+	}
+	return n, err
 }
 
 // takeBack receives one datagram in the guest's place, or returns EAGAIN. The
@@ -210,6 +225,9 @@ func unread(c syscall.RawConn) (n int, err error) {
 }
 
 // setSendDeadline bounds send; a time in the past ends one that waits.
-func (w *wire) setSendDeadline(t time.Time) error { return w.fabricEnd.SetWriteDeadline(t) }
+func (w *wire) setSendDeadline(t time.Time) error { return w.room.file.SetReadDeadline(t) }
 
-func (w *wire) close() error { return errors.Join(w.fabricEnd.Close(), w.guestEnd.Close()) }
+// close ends who waits. Closing again is an error.
+func (w *wire) close() error {
+	return errors.Join(w.arrivals.close(), w.room.close(), w.fabricEnd.Close(), w.guestEnd.Close())
+}
