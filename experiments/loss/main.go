@@ -51,7 +51,7 @@ func parseOptions(args []string, complaints io.Writer) (options, error) {
 	fs.IntVar(&o.nodes, "nodes", 3, "how many nodes")
 	fs.IntVar(&o.guests, "guests", 3, "how many guests")
 	fs.StringVar(&o.guestDir, "guest-dir", "build/guest", "`directory` of the guests' kernel and initial RAM disk")
-	fs.StringVar(&o.scratch, "dir", "/dev/shm", "`directory` for everything that is written")
+	fs.StringVar(&o.scratch, "dir", "/dev/shm", "`directory` for everything that is written: some 10 MiB a checkpoint")
 	var err error
 	o.json, err = result.ParseFlags(fs, args, func() error {
 		o.arms, o.alone = []arm{alone, running, restarts, holes}, aloneFor
@@ -100,6 +100,7 @@ type row struct {
 	Reordered uint64 `json:"reordered"`
 
 	GapMS        result.Sample `json:"gap_ms"`          // of each pair, the longest time between two arrivals, on the receiver's clock
+	WarmMS       result.Sample `json:"warm_ms"`         // of each guest, what its processors took of ours after the last restart, beyond what they always take
 	LongestMS    float64       `json:"longest_ms"`      // pause of any guest
 	Corrupt      uint64        `json:"corrupt"`         // of all wires
 	Broken       uint64        `json:"broken"`          // connections of the streams
@@ -169,7 +170,7 @@ func rowsOf(a arm, rate int, done work, s guests.Summary) []row {
 	var rows []row
 	for wire := range strings.SplitSeq(guests.AllWires, "+") {
 		r := row{Arm: a, Wire: wire, Rate: rate, Checkpoints: done.checkpoints, Restarts: done.restarts, Recorded: done.recorded,
-			LongestMS: done.longestMS, Corrupt: s.Totals.Corrupt, Broken: s.Totals.Broken}
+			WarmMS: done.warmMS, LongestMS: done.longestMS, Corrupt: s.Totals.Corrupt, Broken: s.Totals.Broken}
 		for pair, f := range s.Pairs {
 			if pair.Wire != wire {
 				continue
@@ -239,6 +240,7 @@ func columns() []result.Column[row] {
 		{Name: "REORDERED", Cell: count(func(r row) uint64 { return r.Reordered })},
 		{Name: "GAP ms", Cell: func(r row) string { return r.GapMS.String() }},
 		{Name: "PAUSE ms", Cell: func(r row) string { return fmt.Sprintf("%.1f", r.LongestMS) }},
+		{Name: "WARM-UP ms", Cell: func(r row) string { return r.WarmMS.String() }},
 		{Name: "TIMEOUTS", Cell: count(func(r row) uint64 { return r.Timeouts })},
 		{Name: "RESETS", Cell: count(func(r row) uint64 { return r.Resets + r.Broken })},
 	}
@@ -249,5 +251,5 @@ func (o options) budget(a arm) time.Duration {
 	if a == alone {
 		return o.alone
 	}
-	return time.Duration(o.n)*perCheckpoint + o.alone
+	return time.Duration(o.n)*perCheckpoint + 4*settled + o.alone
 }

@@ -6,10 +6,15 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"fermata/experiments/guests"
 	"fermata/experiments/labrun"
+	"fermata/experiments/result"
 )
 
 const (
@@ -24,8 +29,6 @@ const (
 	perCheckpoint = 2500 * time.Millisecond
 	// longestWait is the longest time between two checkpoints.
 	longestWait = time.Second
-	// keep is how many checkpoints are kept: the store is in memory.
-	keep = 5
 
 	endBudget = 20 * time.Minute
 )
@@ -33,8 +36,9 @@ const (
 // work is what was done to a cluster.
 type work struct {
 	checkpoints, restarts int
-	recorded, left        uint64  // frames
-	longestMS             float64 // pause
+	recorded, left        uint64        // frames
+	longestMS             float64       // pause
+	warmMS                result.Sample // see row
 }
 
 // measure runs one arm.
@@ -112,17 +116,15 @@ func trouble(ctx context.Context, lab *labrun.Scratch, o options, a arm) (done w
 			}
 			done.restarts++
 		}
-		if done.checkpoints%keep == 0 {
-			if err := prune(ctx, lab); err != nil {
-				return done, err
-			}
-		}
 	}
 	if a != running { // at least once
 		if err := restart(ctx, lab, o, "latest"); err != nil {
 			return done, err
 		}
 		done.restarts++
+		if done.warmMS, err = warmUp(ctx, lab); err != nil {
+			return done, err
+		}
 	}
 	consoles := labrun.Consoles{Lab: lab.Lab, Cluster: clusterName, Count: o.guests}
 	all, err := consoles.Read(ctx)
@@ -150,20 +152,49 @@ func restart(ctx context.Context, lab *labrun.Scratch, o options, from string) e
 	return lab.Command(ctx, io.Discard, nil, args...)
 }
 
-// prune deletes all but the newest checkpoints.
-func prune(ctx context.Context, lab *labrun.Scratch) error {
-	var list struct {
-		Checkpoints []struct {
-			ID string `json:"id"`
-		} `json:"checkpoints"`
+// settled is how long after a restart guests run as they always do again.
+const settled = time.Second
+
+// warmUp returns what each guest's virtual processors have taken of the machine's since a
+// restart beyond what they usually take, milliseconds. Call it right behind the restart.
+func warmUp(ctx context.Context, lab *labrun.Scratch) (result.Sample, error) {
+	begun := time.Now()
+	if err := labrun.Sleep(ctx, settled); err != nil {
+		return nil, err
 	}
-	if err := lab.Command(ctx, io.Discard, &list, "checkpoints", "list", clusterName, "-o", "json"); err != nil {
-		return err
+	pids, err := lab.Processes(ctx, clusterName)
+	if err != nil {
+		return nil, err
 	}
-	for _, c := range list.Checkpoints[:max(0, len(list.Checkpoints)-keep)] {
-		if err := lab.Command(ctx, io.Discard, nil, "checkpoints", "delete", c.ID); err != nil {
-			return err
+	first, at := virtualProcessors(pids), time.Now()
+	if err := labrun.Sleep(ctx, settled); err != nil {
+		return nil, err
+	}
+	second, later := virtualProcessors(pids), time.Since(at)
+	var warm result.Sample
+	for pid, took := range first {
+		usual := float64(second[pid]-took) / float64(later)
+		warm = append(warm, result.Milliseconds(took)-usual*result.Milliseconds(at.Sub(begun)))
+	}
+	slices.Sort(warm)
+	return warm, nil
+}
+
+// virtualProcessors returns how long the virtual processors of guests among pids have
+// run: QEMU calls their threads "CPU 0/TCG", and the first number of schedstat is
+// nanoseconds (Documentation/scheduler/sched-stats.rst).
+func virtualProcessors(pids []int) map[int]time.Duration {
+	all := map[int]time.Duration{}
+	for _, pid := range pids {
+		threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
+		for _, thread := range threads {
+			name, _ := os.ReadFile(filepath.Join(thread, "comm"))
+			stat, _ := os.ReadFile(filepath.Join(thread, "schedstat"))
+			var ran int64
+			if _, err := fmt.Sscan(string(stat), &ran); err == nil && strings.HasPrefix(string(name), "CPU ") {
+				all[pid] += time.Duration(ran)
+			}
 		}
 	}
-	return nil
+	return all
 }
