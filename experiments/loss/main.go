@@ -99,15 +99,15 @@ type row struct {
 	Doubled   uint64 `json:"doubled"`
 	Reordered uint64 `json:"reordered"`
 
-	GapMS        result.Sample `json:"gap_ms"`          // of each pair, the longest time between two arrivals, on the receiver's clock
-	WarmMS       result.Sample `json:"warm_ms"`         // of each guest, what its processors took of ours after the last restart, beyond what they always take
-	LongestMS    float64       `json:"longest_ms"`      // pause of any guest
-	Corrupt      uint64        `json:"corrupt"`         // of all wires
-	Broken       uint64        `json:"broken"`          // connections of the streams
-	Resets       uint64        `json:"tcp_resets"`      // of any connection, by the guests' kernels
-	Timeouts     uint64        `json:"tcp_timeouts"`    // retransmission time-outs, by the guests' kernels
-	Retransmits  uint64        `json:"tcp_retransmits"` // segments
-	ThrownInside uint64        `json:"thrown_inside"`   // datagrams for which a guest's own kernel had no room
+	GapMS        result.Sample `json:"gap_ms"`            // of each pair, the longest time between two arrivals, on the receiver's clock
+	WarmMS       result.Sample `json:"warm_ms,omitempty"` // of each guest, what its processors took of ours after the last restart, beyond what they always take
+	LongestMS    float64       `json:"longest_ms"`        // pause of any guest
+	Corrupt      uint64        `json:"corrupt"`           // of all wires
+	Broken       uint64        `json:"broken"`            // connections of the streams
+	Resets       uint64        `json:"tcp_resets"`        // of any connection, by the guests' kernels
+	Timeouts     uint64        `json:"tcp_timeouts"`      // retransmission time-outs, by the guests' kernels
+	Retransmits  uint64        `json:"tcp_retransmits"`   // segments
+	ThrownInside uint64        `json:"thrown_inside"`     // datagrams for which a guest's own kernel had no room
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {

@@ -2,8 +2,12 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
+	"math"
+	"strings"
 	"testing"
 
+	"fermata/experiments/guests"
 	"fermata/experiments/result/resulttest"
 	"fermata/protocol/mustrun"
 )
@@ -26,6 +30,22 @@ func TestRun_Quick(t *testing.T) {
 		}
 		if r.Doubled+r.Reordered+r.Corrupt+r.Broken != 0 || r.Arm == restarts && r.Lost != 0 || r.Wire == "tcp" && r.Lost != 0 {
 			t.Errorf("%s, %s: %d lost, %d doubled, %d reordered, %d corrupt, %d broken", r.Arm, r.Wire, r.Lost, r.Doubled, r.Reordered, r.Corrupt, r.Broken)
+		}
+	}
+}
+
+// Arms in which nothing is put back have no warm-up, and a document none the less.
+func TestRowsOf_ArmWithoutRestarts(t *testing.T) {
+	s := guests.Summary{Pairs: map[guests.Pair]guests.CanaryFinal{}}
+	for wire := range strings.SplitSeq(guests.AllWires, "+") {
+		s.Pairs[guests.Pair{From: "g1", To: "g2", Wire: wire}] = guests.CanaryFinal{Sent: 1, Gap: 0.25}
+	}
+	for _, r := range rowsOf(alone, 30, work{}, s) {
+		if _, err := json.Marshal(r); err != nil {
+			t.Error(err)
+		}
+		if got, want := r.stall(), 250-1000.0/30; math.Abs(got-want) > 1e-6 {
+			t.Errorf("%s: stall of %g ms, want %g", r.Wire, got, want)
 		}
 	}
 }
