@@ -108,11 +108,11 @@ func (f *Fabric) attach(cfg PortConfig) (*Port, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	w, err := newWire(cfg.FabricEnd, cfg.GuestEnd)
+	c, err := f.clusterNamed(cfg.Cluster)
 	if err != nil {
 		return nil, err
 	}
-	c, err := f.clusterNamed(cfg.Cluster)
+	w, err := newWire(cfg.FabricEnd, cfg.GuestEnd)
 	if err != nil {
 		return nil, err
 	}
@@ -129,7 +129,7 @@ func (f *Fabric) attach(cfg PortConfig) (*Port, error) {
 	p.epoch.Store(c.epoch.Load())
 	p.workers.Add(2) // before others see the port: its cluster may end at once
 	if err := c.addPort(p, cfg.Network); err != nil {
-		return nil, err
+		return nil, errors.Join(err, w.unwatch())
 	}
 	go p.read()
 	go p.write()

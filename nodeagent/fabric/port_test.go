@@ -312,6 +312,16 @@ func TestPort_DetachUnblocksEverybody(t *testing.T) {
 	n.attach(2, 0, false)
 }
 
+// openFiles is how many files this process has open.
+func openFiles(t *testing.T) int {
+	t.Helper()
+	files, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(files)
+}
+
 func TestAttach_Refuses(t *testing.T) {
 	n := newNode(t, "n1", nil)
 	n.create(1, nil)
@@ -329,6 +339,7 @@ func TestAttach_Refuses(t *testing.T) {
 		"no network":      {func(c *fabric.PortConfig) { c.Network = "" }, nil},
 	} {
 		t.Run(what, func(t *testing.T) {
+			before := openFiles(t)
 			cfg := good
 			cfg.FabricEnd, cfg.GuestEnd = mustPair(t)
 			c.change(&cfg)
@@ -337,6 +348,9 @@ func TestAttach_Refuses(t *testing.T) {
 			}
 			if _, err := cfg.FabricEnd.Write([]byte("x")); !errors.Is(err, os.ErrClosed) {
 				t.Errorf("fabric end after a failed attach: %v, want it closed", err)
+			}
+			if after := openFiles(t); after != before {
+				t.Errorf("%d open files after a failed attach, %d before", after, before)
 			}
 		})
 	}

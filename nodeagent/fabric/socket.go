@@ -163,9 +163,7 @@ func (w *wire) send(data []byte) error {
 	if werr != nil {
 		err = werr
 	}
-	if werr := w.room.want(0); err == nil {
-		err = werr
-	}
+	_ = w.room.want(0) // at worst somebody is woken for nothing
 	return err
 }
 
@@ -229,5 +227,8 @@ func (w *wire) setSendDeadline(t time.Time) error { return w.room.file.SetReadDe
 
 // close ends who waits. Closing again is an error.
 func (w *wire) close() error {
-	return errors.Join(w.arrivals.close(), w.room.close(), w.fabricEnd.Close(), w.guestEnd.Close())
+	return errors.Join(w.unwatch(), w.fabricEnd.Close(), w.guestEnd.Close())
 }
+
+// unwatch undoes newWire.
+func (w *wire) unwatch() error { return errors.Join(w.arrivals.close(), w.room.close()) }
