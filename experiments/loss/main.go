@@ -246,7 +246,8 @@ func columns() []result.Column[row] {
 	}
 }
 
-// budget is how long one arm's guests send: what its checkpoints take, and more.
+// budget is how long one arm's guests send: what its checkpoints take, the look at their
+// warm-up with its commands, and more.
 func (o options) budget(a arm) time.Duration {
 	if a == alone {
 		return o.alone

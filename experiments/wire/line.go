@@ -149,6 +149,56 @@ type load struct {
 	took, cpu     time.Duration
 }
 
+// arrivals is what came at the end of a line under load.
+type arrivals struct {
+	n    uint64
+	last time.Time
+	busy time.Duration // of the machine, when nothing came any more
+	err  error
+}
+
+// countArrivals counts until all have come that were sent, as stop tells, or what is
+// missing is lost.
+func countArrivals(from end, stop <-chan uint64) (c arrivals) {
+	opened := time.Now()
+	var sent uint64
+	stopped, quiet := false, time.Time{} // since when nothing comes; zero: it does
+	buf := make([]byte, 1<<16)
+	for {
+		_, err := receiveOurs(from, buf)
+		switch {
+		case err == nil:
+			c.n++
+			if c.n%256 == 0 {
+				c.last = time.Now()
+			}
+			quiet = time.Time{}
+			continue
+		case !errors.Is(err, unix.EAGAIN):
+			c.err = err
+			return c
+		}
+		if !stopped {
+			select {
+			case sent = <-stop:
+				stopped = true
+			default:
+			}
+			continue
+		}
+		if quiet.IsZero() {
+			quiet = time.Now()
+			if c.busy, c.err = machineTime(); c.err != nil {
+				return c
+			}
+		}
+		noTurnYet := c.n == 0 && time.Since(opened) < patience
+		if c.n >= sent || time.Since(quiet) > settle && !noTurnYet {
+			return c
+		}
+	}
+}
+
 // load sends as many frames as the line takes for some time.
 func (l *line) load(ctx context.Context, size int, length time.Duration) (load, error) {
 	arriving := l.far
@@ -156,61 +206,13 @@ func (l *line) load(ctx context.Context, size int, length time.Duration) (load, 
 		arriving = l.near
 	}
 	// A first trip that was tried again has left frames on the line.
-	for {
-		if _, err := receiveOurs(arriving, make([]byte, 1<<16)); errors.Is(err, unix.EAGAIN) {
-			break
-		} else if err != nil {
+	for buf, err := make([]byte, 1<<16), error(nil); !errors.Is(err, unix.EAGAIN); {
+		if _, err = receiveOurs(arriving, buf); err != nil && !errors.Is(err, unix.EAGAIN) {
 			return load{}, err
 		}
 	}
-	type count struct {
-		n    uint64
-		last time.Time
-		busy time.Duration // of the machine, when nothing came any more
-		err  error
-	}
-	counted, stop := make(chan count, 1), make(chan uint64, 1) // stop is told how many were sent
-	opened := time.Now()
-	go func() {
-		var c count
-		var sent uint64
-		defer func() { counted <- c }()
-		stopped, quiet := false, time.Time{} // since when nothing comes; zero: it does
-		buf := make([]byte, 1<<16)
-		for {
-			_, err := receiveOurs(arriving, buf)
-			switch {
-			case err == nil:
-				c.n++
-				if c.n%256 == 0 {
-					c.last = time.Now()
-				}
-				quiet = time.Time{}
-				continue
-			case !errors.Is(err, unix.EAGAIN):
-				c.err = err
-				return
-			}
-			if !stopped {
-				select {
-				case sent = <-stop:
-					stopped = true
-				default:
-				}
-				continue
-			}
-			if quiet.IsZero() {
-				quiet = time.Now()
-				if c.busy, c.err = machineTime(); c.err != nil {
-					return
-				}
-			}
-			noTurnYet := c.n == 0 && time.Since(opened) < patience
-			if c.n >= sent || time.Since(quiet) > settle && !noTurnYet {
-				return
-			}
-		}
-	}()
+	counted, stop := make(chan arrivals, 1), make(chan uint64, 1) // stop is told how many were sent
+	go func() { counted <- countArrivals(arriving, stop) }()
 	frame := newFrame(size, nearMAC, farMAC)
 	busy, err := machineTime()
 	if err != nil {

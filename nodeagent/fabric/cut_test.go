@@ -462,16 +462,24 @@ func TestCut_ChecksItsPreconditions(t *testing.T) {
 	must(t, f.RemoveCluster(clusterName))
 }
 
-// What a guest sends behind its point waits for a receiver that is before its own,
-// with everything that comes after it, and is in no record.
-func TestCut_EarlyFramesWaitForTheirReceiver(t *testing.T) {
+// newWorldInCut makes three nodes with a guest each, which have begun the cut of epoch 2.
+// All know where the second guest is.
+func newWorldInCut(t *testing.T) *world {
+	t.Helper()
 	w := newWorld(t, 3, 1, 0, nil)
-	a, b, c := w.nodes[0], w.nodes[1], w.nodes[2]
-	b.guests[0].send(everybody, 60) // so that all know where it is
+	w.nodes[1].guests[0].send(everybody, 60)
 	w.awaitAll()
 	for _, n := range w.nodes {
 		must(t, n.fabric.BeginCut(clusterName, 2, w.members(), patience))
 	}
+	return w
+}
+
+// What a guest sends behind its point waits for a receiver that is before its own,
+// with everything that comes after it, and is in no record.
+func TestCut_EarlyFramesWaitForTheirReceiver(t *testing.T) {
+	w := newWorldInCut(t)
+	a, b, c := w.nodes[0], w.nodes[1], w.nodes[2]
 	a.cutGuest(t, 2)
 	a.guests[0].send(b.guests[0].id, 60) // behind the cut
 	awaitTrue(t, "newer frame waits at b", func() bool { return b.ports[0].Stats().Early == 1 })
@@ -501,13 +509,8 @@ func TestCut_EarlyFramesWaitForTheirReceiver(t *testing.T) {
 
 // What the writer takes off a queue at once ends where frames of behind the cut begin.
 func TestCut_EarlyFramesWaitBehindOlderOnes(t *testing.T) {
-	w := newWorld(t, 3, 1, 0, nil)
+	w := newWorldInCut(t)
 	a, b, c := w.nodes[0], w.nodes[1], w.nodes[2]
-	b.guests[0].send(everybody, 60) // so that all know where it is
-	w.awaitAll()
-	for _, n := range w.nodes {
-		must(t, n.fabric.BeginCut(clusterName, 2, w.members(), patience))
-	}
 	must(t, b.ports[0].Gate())
 	waiting := func(want uint64) func() bool {
 		return func() bool { return b.ports[0].Stats().Waiting == want }
