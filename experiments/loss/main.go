@@ -47,7 +47,7 @@ func parseOptions(args []string, complaints io.Writer) (options, error) {
 	fs.SetOutput(complaints)
 	quick := fs.Bool("quick", false, "a few checkpoints and restarts, with and without channel state: shows that it works, proves little")
 	fs.IntVar(&o.n, "n", 100, "checkpoints of each arm")
-	fs.IntVar(&o.rate, "rate", 60, "datagrams a second from each guest to each other on each wire; 0: the highest, of 120, 60, 30 and 15, at which no stream stands still for 50 ms with nothing done")
+	fs.IntVar(&o.rate, "rate", 60, "datagrams a second from each guest to each other on each wire; 0: the highest, of 120, 60, 30 and 15, at which no stream stands still for 50 ms with nothing done, nor for longer than a pause and 50 ms with checkpoints")
 	fs.IntVar(&o.nodes, "nodes", 3, "how many nodes")
 	fs.IntVar(&o.guests, "guests", 3, "how many guests")
 	fs.StringVar(&o.guestDir, "guest-dir", "build/guest", "`directory` of the guests' kernel and initial RAM disk")
@@ -89,6 +89,7 @@ const (
 type row struct {
 	Arm         arm    `json:"arm"`
 	Wire        string `json:"wire"`
+	Guests      int    `json:"guests"`
 	Rate        int    `json:"rate"` // datagrams a second of each pair, as asked for
 	Checkpoints int    `json:"checkpoints"`
 	Restarts    int    `json:"restarts"`
@@ -124,41 +125,59 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	note := result.Notes(stderr)
-	for _, a := range o.arms {
-		step := measure
-		if o.rate == 0 {
-			step = sustain // of the first arm, which is alone
+	arms := o.arms
+	if o.rate == 0 {
+		if doc.Rows, o.rate, err = sustain(ctx, o, note); err != nil {
+			return err
 		}
-		rows, err := step(ctx, o, a, note)
+		arms = slices.DeleteFunc(slices.Clone(arms), func(a arm) bool { return slices.Contains(resident, a) })
+	}
+	for _, a := range arms {
+		rows, err := measure(ctx, o, a, note)
 		if err != nil {
 			return fmt.Errorf("%s: %w", a, err)
 		}
-		o.rate = rows[0].Rate
 		doc.Rows = append(doc.Rows, rows...)
 	}
-	doc.Goals = goals(doc.Rows)
+	doc.Goals = goals(doc.Rows, o.rate)
 	return doc.Print(stdout, o.json, columns())
 }
 
 // sustainable are the rates of which the highest is chosen that guests sustain.
 var sustainable = []int{120, 60, 30, 15}
 
-// sustain measures an arm at one rate after the other until its guests sustain one.
-func sustain(ctx context.Context, o options, a arm, note func(string, ...any)) (rows []row, err error) {
-	for _, o.rate = range sustainable {
-		rows, err = measure(ctx, o, a, note)
-		if err != nil || sustained(rows) {
-			return rows, err
+// resident are the arms in which guests stay where they are: a rate is sustained through all.
+var resident = []arm{alone, running}
+
+// sustain measures the resident arms at one rate after the other until one is sustained,
+// or is the lowest. It returns all that it measured, and that rate.
+func sustain(ctx context.Context, o options, note func(string, ...any)) (rows []row, rate int, err error) {
+	for _, rate := range sustainable {
+		o.rate = rate
+		held := true
+		for _, a := range resident {
+			more, err := measure(ctx, o, a, note)
+			if err != nil {
+				return nil, 0, fmt.Errorf("%s: %w", a, err)
+			}
+			rows = append(rows, more...)
+			if held = held && sustained(more); !held {
+				note("  %d a second is more than these guests sustain", rate)
+				if rate != slices.Min(sustainable) {
+					break
+				}
+			}
 		}
-		note("  %d a second is more than these guests sustain", o.rate)
+		if held {
+			break
+		}
 	}
-	return rows, nil
+	return rows, o.rate, nil
 }
 
-// sustained tells whether no stream stood still for longer than it may beside a pause,
-// with nothing done to its guests.
+// sustained tells whether no stream stood still for longer than it may beside a pause.
 func sustained(rows []row) bool {
-	return !slices.ContainsFunc(rows, func(r row) bool { return r.stall() > stallMS })
+	return !slices.ContainsFunc(rows, func(r row) bool { return r.stall() > r.LongestMS+stallMS })
 }
 
 // stall is the longest time for which a pair's datagrams did not come when they should
@@ -166,10 +185,10 @@ func sustained(rows []row) bool {
 func (r row) stall() float64 { return max(r.GapMS.Quantile(1)-1000/float64(r.Rate), 0) }
 
 // rowsOf makes the rows of one arm of what its guests have counted.
-func rowsOf(a arm, rate int, done work, s guests.Summary) []row {
+func rowsOf(o options, a arm, done work, s guests.Summary) []row {
 	var rows []row
 	for wire := range strings.SplitSeq(guests.AllWires, "+") {
-		r := row{Arm: a, Wire: wire, Rate: rate, Checkpoints: done.checkpoints, Restarts: done.restarts, Recorded: done.recorded,
+		r := row{Arm: a, Wire: wire, Guests: o.guests, Rate: o.rate, Checkpoints: done.checkpoints, Restarts: done.restarts, Recorded: done.recorded,
 			WarmMS: done.warmMS, LongestMS: done.longestMS, Corrupt: s.Totals.Corrupt, Broken: s.Totals.Broken}
 		for pair, f := range s.Pairs {
 			if pair.Wire != wire {
@@ -199,13 +218,18 @@ const (
 	restartMS = 200
 )
 
-func goals(rows []row) []result.Goal {
+// goals judges what was measured; rate is the one that was asked for, or is sustained.
+func goals(rows []row, rate int) []result.Goal {
 	var all []result.Goal
 	bad := func(r row) float64 { return float64(r.Lost) + float64(r.Doubled+r.Reordered+r.Corrupt+r.Broken) }
-	lost := 0.0
+	lost, faster, others := 0.0, 0.0, false
 	for _, r := range rows {
 		if r.Arm == holes {
 			lost += bad(r)
+			continue
+		}
+		if r.Rate != rate {
+			faster, others = faster+bad(r), true
 			continue
 		}
 		all = append(all, result.AtMost(fmt.Sprintf("%s, %s: lost, doubled, reordered, corrupt", r.Arm, r.Wire), 0, bad(r)))
@@ -220,6 +244,9 @@ func goals(rows []row) []result.Goal {
 			result.AtMost(fmt.Sprintf("%s: longest stall of a stream, ms", r.Arm), limit, r.stall()),
 			result.AtMost(fmt.Sprintf("%s: retransmission time-outs and resets", r.Arm), 0, float64(r.Timeouts+r.Resets)))
 	}
+	if others {
+		all = append(all, result.AtMost("at rates that are not sustained: lost, doubled, reordered, corrupt", 0, faster))
+	}
 	return append(all, result.AtLeast(fmt.Sprintf("%s: lost, doubled, reordered, corrupt", holes), 1, lost))
 }
 
@@ -230,6 +257,7 @@ func columns() []result.Column[row] {
 	return []result.Column[row]{
 		{Name: "ARM", Cell: func(r row) string { return string(r.Arm) }},
 		{Name: "WIRE", Cell: func(r row) string { return r.Wire }},
+		{Name: "GUESTS", Cell: func(r row) string { return strconv.Itoa(r.Guests) }},
 		{Name: "RATE", Cell: func(r row) string { return strconv.Itoa(r.Rate) }},
 		{Name: "CHECKPOINTS", Cell: func(r row) string { return strconv.Itoa(r.Checkpoints) }},
 		{Name: "RESTARTS", Cell: func(r row) string { return strconv.Itoa(r.Restarts) }},
@@ -246,11 +274,11 @@ func columns() []result.Column[row] {
 	}
 }
 
-// budget is how long one arm's guests send: what its checkpoints take, the look at their
-// warm-up with its commands, and more.
+// budget is how long one arm's guests send, in whole seconds: what its checkpoints take,
+// the look at their warm-up with its commands, and more.
 func (o options) budget(a arm) time.Duration {
 	if a == alone {
 		return o.alone
 	}
-	return time.Duration(o.n)*perCheckpoint + 4*settled + o.alone
+	return (time.Duration(o.n)*perCheckpoint + 4*settled + o.alone + time.Second - 1).Truncate(time.Second)
 }

@@ -59,11 +59,16 @@ func measure(ctx context.Context, o options, a arm, note func(string, ...any)) (
 	if err := lab.BringGuests(ctx, clusterName, o.guestDir, memoryMiB, app, sends); err != nil {
 		return nil, err
 	}
+	begun := time.Now()
 	done, err := trouble(ctx, lab, o, a)
 	if err != nil {
 		return nil, err
 	}
 	note("  %d checkpoints with %d frames recorded and %d left out, %d restarts; waiting for the guests to end", done.checkpoints, done.recorded, done.left, done.restarts)
+	// Each look at the consoles starts programs, for which streams stand still here.
+	if err := labrun.Sleep(ctx, o.budget(a)-time.Since(begun)); err != nil {
+		return nil, err
+	}
 	var s guests.Summary
 	consoles := labrun.Consoles{Lab: lab.Lab, Cluster: clusterName, Count: o.guests}
 	err = consoles.Await(ctx, endBudget, "the guests to have counted", func(all map[string][]byte) (ok bool, err error) {
@@ -74,7 +79,7 @@ func measure(ctx context.Context, o options, a arm, note func(string, ...any)) (
 		return nil, err
 	}
 	note("  %+v", s.Totals)
-	return rowsOf(a, o.rate, done, s), nil
+	return rowsOf(o, a, done, s), nil
 }
 
 // sends tells whether a guest sends and receives.
