@@ -144,7 +144,8 @@ func trouble(ctx context.Context, lab *labrun.Scratch, o options, a arm) (done w
 	return done, nil
 }
 
-// restart puts the cluster back after a random time, each guest on another node.
+// restart puts the cluster back after a random time, each guest on another node, and
+// waits for afterRestart.
 func restart(ctx context.Context, lab *labrun.Scratch, o options, from string) error {
 	if err := labrun.Sleep(ctx, rand.N(longestWait)); err != nil {
 		return err
@@ -154,8 +155,15 @@ func restart(ctx context.Context, lab *labrun.Scratch, o options, from string) e
 	for i := range o.guests {
 		args = append(args, "--on", fmt.Sprintf("%s=n%d", guests.Name(i+1), (i+shift)%o.nodes+1))
 	}
-	return lab.Command(ctx, io.Discard, nil, args...)
+	if err := lab.Command(ctx, io.Discard, nil, args...); err != nil {
+		return err
+	}
+	return labrun.Sleep(ctx, afterRestart)
 }
+
+// afterRestart is how long a restarted cluster is left alone, so that what it stands
+// still for is not a checkpoint's, too.
+const afterRestart = 300 * time.Millisecond
 
 // settled is how long after a restart guests run as they always do again.
 const settled = time.Second
