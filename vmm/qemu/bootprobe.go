@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os/exec"
+	"runtime"
 	"time"
 
 	"fermata/vmm"
@@ -71,12 +72,15 @@ func bootProbe(ctx context.Context, binary, kernel string, accel Accel) (BootRep
 	}
 	ctx, cancel := context.WithDeadline(ctx, limit)
 	defer cancel()
+	runtime.LockOSThread() // see withUs
+	defer runtime.UnlockOSThread()
 	var said bytes.Buffer
 	cmd := exec.CommandContext(ctx, path,
 		"-no-user-config", "-nodefaults", "-display", "none", "-no-reboot",
 		"-accel", string(accel), "-machine", machine+",vmport=off", "-cpu", "qemu64", "-m", bootMemory,
 		"-chardev", "stdio,id=console,signal=off", "-device", "isa-serial,chardev=console",
 		"-kernel", kernel, "-append", "console=ttyS0 earlyprintk=ttyS0 panic=-1")
+	cmd.SysProcAttr = withUs()
 	cmd.Stderr = &said
 	out, err := cmd.StdoutPipe()
 	if err != nil {

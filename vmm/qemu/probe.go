@@ -8,8 +8,10 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -57,6 +59,8 @@ func Probe(ctx context.Context, binary string) (info Info, err error) {
 		return Info{}, err
 	}
 	info = Info{Binary: path, Aliases: make(map[string]string), file: file}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	mon, end, err := startProbe(ctx, path)
 	if err != nil {
 		return Info{}, fmt.Errorf("probe %s: %w", path, err)
@@ -69,8 +73,15 @@ func Probe(ctx context.Context, binary string) (info Info, err error) {
 	return info, nil
 }
 
+// withUs ends a process when the thread that has started it ends (PR_SET_PDEATHSIG,
+// prctl(2)), as it does with an agent that is killed. A thread that a goroutine is locked
+// to lives as long as the goroutine.
+func withUs() *syscall.SysProcAttr { return &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} }
+
 // startProbe starts the binary with no machine and a monitor on a socket pair.
 // end kills it and waits for it.
+//
+// Preconditions: the caller is locked to its thread until end.
 func startProbe(ctx context.Context, path string) (mon *qmp.Client, end func(), err error) {
 	ours, theirs, err := streamPair()
 	if err != nil {
@@ -81,6 +92,7 @@ func startProbe(ctx context.Context, path string) (mon *qmp.Client, end func(), 
 	cmd := exec.Command(path, "-machine", "none", "-nodefaults", "-no-user-config", "-display", "none", "-S",
 		"-chardev", "socket,id=qmp,fd=3", "-mon", "chardev=qmp,mode=control")
 	cmd.ExtraFiles = []*os.File{theirs}
+	cmd.SysProcAttr = withUs()
 	cmd.Stderr = &said
 	if err := cmd.Start(); err != nil {
 		return nil, nil, errors.Join(err, ours.Close())
