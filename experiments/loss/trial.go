@@ -169,9 +169,9 @@ const afterRestart = 300 * time.Millisecond
 const settled = time.Second
 
 // warmUp returns what each guest's virtual processors have taken of the machine's since a
-// restart beyond what they usually take, milliseconds. Call it right behind the restart.
+// restart beyond what they usually take, milliseconds. Call it right behind restart.
 func warmUp(ctx context.Context, lab *labrun.Scratch) (result.Sample, error) {
-	begun := time.Now()
+	begun := time.Now().Add(-afterRestart)
 	if err := labrun.Sleep(ctx, settled); err != nil {
 		return nil, err
 	}
