@@ -30,6 +30,7 @@ type stranger struct {
 	name            string
 	socket, console string
 	pid             int
+	ended           <-chan struct{} // closed when QEMU was waited for
 }
 
 // strangersWork is what the guest of a stranger does.
@@ -62,6 +63,7 @@ func (s *stranger) boot(extra ...string) {
 		s.r.Fatal(err)
 	}
 	ended := make(chan struct{})
+	s.ended = ended
 	go func() {
 		defer close(ended)
 		_ = cmd.Wait()
@@ -76,12 +78,14 @@ func (s *stranger) boot(extra ...string) {
 	})
 }
 
-// kill ends QEMU and takes its socket away, so that its like is not taken for it.
+// kill ends QEMU, waits until it is gone, and takes its socket away, so that it is not
+// taken for its like: a process that ends listens for a while.
 func (s *stranger) kill() {
 	s.r.Helper()
 	if err := unix.Kill(s.pid, unix.SIGKILL); err != nil {
 		s.r.Fatal(err)
 	}
+	<-s.ended
 	if err := os.Remove(s.socket); err != nil && !errors.Is(err, os.ErrNotExist) {
 		s.r.Fatal(err)
 	}
