@@ -2,13 +2,11 @@ package qemu
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"testing"
 	"time"
 
@@ -31,11 +29,24 @@ func TestMain(m *testing.M) {
 // Who is killed while it probes a binary leaves no process behind.
 func TestProbe_EndsWithItsOwner(t *testing.T) {
 	dir := t.TempDir()
-	binary, told := filepath.Join(dir, "binary"), filepath.Join(dir, "pid")
-	script := fmt.Sprintf("#!/bin/sh\necho $$ >%[1]s.new && mv %[1]s.new %[1]s\nexec sleep 600\n", told)
+	binary, fifo := filepath.Join(dir, "binary"), filepath.Join(dir, "fifo")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	script := fmt.Sprintf("#!/bin/sh\nexec >%s\necho $$\nexec sleep 600\n", fifo)
 	if err := os.WriteFile(binary, []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}
+	said, err := os.OpenFile(fifo, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer said.Close()
+	early, err := os.OpenFile(fifo, os.O_WRONLY, 0) // no end of it before the probe has begun
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer early.Close()
 	owner := exec.Command("/proc/self/exe")
 	owner.Env = append(os.Environ(), probeEnv+"="+binary)
 	owner.Stderr = os.Stderr
@@ -49,30 +60,19 @@ func TestProbe_EndsWithItsOwner(t *testing.T) {
 	defer kill()
 
 	var pid int
-	for deadline := time.Now().Add(20 * time.Second); pid == 0; {
-		b, err := os.ReadFile(told)
-		if err == nil {
-			pid, err = strconv.Atoi(strings.TrimSpace(string(b)))
-		}
-		if err != nil && time.Now().After(deadline) {
-			t.Fatalf("no probe: %v", err)
-		}
-		time.Sleep(time.Millisecond) // polls, with the deadline above
-	}
-	probe, err := unix.PidfdOpen(pid, 0)
-	if err != nil {
+	if err := said.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Close(probe)
-	defer func() { _ = unix.PidfdSendSignal(probe, unix.SIGKILL, nil, 0) }() // of a probe that was left
-
-	kill()
-	over := []unix.PollFd{{Fd: int32(probe), Events: unix.POLLIN}}
-	n, err := unix.Poll(over, 10_000)
-	for errors.Is(err, unix.EINTR) {
-		n, err = unix.Poll(over, 10_000)
+	if _, err := fmt.Fscanln(said, &pid); err != nil {
+		t.Fatalf("no probe: %v", err)
 	}
-	if err != nil || n != 1 {
-		t.Errorf("the probe runs on: %d, %v", n, err)
+	early.Close()
+	kill()
+	if err := said.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(io.Discard, said); err != nil { // else it has ended, and its output with it
+		t.Errorf("the probe runs on: %v", err)
+		_ = unix.Kill(pid, unix.SIGKILL)
 	}
 }
