@@ -152,25 +152,22 @@ var resident = []arm{alone, running}
 // sustain measures the resident arms at one rate after the other until one is sustained,
 // or is the lowest. It returns all that it measured, and that rate.
 func sustain(ctx context.Context, o options, note func(string, ...any)) (rows []row, rate int, err error) {
-	for _, rate := range sustainable {
-		o.rate = rate
-		held := true
+	for _, o.rate = range sustainable {
+		held, lowest := true, o.rate == slices.Min(sustainable)
 		for _, a := range resident {
+			if !held && !lowest {
+				break
+			}
 			more, err := measure(ctx, o, a, note)
 			if err != nil {
 				return nil, 0, fmt.Errorf("%s: %w", a, err)
 			}
-			rows = append(rows, more...)
-			if held = held && sustained(more); !held {
-				note("  %d a second is more than these guests sustain", rate)
-				if rate != slices.Min(sustainable) {
-					break
-				}
-			}
+			rows, held = append(rows, more...), held && sustained(more)
 		}
 		if held {
 			break
 		}
+		note("  %d a second is more than these guests sustain", o.rate)
 	}
 	return rows, o.rate, nil
 }
