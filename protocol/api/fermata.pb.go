@@ -134,6 +134,10 @@ const (
 	ClusterState_CLUSTER_STATE_STOPPING    ClusterState = 4
 	// A start, stop or restart ended half way; stop or restart mends it.
 	ClusterState_CLUSTER_STATE_BROKEN ClusterState = 5
+	// Was started and not stopped, but some guests have ended, or do not answer.
+	ClusterState_CLUSTER_STATE_DEGRADED ClusterState = 6
+	// Was started and not stopped, but all guests have ended.
+	ClusterState_CLUSTER_STATE_ENDED ClusterState = 7
 )
 
 // Enum value maps for ClusterState.
@@ -145,6 +149,8 @@ var (
 		3: "CLUSTER_STATE_RUNNING",
 		4: "CLUSTER_STATE_STOPPING",
 		5: "CLUSTER_STATE_BROKEN",
+		6: "CLUSTER_STATE_DEGRADED",
+		7: "CLUSTER_STATE_ENDED",
 	}
 	ClusterState_value = map[string]int32{
 		"CLUSTER_STATE_UNSPECIFIED": 0,
@@ -153,6 +159,8 @@ var (
 		"CLUSTER_STATE_RUNNING":     3,
 		"CLUSTER_STATE_STOPPING":    4,
 		"CLUSTER_STATE_BROKEN":      5,
+		"CLUSTER_STATE_DEGRADED":    6,
+		"CLUSTER_STATE_ENDED":       7,
 	}
 )
 
@@ -1708,6 +1716,8 @@ type Cluster struct {
 	Reason        string                 `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"` // of a broken state
 	CreatedUnixNs int64                  `protobuf:"varint,7,opt,name=created_unix_ns,json=createdUnixNs,proto3" json:"created_unix_ns,omitempty"`
 	Uplinks       []*UplinkStatus        `protobuf:"bytes,8,rep,name=uplinks,proto3" json:"uplinks,omitempty"`
+	// leftovers are guests of an earlier life of the cluster that still exist on some node.
+	Leftovers     []*GuestStatus `protobuf:"bytes,9,rep,name=leftovers,proto3" json:"leftovers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1798,6 +1808,13 @@ func (x *Cluster) GetUplinks() []*UplinkStatus {
 	return nil
 }
 
+func (x *Cluster) GetLeftovers() []*GuestStatus {
+	if x != nil {
+		return x.Leftovers
+	}
+	return nil
+}
+
 type GuestStatus struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1808,7 +1825,10 @@ type GuestStatus struct {
 	Pid           int32                  `protobuf:"varint,6,opt,name=pid,proto3" json:"pid,omitempty"`
 	Nics          []*NICStatus           `protobuf:"bytes,7,rep,name=nics,proto3" json:"nics,omitempty"`
 	Cluster       string                 `protobuf:"bytes,8,opt,name=cluster,proto3" json:"cluster,omitempty"`
-	Adopted       bool                   `protobuf:"varint,9,opt,name=adopted,proto3" json:"adopted,omitempty"` // somebody else's QEMU: its memory is not the node's to give
+	Adopted       bool                   `protobuf:"varint,9,opt,name=adopted,proto3" json:"adopted,omitempty"`                               // somebody else's QEMU: its memory is not the node's to give
+	Epoch         uint64                 `protobuf:"varint,10,opt,name=epoch,proto3" json:"epoch,omitempty"`                                  // in which the guest's present life began
+	Reason        string                 `protobuf:"bytes,11,opt,name=reason,proto3" json:"reason,omitempty"`                                 // why it has ended or stands still
+	EndedUnixNs   int64                  `protobuf:"varint,12,opt,name=ended_unix_ns,json=endedUnixNs,proto3" json:"ended_unix_ns,omitempty"` // when it ended, by the clock of its node; 0: it has not, or nobody knows
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1904,6 +1924,27 @@ func (x *GuestStatus) GetAdopted() bool {
 		return x.Adopted
 	}
 	return false
+}
+
+func (x *GuestStatus) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *GuestStatus) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *GuestStatus) GetEndedUnixNs() int64 {
+	if x != nil {
+		return x.EndedUnixNs
+	}
+	return 0
 }
 
 type NICStatus struct {
@@ -2534,8 +2575,11 @@ type RestartReport struct {
 	Skipped         []string               `protobuf:"bytes,6,rep,name=skipped,proto3" json:"skipped,omitempty"`                                          // newer checkpoints found damaged, each with the reason
 	ClockStepped    bool                   `protobuf:"varint,7,opt,name=clock_stepped,json=clockStepped,proto3" json:"clock_stepped,omitempty"`           // of all guests but those that follow
 	ClockNotStepped []string               `protobuf:"bytes,8,rep,name=clock_not_stepped,json=clockNotStepped,proto3" json:"clock_not_stepped,omitempty"` // guests that run with the time of the checkpoint, each with the reason
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// not_ended are nodes on which guests of the cluster's earlier life may still run, each
+	// with the reason. Their agents end them when they register again.
+	NotEnded      []string `protobuf:"bytes,9,rep,name=not_ended,json=notEnded,proto3" json:"not_ended,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RestartReport) Reset() {
@@ -2620,6 +2664,13 @@ func (x *RestartReport) GetClockStepped() bool {
 func (x *RestartReport) GetClockNotStepped() []string {
 	if x != nil {
 		return x.ClockNotStepped
+	}
+	return nil
+}
+
+func (x *RestartReport) GetNotEnded() []string {
+	if x != nil {
+		return x.NotEnded
 	}
 	return nil
 }
@@ -3182,8 +3233,11 @@ func (x *RegisterRequest) GetNode() *NodeInfo {
 }
 
 type RegisterReply struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	LeaseTtlMs    uint64                 `protobuf:"varint,1,opt,name=lease_ttl_ms,json=leaseTtlMs,proto3" json:"lease_ttl_ms,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	LeaseTtlMs uint64                 `protobuf:"varint,1,opt,name=lease_ttl_ms,json=leaseTtlMs,proto3" json:"lease_ttl_ms,omitempty"`
+	// superseded are clusters of which the node has guests of an earlier life. The agent
+	// ends those guests.
+	Superseded    []*SupersededLife `protobuf:"bytes,2,rep,name=superseded,proto3" json:"superseded,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3225,6 +3279,74 @@ func (x *RegisterReply) GetLeaseTtlMs() uint64 {
 	return 0
 }
 
+func (x *RegisterReply) GetSuperseded() []*SupersededLife {
+	if x != nil {
+		return x.Superseded
+	}
+	return nil
+}
+
+// SupersededLife orders an agent to end a cluster's guests whose life began before an epoch.
+type SupersededLife struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Fence         *Fence                 `protobuf:"bytes,1,opt,name=fence,proto3" json:"fence,omitempty"`
+	Cluster       string                 `protobuf:"bytes,2,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	BeforeEpoch   uint64                 `protobuf:"varint,3,opt,name=before_epoch,json=beforeEpoch,proto3" json:"before_epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SupersededLife) Reset() {
+	*x = SupersededLife{}
+	mi := &file_fermata_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SupersededLife) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SupersededLife) ProtoMessage() {}
+
+func (x *SupersededLife) ProtoReflect() protoreflect.Message {
+	mi := &file_fermata_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SupersededLife.ProtoReflect.Descriptor instead.
+func (*SupersededLife) Descriptor() ([]byte, []int) {
+	return file_fermata_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *SupersededLife) GetFence() *Fence {
+	if x != nil {
+		return x.Fence
+	}
+	return nil
+}
+
+func (x *SupersededLife) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *SupersededLife) GetBeforeEpoch() uint64 {
+	if x != nil {
+		return x.BeforeEpoch
+	}
+	return 0
+}
+
 // Fence names the coordinator that speaks. An agent refuses a token smaller
 // than the largest it has seen for the cluster (class stale). Tokens of one
 // store are comparable; when etcd was lost and made anew, the store differs,
@@ -3239,7 +3361,7 @@ type Fence struct {
 
 func (x *Fence) Reset() {
 	*x = Fence{}
-	mi := &file_fermata_proto_msgTypes[39]
+	mi := &file_fermata_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3251,7 +3373,7 @@ func (x *Fence) String() string {
 func (*Fence) ProtoMessage() {}
 
 func (x *Fence) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[39]
+	mi := &file_fermata_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3264,7 +3386,7 @@ func (x *Fence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fence.ProtoReflect.Descriptor instead.
 func (*Fence) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{39}
+	return file_fermata_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Fence) GetToken() uint64 {
@@ -3289,7 +3411,7 @@ type DescribeRequest struct {
 
 func (x *DescribeRequest) Reset() {
 	*x = DescribeRequest{}
-	mi := &file_fermata_proto_msgTypes[40]
+	mi := &file_fermata_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3301,7 +3423,7 @@ func (x *DescribeRequest) String() string {
 func (*DescribeRequest) ProtoMessage() {}
 
 func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[40]
+	mi := &file_fermata_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3314,7 +3436,7 @@ func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeRequest.ProtoReflect.Descriptor instead.
 func (*DescribeRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{40}
+	return file_fermata_proto_rawDescGZIP(), []int{41}
 }
 
 // GuestSpec is everything the guest's virtual machine is made of.
@@ -3343,7 +3465,7 @@ type GuestSpec struct {
 
 func (x *GuestSpec) Reset() {
 	*x = GuestSpec{}
-	mi := &file_fermata_proto_msgTypes[41]
+	mi := &file_fermata_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3355,7 +3477,7 @@ func (x *GuestSpec) String() string {
 func (*GuestSpec) ProtoMessage() {}
 
 func (x *GuestSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[41]
+	mi := &file_fermata_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3368,7 +3490,7 @@ func (x *GuestSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestSpec.ProtoReflect.Descriptor instead.
 func (*GuestSpec) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{41}
+	return file_fermata_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *GuestSpec) GetName() string {
@@ -3487,7 +3609,7 @@ type MemoryRange struct {
 
 func (x *MemoryRange) Reset() {
 	*x = MemoryRange{}
-	mi := &file_fermata_proto_msgTypes[42]
+	mi := &file_fermata_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3499,7 +3621,7 @@ func (x *MemoryRange) String() string {
 func (*MemoryRange) ProtoMessage() {}
 
 func (x *MemoryRange) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[42]
+	mi := &file_fermata_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3512,7 +3634,7 @@ func (x *MemoryRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemoryRange.ProtoReflect.Descriptor instead.
 func (*MemoryRange) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{42}
+	return file_fermata_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *MemoryRange) GetStart() uint64 {
@@ -3541,7 +3663,7 @@ type DiskSpec struct {
 
 func (x *DiskSpec) Reset() {
 	*x = DiskSpec{}
-	mi := &file_fermata_proto_msgTypes[43]
+	mi := &file_fermata_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3553,7 +3675,7 @@ func (x *DiskSpec) String() string {
 func (*DiskSpec) ProtoMessage() {}
 
 func (x *DiskSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[43]
+	mi := &file_fermata_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3566,7 +3688,7 @@ func (x *DiskSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskSpec.ProtoReflect.Descriptor instead.
 func (*DiskSpec) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{43}
+	return file_fermata_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *DiskSpec) GetName() string {
@@ -3612,7 +3734,7 @@ type NICSpec struct {
 
 func (x *NICSpec) Reset() {
 	*x = NICSpec{}
-	mi := &file_fermata_proto_msgTypes[44]
+	mi := &file_fermata_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3624,7 +3746,7 @@ func (x *NICSpec) String() string {
 func (*NICSpec) ProtoMessage() {}
 
 func (x *NICSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[44]
+	mi := &file_fermata_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3637,7 +3759,7 @@ func (x *NICSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NICSpec.ProtoReflect.Descriptor instead.
 func (*NICSpec) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{44}
+	return file_fermata_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *NICSpec) GetName() string {
@@ -3686,7 +3808,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_fermata_proto_msgTypes[45]
+	mi := &file_fermata_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3698,7 +3820,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[45]
+	mi := &file_fermata_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3711,7 +3833,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{45}
+	return file_fermata_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Peer) GetNode() string {
@@ -3746,7 +3868,7 @@ type CreateGuestsRequest struct {
 
 func (x *CreateGuestsRequest) Reset() {
 	*x = CreateGuestsRequest{}
-	mi := &file_fermata_proto_msgTypes[46]
+	mi := &file_fermata_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3758,7 +3880,7 @@ func (x *CreateGuestsRequest) String() string {
 func (*CreateGuestsRequest) ProtoMessage() {}
 
 func (x *CreateGuestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[46]
+	mi := &file_fermata_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3771,7 +3893,7 @@ func (x *CreateGuestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateGuestsRequest.ProtoReflect.Descriptor instead.
 func (*CreateGuestsRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{46}
+	return file_fermata_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *CreateGuestsRequest) GetFence() *Fence {
@@ -3830,6 +3952,120 @@ func (x *CreateGuestsRequest) GetUplinks() []*Uplink {
 	return nil
 }
 
+type CheckGuestsRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Create *CreateGuestsRequest   `protobuf:"bytes,1,opt,name=create,proto3" json:"create,omitempty"`
+	// read_data also reads and verifies every page of the images. Without it the check
+	// finds pages that are missing, but not pages that are damaged.
+	ReadData      bool `protobuf:"varint,2,opt,name=read_data,json=readData,proto3" json:"read_data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckGuestsRequest) Reset() {
+	*x = CheckGuestsRequest{}
+	mi := &file_fermata_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckGuestsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckGuestsRequest) ProtoMessage() {}
+
+func (x *CheckGuestsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fermata_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckGuestsRequest.ProtoReflect.Descriptor instead.
+func (*CheckGuestsRequest) Descriptor() ([]byte, []int) {
+	return file_fermata_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *CheckGuestsRequest) GetCreate() *CreateGuestsRequest {
+	if x != nil {
+		return x.Create
+	}
+	return nil
+}
+
+func (x *CheckGuestsRequest) GetReadData() bool {
+	if x != nil {
+		return x.ReadData
+	}
+	return false
+}
+
+type CheckGuestsUpdate struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	DoneBytes     uint64                 `protobuf:"varint,1,opt,name=done_bytes,json=doneBytes,proto3" json:"done_bytes,omitempty"`
+	TotalBytes    uint64                 `protobuf:"varint,2,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+	Checked       bool                   `protobuf:"varint,3,opt,name=checked,proto3" json:"checked,omitempty"` // set on the last update only: CreateGuests could succeed
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckGuestsUpdate) Reset() {
+	*x = CheckGuestsUpdate{}
+	mi := &file_fermata_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckGuestsUpdate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckGuestsUpdate) ProtoMessage() {}
+
+func (x *CheckGuestsUpdate) ProtoReflect() protoreflect.Message {
+	mi := &file_fermata_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckGuestsUpdate.ProtoReflect.Descriptor instead.
+func (*CheckGuestsUpdate) Descriptor() ([]byte, []int) {
+	return file_fermata_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *CheckGuestsUpdate) GetDoneBytes() uint64 {
+	if x != nil {
+		return x.DoneBytes
+	}
+	return 0
+}
+
+func (x *CheckGuestsUpdate) GetTotalBytes() uint64 {
+	if x != nil {
+		return x.TotalBytes
+	}
+	return 0
+}
+
+func (x *CheckGuestsUpdate) GetChecked() bool {
+	if x != nil {
+		return x.Checked
+	}
+	return false
+}
+
 type CreateGuestsUpdate struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Guest          string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
@@ -3843,7 +4079,7 @@ type CreateGuestsUpdate struct {
 
 func (x *CreateGuestsUpdate) Reset() {
 	*x = CreateGuestsUpdate{}
-	mi := &file_fermata_proto_msgTypes[47]
+	mi := &file_fermata_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3855,7 +4091,7 @@ func (x *CreateGuestsUpdate) String() string {
 func (*CreateGuestsUpdate) ProtoMessage() {}
 
 func (x *CreateGuestsUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[47]
+	mi := &file_fermata_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3868,7 +4104,7 @@ func (x *CreateGuestsUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateGuestsUpdate.ProtoReflect.Descriptor instead.
 func (*CreateGuestsUpdate) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{47}
+	return file_fermata_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *CreateGuestsUpdate) GetGuest() string {
@@ -3916,7 +4152,7 @@ type StepClocksRequest struct {
 
 func (x *StepClocksRequest) Reset() {
 	*x = StepClocksRequest{}
-	mi := &file_fermata_proto_msgTypes[48]
+	mi := &file_fermata_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3928,7 +4164,7 @@ func (x *StepClocksRequest) String() string {
 func (*StepClocksRequest) ProtoMessage() {}
 
 func (x *StepClocksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[48]
+	mi := &file_fermata_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3941,7 +4177,7 @@ func (x *StepClocksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepClocksRequest.ProtoReflect.Descriptor instead.
 func (*StepClocksRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{48}
+	return file_fermata_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *StepClocksRequest) GetFence() *Fence {
@@ -3967,7 +4203,7 @@ type StepClocksReply struct {
 
 func (x *StepClocksReply) Reset() {
 	*x = StepClocksReply{}
-	mi := &file_fermata_proto_msgTypes[49]
+	mi := &file_fermata_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3979,7 +4215,7 @@ func (x *StepClocksReply) String() string {
 func (*StepClocksReply) ProtoMessage() {}
 
 func (x *StepClocksReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[49]
+	mi := &file_fermata_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3992,7 +4228,7 @@ func (x *StepClocksReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepClocksReply.ProtoReflect.Descriptor instead.
 func (*StepClocksReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{49}
+	return file_fermata_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *StepClocksReply) GetFailed() []string {
@@ -4012,7 +4248,7 @@ type ReleaseGuestsRequest struct {
 
 func (x *ReleaseGuestsRequest) Reset() {
 	*x = ReleaseGuestsRequest{}
-	mi := &file_fermata_proto_msgTypes[50]
+	mi := &file_fermata_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4024,7 +4260,7 @@ func (x *ReleaseGuestsRequest) String() string {
 func (*ReleaseGuestsRequest) ProtoMessage() {}
 
 func (x *ReleaseGuestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[50]
+	mi := &file_fermata_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4037,7 +4273,7 @@ func (x *ReleaseGuestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseGuestsRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseGuestsRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{50}
+	return file_fermata_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ReleaseGuestsRequest) GetFence() *Fence {
@@ -4063,7 +4299,7 @@ type ReleaseGuestsReply struct {
 
 func (x *ReleaseGuestsReply) Reset() {
 	*x = ReleaseGuestsReply{}
-	mi := &file_fermata_proto_msgTypes[51]
+	mi := &file_fermata_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4075,7 +4311,7 @@ func (x *ReleaseGuestsReply) String() string {
 func (*ReleaseGuestsReply) ProtoMessage() {}
 
 func (x *ReleaseGuestsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[51]
+	mi := &file_fermata_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4088,7 +4324,7 @@ func (x *ReleaseGuestsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseGuestsReply.ProtoReflect.Descriptor instead.
 func (*ReleaseGuestsReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{51}
+	return file_fermata_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ReleaseGuestsReply) GetGuests() []*GuestStatus {
@@ -4108,7 +4344,7 @@ type DestroyGuestsRequest struct {
 
 func (x *DestroyGuestsRequest) Reset() {
 	*x = DestroyGuestsRequest{}
-	mi := &file_fermata_proto_msgTypes[52]
+	mi := &file_fermata_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4120,7 +4356,7 @@ func (x *DestroyGuestsRequest) String() string {
 func (*DestroyGuestsRequest) ProtoMessage() {}
 
 func (x *DestroyGuestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[52]
+	mi := &file_fermata_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4133,7 +4369,7 @@ func (x *DestroyGuestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyGuestsRequest.ProtoReflect.Descriptor instead.
 func (*DestroyGuestsRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{52}
+	return file_fermata_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *DestroyGuestsRequest) GetFence() *Fence {
@@ -4158,7 +4394,7 @@ type DestroyGuestsReply struct {
 
 func (x *DestroyGuestsReply) Reset() {
 	*x = DestroyGuestsReply{}
-	mi := &file_fermata_proto_msgTypes[53]
+	mi := &file_fermata_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4170,7 +4406,7 @@ func (x *DestroyGuestsReply) String() string {
 func (*DestroyGuestsReply) ProtoMessage() {}
 
 func (x *DestroyGuestsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[53]
+	mi := &file_fermata_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4183,7 +4419,7 @@ func (x *DestroyGuestsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyGuestsReply.ProtoReflect.Descriptor instead.
 func (*DestroyGuestsReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{53}
+	return file_fermata_proto_rawDescGZIP(), []int{56}
 }
 
 // Round names one run of the protocol. It is the key of idempotence.
@@ -4198,7 +4434,7 @@ type Round struct {
 
 func (x *Round) Reset() {
 	*x = Round{}
-	mi := &file_fermata_proto_msgTypes[54]
+	mi := &file_fermata_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4210,7 +4446,7 @@ func (x *Round) String() string {
 func (*Round) ProtoMessage() {}
 
 func (x *Round) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[54]
+	mi := &file_fermata_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4223,7 +4459,7 @@ func (x *Round) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Round.ProtoReflect.Descriptor instead.
 func (*Round) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{54}
+	return file_fermata_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *Round) GetFence() *Fence {
@@ -4264,7 +4500,7 @@ type PrepareRoundRequest struct {
 
 func (x *PrepareRoundRequest) Reset() {
 	*x = PrepareRoundRequest{}
-	mi := &file_fermata_proto_msgTypes[55]
+	mi := &file_fermata_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4276,7 +4512,7 @@ func (x *PrepareRoundRequest) String() string {
 func (*PrepareRoundRequest) ProtoMessage() {}
 
 func (x *PrepareRoundRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[55]
+	mi := &file_fermata_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4289,7 +4525,7 @@ func (x *PrepareRoundRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareRoundRequest.ProtoReflect.Descriptor instead.
 func (*PrepareRoundRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{55}
+	return file_fermata_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *PrepareRoundRequest) GetRound() *Round {
@@ -4364,7 +4600,7 @@ type PrepareRoundReply struct {
 
 func (x *PrepareRoundReply) Reset() {
 	*x = PrepareRoundReply{}
-	mi := &file_fermata_proto_msgTypes[56]
+	mi := &file_fermata_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4376,7 +4612,7 @@ func (x *PrepareRoundReply) String() string {
 func (*PrepareRoundReply) ProtoMessage() {}
 
 func (x *PrepareRoundReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[56]
+	mi := &file_fermata_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4389,7 +4625,7 @@ func (x *PrepareRoundReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareRoundReply.ProtoReflect.Descriptor instead.
 func (*PrepareRoundReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{56}
+	return file_fermata_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *PrepareRoundReply) GetGuests() []string {
@@ -4408,7 +4644,7 @@ type CutRoundRequest struct {
 
 func (x *CutRoundRequest) Reset() {
 	*x = CutRoundRequest{}
-	mi := &file_fermata_proto_msgTypes[57]
+	mi := &file_fermata_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4420,7 +4656,7 @@ func (x *CutRoundRequest) String() string {
 func (*CutRoundRequest) ProtoMessage() {}
 
 func (x *CutRoundRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[57]
+	mi := &file_fermata_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4433,7 +4669,7 @@ func (x *CutRoundRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CutRoundRequest.ProtoReflect.Descriptor instead.
 func (*CutRoundRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{57}
+	return file_fermata_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *CutRoundRequest) GetRound() *Round {
@@ -4452,7 +4688,7 @@ type CutRoundReply struct {
 
 func (x *CutRoundReply) Reset() {
 	*x = CutRoundReply{}
-	mi := &file_fermata_proto_msgTypes[58]
+	mi := &file_fermata_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4464,7 +4700,7 @@ func (x *CutRoundReply) String() string {
 func (*CutRoundReply) ProtoMessage() {}
 
 func (x *CutRoundReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[58]
+	mi := &file_fermata_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4477,7 +4713,7 @@ func (x *CutRoundReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CutRoundReply.ProtoReflect.Descriptor instead.
 func (*CutRoundReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{58}
+	return file_fermata_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *CutRoundReply) GetGuests() []*GuestReport {
@@ -4496,7 +4732,7 @@ type PersistRoundRequest struct {
 
 func (x *PersistRoundRequest) Reset() {
 	*x = PersistRoundRequest{}
-	mi := &file_fermata_proto_msgTypes[59]
+	mi := &file_fermata_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4508,7 +4744,7 @@ func (x *PersistRoundRequest) String() string {
 func (*PersistRoundRequest) ProtoMessage() {}
 
 func (x *PersistRoundRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[59]
+	mi := &file_fermata_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4521,7 +4757,7 @@ func (x *PersistRoundRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PersistRoundRequest.ProtoReflect.Descriptor instead.
 func (*PersistRoundRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{59}
+	return file_fermata_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *PersistRoundRequest) GetRound() *Round {
@@ -4542,7 +4778,7 @@ type PersistRoundUpdate struct {
 
 func (x *PersistRoundUpdate) Reset() {
 	*x = PersistRoundUpdate{}
-	mi := &file_fermata_proto_msgTypes[60]
+	mi := &file_fermata_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4554,7 +4790,7 @@ func (x *PersistRoundUpdate) String() string {
 func (*PersistRoundUpdate) ProtoMessage() {}
 
 func (x *PersistRoundUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[60]
+	mi := &file_fermata_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4567,7 +4803,7 @@ func (x *PersistRoundUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PersistRoundUpdate.ProtoReflect.Descriptor instead.
 func (*PersistRoundUpdate) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{60}
+	return file_fermata_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *PersistRoundUpdate) GetDoneBytes() uint64 {
@@ -4607,7 +4843,7 @@ type NodeImage struct {
 
 func (x *NodeImage) Reset() {
 	*x = NodeImage{}
-	mi := &file_fermata_proto_msgTypes[61]
+	mi := &file_fermata_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4619,7 +4855,7 @@ func (x *NodeImage) String() string {
 func (*NodeImage) ProtoMessage() {}
 
 func (x *NodeImage) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[61]
+	mi := &file_fermata_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4632,7 +4868,7 @@ func (x *NodeImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeImage.ProtoReflect.Descriptor instead.
 func (*NodeImage) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{61}
+	return file_fermata_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *NodeImage) GetNode() string {
@@ -4690,14 +4926,16 @@ type GuestImage struct {
 	Machine []byte                 `protobuf:"bytes,2,opt,name=machine,proto3" json:"machine,omitempty"` // vmm/qemu description, JSON, compared before a restart
 	Objects []*ImageObject         `protobuf:"bytes,3,rep,name=objects,proto3" json:"objects,omitempty"`
 	// confidential is what the guest itself has registered as such: zeros in the image.
-	Confidential  []*MemoryRange `protobuf:"bytes,4,rep,name=confidential,proto3" json:"confidential,omitempty"`
+	Confidential []*MemoryRange `protobuf:"bytes,4,rep,name=confidential,proto3" json:"confidential,omitempty"`
+	// files of the node that the guest depends on and that the image does not hold.
+	Files         []*BaseFile `protobuf:"bytes,5,rep,name=files,proto3" json:"files,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GuestImage) Reset() {
 	*x = GuestImage{}
-	mi := &file_fermata_proto_msgTypes[62]
+	mi := &file_fermata_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4709,7 +4947,7 @@ func (x *GuestImage) String() string {
 func (*GuestImage) ProtoMessage() {}
 
 func (x *GuestImage) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[62]
+	mi := &file_fermata_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4722,7 +4960,7 @@ func (x *GuestImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestImage.ProtoReflect.Descriptor instead.
 func (*GuestImage) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{62}
+	return file_fermata_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *GuestImage) GetGuest() string {
@@ -4753,6 +4991,90 @@ func (x *GuestImage) GetConfidential() []*MemoryRange {
 	return nil
 }
 
+func (x *GuestImage) GetFiles() []*BaseFile {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+// BaseFile identifies a file by its content.
+type BaseFile struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Disk           string                 `protobuf:"bytes,1,opt,name=disk,proto3" json:"disk,omitempty"` // of the guest that is made from it
+	Path           string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	SizeBytes      uint64                 `protobuf:"varint,3,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	ModifiedUnixNs int64                  `protobuf:"varint,4,opt,name=modified_unix_ns,json=modifiedUnixNs,proto3" json:"modified_unix_ns,omitempty"` // where it was recorded; copies may differ
+	Sha256         []byte                 `protobuf:"bytes,5,opt,name=sha256,proto3" json:"sha256,omitempty"`                                          // of its content; empty: not known
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *BaseFile) Reset() {
+	*x = BaseFile{}
+	mi := &file_fermata_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BaseFile) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BaseFile) ProtoMessage() {}
+
+func (x *BaseFile) ProtoReflect() protoreflect.Message {
+	mi := &file_fermata_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BaseFile.ProtoReflect.Descriptor instead.
+func (*BaseFile) Descriptor() ([]byte, []int) {
+	return file_fermata_proto_rawDescGZIP(), []int{66}
+}
+
+func (x *BaseFile) GetDisk() string {
+	if x != nil {
+		return x.Disk
+	}
+	return ""
+}
+
+func (x *BaseFile) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *BaseFile) GetSizeBytes() uint64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *BaseFile) GetModifiedUnixNs() int64 {
+	if x != nil {
+		return x.ModifiedUnixNs
+	}
+	return 0
+}
+
+func (x *BaseFile) GetSha256() []byte {
+	if x != nil {
+		return x.Sha256
+	}
+	return nil
+}
+
 // ImageObject is one piece of a guest's image.
 type ImageObject struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -4767,7 +5089,7 @@ type ImageObject struct {
 
 func (x *ImageObject) Reset() {
 	*x = ImageObject{}
-	mi := &file_fermata_proto_msgTypes[63]
+	mi := &file_fermata_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4779,7 +5101,7 @@ func (x *ImageObject) String() string {
 func (*ImageObject) ProtoMessage() {}
 
 func (x *ImageObject) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[63]
+	mi := &file_fermata_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4792,7 +5114,7 @@ func (x *ImageObject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageObject.ProtoReflect.Descriptor instead.
 func (*ImageObject) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{63}
+	return file_fermata_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ImageObject) GetKind() string {
@@ -4840,7 +5162,7 @@ type FinishRoundRequest struct {
 
 func (x *FinishRoundRequest) Reset() {
 	*x = FinishRoundRequest{}
-	mi := &file_fermata_proto_msgTypes[64]
+	mi := &file_fermata_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4852,7 +5174,7 @@ func (x *FinishRoundRequest) String() string {
 func (*FinishRoundRequest) ProtoMessage() {}
 
 func (x *FinishRoundRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[64]
+	mi := &file_fermata_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4865,7 +5187,7 @@ func (x *FinishRoundRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishRoundRequest.ProtoReflect.Descriptor instead.
 func (*FinishRoundRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{64}
+	return file_fermata_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *FinishRoundRequest) GetRound() *Round {
@@ -4890,7 +5212,7 @@ type FinishRoundReply struct {
 
 func (x *FinishRoundReply) Reset() {
 	*x = FinishRoundReply{}
-	mi := &file_fermata_proto_msgTypes[65]
+	mi := &file_fermata_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4902,7 +5224,7 @@ func (x *FinishRoundReply) String() string {
 func (*FinishRoundReply) ProtoMessage() {}
 
 func (x *FinishRoundReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[65]
+	mi := &file_fermata_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4915,7 +5237,7 @@ func (x *FinishRoundReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishRoundReply.ProtoReflect.Descriptor instead.
 func (*FinishRoundReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{65}
+	return file_fermata_proto_rawDescGZIP(), []int{69}
 }
 
 var File_fermata_proto protoreflect.FileDescriptor
@@ -5020,7 +5342,7 @@ const file_fermata_proto_rawDesc = "" +
 	"checkpoint\x125\n" +
 	"\arestart\x18\f \x01(\v2\x19.fermata.v1.RestartReportH\x00R\arestart\x122\n" +
 	"\x06verify\x18\r \x01(\v2\x18.fermata.v1.VerifyReportH\x00R\x06verifyB\b\n" +
-	"\x06result\"\xa5\x02\n" +
+	"\x06result\"\xdc\x02\n" +
 	"\aCluster\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12.\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x18.fermata.v1.ClusterStateR\x05state\x12\x14\n" +
@@ -5029,7 +5351,8 @@ const file_fermata_proto_rawDesc = "" +
 	"\x06guests\x18\x05 \x03(\v2\x17.fermata.v1.GuestStatusR\x06guests\x12\x16\n" +
 	"\x06reason\x18\x06 \x01(\tR\x06reason\x12&\n" +
 	"\x0fcreated_unix_ns\x18\a \x01(\x03R\rcreatedUnixNs\x122\n" +
-	"\auplinks\x18\b \x03(\v2\x18.fermata.v1.UplinkStatusR\auplinks\"\x8d\x02\n" +
+	"\auplinks\x18\b \x03(\v2\x18.fermata.v1.UplinkStatusR\auplinks\x125\n" +
+	"\tleftovers\x18\t \x03(\v2\x17.fermata.v1.GuestStatusR\tleftovers\"\xdf\x02\n" +
 	"\vGuestStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12,\n" +
@@ -5039,7 +5362,11 @@ const file_fermata_proto_rawDesc = "" +
 	"\x03pid\x18\x06 \x01(\x05R\x03pid\x12)\n" +
 	"\x04nics\x18\a \x03(\v2\x15.fermata.v1.NICStatusR\x04nics\x12\x18\n" +
 	"\acluster\x18\b \x01(\tR\acluster\x12\x18\n" +
-	"\aadopted\x18\t \x01(\bR\aadopted\"\xb9\x03\n" +
+	"\aadopted\x18\t \x01(\bR\aadopted\x12\x14\n" +
+	"\x05epoch\x18\n" +
+	" \x01(\x04R\x05epoch\x12\x16\n" +
+	"\x06reason\x18\v \x01(\tR\x06reason\x12\"\n" +
+	"\rended_unix_ns\x18\f \x01(\x03R\vendedUnixNs\"\xb9\x03\n" +
 	"\tNICStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\anetwork\x18\x02 \x01(\tR\anetwork\x12\x10\n" +
@@ -5123,7 +5450,7 @@ const file_fermata_proto_rawDesc = "" +
 	"takenBytes\x12)\n" +
 	"\x10frames_discarded\x18\x19 \x01(\x04R\x0fframesDiscarded\x12%\n" +
 	"\x0ebypass_dropped\x18\x1a \x01(\x04R\rbypassDropped\x12-\n" +
-	"\x12confidential_bytes\x18\x1b \x01(\x04R\x11confidentialBytes\"\xac\x02\n" +
+	"\x12confidential_bytes\x18\x1b \x01(\x04R\x11confidentialBytes\"\xc9\x02\n" +
 	"\rRestartReport\x12#\n" +
 	"\rcheckpoint_id\x18\x01 \x01(\tR\fcheckpointId\x12*\n" +
 	"\x04plan\x18\x02 \x03(\v2\x16.fermata.v1.AssignmentR\x04plan\x12\x17\n" +
@@ -5133,7 +5460,8 @@ const file_fermata_proto_rawDesc = "" +
 	"\x0fframes_injected\x18\x05 \x01(\x04R\x0eframesInjected\x12\x18\n" +
 	"\askipped\x18\x06 \x03(\tR\askipped\x12#\n" +
 	"\rclock_stepped\x18\a \x01(\bR\fclockStepped\x12*\n" +
-	"\x11clock_not_stepped\x18\b \x03(\tR\x0fclockNotStepped\"o\n" +
+	"\x11clock_not_stepped\x18\b \x03(\tR\x0fclockNotStepped\x12\x1b\n" +
+	"\tnot_ended\x18\t \x03(\tR\bnotEnded\"o\n" +
 	"\n" +
 	"Assignment\x12\x14\n" +
 	"\x05guest\x18\x01 \x01(\tR\x05guest\x12\x12\n" +
@@ -5181,10 +5509,17 @@ const file_fermata_proto_rawDesc = "" +
 	"\x0eframes_waiting\x18\x06 \x01(\x04R\rframesWaiting\x12%\n" +
 	"\x0eframes_dropped\x18\a \x01(\x04R\rframesDropped\";\n" +
 	"\x0fRegisterRequest\x12(\n" +
-	"\x04node\x18\x01 \x01(\v2\x14.fermata.v1.NodeInfoR\x04node\"1\n" +
+	"\x04node\x18\x01 \x01(\v2\x14.fermata.v1.NodeInfoR\x04node\"m\n" +
 	"\rRegisterReply\x12 \n" +
 	"\flease_ttl_ms\x18\x01 \x01(\x04R\n" +
-	"leaseTtlMs\"3\n" +
+	"leaseTtlMs\x12:\n" +
+	"\n" +
+	"superseded\x18\x02 \x03(\v2\x1a.fermata.v1.SupersededLifeR\n" +
+	"superseded\"v\n" +
+	"\x0eSupersededLife\x12'\n" +
+	"\x05fence\x18\x01 \x01(\v2\x11.fermata.v1.FenceR\x05fence\x12\x18\n" +
+	"\acluster\x18\x02 \x01(\tR\acluster\x12!\n" +
+	"\fbefore_epoch\x18\x03 \x01(\x04R\vbeforeEpoch\"3\n" +
 	"\x05Fence\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\x04R\x05token\x12\x14\n" +
 	"\x05store\x18\x02 \x01(\x04R\x05store\"\x11\n" +
@@ -5233,7 +5568,16 @@ const file_fermata_proto_rawDesc = "" +
 	"\x05peers\x18\x05 \x03(\v2\x10.fermata.v1.PeerR\x05peers\x12.\n" +
 	"\x06images\x18\x06 \x03(\v2\x16.fermata.v1.GuestImageR\x06images\x12\x14\n" +
 	"\x05packs\x18\a \x03(\tR\x05packs\x12,\n" +
-	"\auplinks\x18\b \x03(\v2\x12.fermata.v1.UplinkR\auplinks\"\xad\x01\n" +
+	"\auplinks\x18\b \x03(\v2\x12.fermata.v1.UplinkR\auplinks\"j\n" +
+	"\x12CheckGuestsRequest\x127\n" +
+	"\x06create\x18\x01 \x01(\v2\x1f.fermata.v1.CreateGuestsRequestR\x06create\x12\x1b\n" +
+	"\tread_data\x18\x02 \x01(\bR\breadData\"m\n" +
+	"\x11CheckGuestsUpdate\x12\x1d\n" +
+	"\n" +
+	"done_bytes\x18\x01 \x01(\x04R\tdoneBytes\x12\x1f\n" +
+	"\vtotal_bytes\x18\x02 \x01(\x04R\n" +
+	"totalBytes\x12\x18\n" +
+	"\achecked\x18\x03 \x01(\bR\achecked\"\xad\x01\n" +
 	"\x12CreateGuestsUpdate\x12\x14\n" +
 	"\x05guest\x18\x01 \x01(\tR\x05guest\x12\x1d\n" +
 	"\n" +
@@ -5291,13 +5635,21 @@ const file_fermata_proto_rawDesc = "" +
 	"\fstored_bytes\x18\x04 \x01(\x04R\vstoredBytes\x12(\n" +
 	"\x10new_unique_bytes\x18\x05 \x01(\x04R\x0enewUniqueBytes\x121\n" +
 	"\areports\x18\x06 \x03(\v2\x17.fermata.v1.GuestReportR\areports\x12!\n" +
-	"\fqemu_version\x18\a \x01(\tR\vqemuVersion\"\xac\x01\n" +
+	"\fqemu_version\x18\a \x01(\tR\vqemuVersion\"\xd8\x01\n" +
 	"\n" +
 	"GuestImage\x12\x14\n" +
 	"\x05guest\x18\x01 \x01(\tR\x05guest\x12\x18\n" +
 	"\amachine\x18\x02 \x01(\fR\amachine\x121\n" +
 	"\aobjects\x18\x03 \x03(\v2\x17.fermata.v1.ImageObjectR\aobjects\x12;\n" +
-	"\fconfidential\x18\x04 \x03(\v2\x17.fermata.v1.MemoryRangeR\fconfidential\"z\n" +
+	"\fconfidential\x18\x04 \x03(\v2\x17.fermata.v1.MemoryRangeR\fconfidential\x12*\n" +
+	"\x05files\x18\x05 \x03(\v2\x14.fermata.v1.BaseFileR\x05files\"\x93\x01\n" +
+	"\bBaseFile\x12\x12\n" +
+	"\x04disk\x18\x01 \x01(\tR\x04disk\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x03 \x01(\x04R\tsizeBytes\x12(\n" +
+	"\x10modified_unix_ns\x18\x04 \x01(\x03R\x0emodifiedUnixNs\x12\x16\n" +
+	"\x06sha256\x18\x05 \x01(\fR\x06sha256\"z\n" +
 	"\vImageObject\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x0e\n" +
@@ -5315,14 +5667,16 @@ const file_fermata_proto_rawDesc = "" +
 	"\vCaptureMode\x12\x15\n" +
 	"\x11CAPTURE_MODE_AUTO\x10\x00\x12\x15\n" +
 	"\x11CAPTURE_MODE_LIVE\x10\x01\x12\x15\n" +
-	"\x11CAPTURE_MODE_STOP\x10\x02*\xb5\x01\n" +
+	"\x11CAPTURE_MODE_STOP\x10\x02*\xea\x01\n" +
 	"\fClusterState\x12\x1d\n" +
 	"\x19CLUSTER_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15CLUSTER_STATE_STOPPED\x10\x01\x12\x1a\n" +
 	"\x16CLUSTER_STATE_STARTING\x10\x02\x12\x19\n" +
 	"\x15CLUSTER_STATE_RUNNING\x10\x03\x12\x1a\n" +
 	"\x16CLUSTER_STATE_STOPPING\x10\x04\x12\x18\n" +
-	"\x14CLUSTER_STATE_BROKEN\x10\x05*\xa1\x01\n" +
+	"\x14CLUSTER_STATE_BROKEN\x10\x05\x12\x1a\n" +
+	"\x16CLUSTER_STATE_DEGRADED\x10\x06\x12\x17\n" +
+	"\x13CLUSTER_STATE_ENDED\x10\a*\xa1\x01\n" +
 	"\n" +
 	"GuestState\x12\x1b\n" +
 	"\x17GUEST_STATE_UNSPECIFIED\x10\x00\x12\x16\n" +
@@ -5355,9 +5709,10 @@ const file_fermata_proto_rawDesc = "" +
 	"\aConsole\x12\x1a.fermata.v1.ConsoleRequest\x1a\x18.fermata.v1.ConsoleChunk0\x01\x12;\n" +
 	"\x05Trace\x12\x18.fermata.v1.TraceRequest\x1a\x16.fermata.v1.TraceChunk0\x012N\n" +
 	"\bRegistry\x12B\n" +
-	"\bRegister\x12\x1b.fermata.v1.RegisterRequest\x1a\x19.fermata.v1.RegisterReply2\xc6\x06\n" +
+	"\bRegister\x12\x1b.fermata.v1.RegisterRequest\x1a\x19.fermata.v1.RegisterReply2\x96\a\n" +
 	"\x04Node\x12=\n" +
-	"\bDescribe\x12\x1b.fermata.v1.DescribeRequest\x1a\x14.fermata.v1.NodeInfo\x12Q\n" +
+	"\bDescribe\x12\x1b.fermata.v1.DescribeRequest\x1a\x14.fermata.v1.NodeInfo\x12N\n" +
+	"\vCheckGuests\x12\x1e.fermata.v1.CheckGuestsRequest\x1a\x1d.fermata.v1.CheckGuestsUpdate0\x01\x12Q\n" +
 	"\fCreateGuests\x12\x1f.fermata.v1.CreateGuestsRequest\x1a\x1e.fermata.v1.CreateGuestsUpdate0\x01\x12H\n" +
 	"\n" +
 	"StepClocks\x12\x1d.fermata.v1.StepClocksRequest\x1a\x1b.fermata.v1.StepClocksReply\x12Q\n" +
@@ -5383,7 +5738,7 @@ func file_fermata_proto_rawDescGZIP() []byte {
 }
 
 var file_fermata_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_fermata_proto_msgTypes = make([]protoimpl.MessageInfo, 69)
+var file_fermata_proto_msgTypes = make([]protoimpl.MessageInfo, 73)
 var file_fermata_proto_goTypes = []any{
 	(Cut)(0),                        // 0: fermata.v1.Cut
 	(CaptureMode)(0),                // 1: fermata.v1.CaptureMode
@@ -5429,44 +5784,48 @@ var file_fermata_proto_goTypes = []any{
 	(*UplinkStatus)(nil),            // 41: fermata.v1.UplinkStatus
 	(*RegisterRequest)(nil),         // 42: fermata.v1.RegisterRequest
 	(*RegisterReply)(nil),           // 43: fermata.v1.RegisterReply
-	(*Fence)(nil),                   // 44: fermata.v1.Fence
-	(*DescribeRequest)(nil),         // 45: fermata.v1.DescribeRequest
-	(*GuestSpec)(nil),               // 46: fermata.v1.GuestSpec
-	(*MemoryRange)(nil),             // 47: fermata.v1.MemoryRange
-	(*DiskSpec)(nil),                // 48: fermata.v1.DiskSpec
-	(*NICSpec)(nil),                 // 49: fermata.v1.NICSpec
-	(*Peer)(nil),                    // 50: fermata.v1.Peer
-	(*CreateGuestsRequest)(nil),     // 51: fermata.v1.CreateGuestsRequest
-	(*CreateGuestsUpdate)(nil),      // 52: fermata.v1.CreateGuestsUpdate
-	(*StepClocksRequest)(nil),       // 53: fermata.v1.StepClocksRequest
-	(*StepClocksReply)(nil),         // 54: fermata.v1.StepClocksReply
-	(*ReleaseGuestsRequest)(nil),    // 55: fermata.v1.ReleaseGuestsRequest
-	(*ReleaseGuestsReply)(nil),      // 56: fermata.v1.ReleaseGuestsReply
-	(*DestroyGuestsRequest)(nil),    // 57: fermata.v1.DestroyGuestsRequest
-	(*DestroyGuestsReply)(nil),      // 58: fermata.v1.DestroyGuestsReply
-	(*Round)(nil),                   // 59: fermata.v1.Round
-	(*PrepareRoundRequest)(nil),     // 60: fermata.v1.PrepareRoundRequest
-	(*PrepareRoundReply)(nil),       // 61: fermata.v1.PrepareRoundReply
-	(*CutRoundRequest)(nil),         // 62: fermata.v1.CutRoundRequest
-	(*CutRoundReply)(nil),           // 63: fermata.v1.CutRoundReply
-	(*PersistRoundRequest)(nil),     // 64: fermata.v1.PersistRoundRequest
-	(*PersistRoundUpdate)(nil),      // 65: fermata.v1.PersistRoundUpdate
-	(*NodeImage)(nil),               // 66: fermata.v1.NodeImage
-	(*GuestImage)(nil),              // 67: fermata.v1.GuestImage
-	(*ImageObject)(nil),             // 68: fermata.v1.ImageObject
-	(*FinishRoundRequest)(nil),      // 69: fermata.v1.FinishRoundRequest
-	(*FinishRoundReply)(nil),        // 70: fermata.v1.FinishRoundReply
-	nil,                             // 71: fermata.v1.StartClusterRequest.OnEntry
-	nil,                             // 72: fermata.v1.RestartRequest.OnEntry
-	nil,                             // 73: fermata.v1.NICStatus.DropsEntry
+	(*SupersededLife)(nil),          // 44: fermata.v1.SupersededLife
+	(*Fence)(nil),                   // 45: fermata.v1.Fence
+	(*DescribeRequest)(nil),         // 46: fermata.v1.DescribeRequest
+	(*GuestSpec)(nil),               // 47: fermata.v1.GuestSpec
+	(*MemoryRange)(nil),             // 48: fermata.v1.MemoryRange
+	(*DiskSpec)(nil),                // 49: fermata.v1.DiskSpec
+	(*NICSpec)(nil),                 // 50: fermata.v1.NICSpec
+	(*Peer)(nil),                    // 51: fermata.v1.Peer
+	(*CreateGuestsRequest)(nil),     // 52: fermata.v1.CreateGuestsRequest
+	(*CheckGuestsRequest)(nil),      // 53: fermata.v1.CheckGuestsRequest
+	(*CheckGuestsUpdate)(nil),       // 54: fermata.v1.CheckGuestsUpdate
+	(*CreateGuestsUpdate)(nil),      // 55: fermata.v1.CreateGuestsUpdate
+	(*StepClocksRequest)(nil),       // 56: fermata.v1.StepClocksRequest
+	(*StepClocksReply)(nil),         // 57: fermata.v1.StepClocksReply
+	(*ReleaseGuestsRequest)(nil),    // 58: fermata.v1.ReleaseGuestsRequest
+	(*ReleaseGuestsReply)(nil),      // 59: fermata.v1.ReleaseGuestsReply
+	(*DestroyGuestsRequest)(nil),    // 60: fermata.v1.DestroyGuestsRequest
+	(*DestroyGuestsReply)(nil),      // 61: fermata.v1.DestroyGuestsReply
+	(*Round)(nil),                   // 62: fermata.v1.Round
+	(*PrepareRoundRequest)(nil),     // 63: fermata.v1.PrepareRoundRequest
+	(*PrepareRoundReply)(nil),       // 64: fermata.v1.PrepareRoundReply
+	(*CutRoundRequest)(nil),         // 65: fermata.v1.CutRoundRequest
+	(*CutRoundReply)(nil),           // 66: fermata.v1.CutRoundReply
+	(*PersistRoundRequest)(nil),     // 67: fermata.v1.PersistRoundRequest
+	(*PersistRoundUpdate)(nil),      // 68: fermata.v1.PersistRoundUpdate
+	(*NodeImage)(nil),               // 69: fermata.v1.NodeImage
+	(*GuestImage)(nil),              // 70: fermata.v1.GuestImage
+	(*BaseFile)(nil),                // 71: fermata.v1.BaseFile
+	(*ImageObject)(nil),             // 72: fermata.v1.ImageObject
+	(*FinishRoundRequest)(nil),      // 73: fermata.v1.FinishRoundRequest
+	(*FinishRoundReply)(nil),        // 74: fermata.v1.FinishRoundReply
+	nil,                             // 75: fermata.v1.StartClusterRequest.OnEntry
+	nil,                             // 76: fermata.v1.RestartRequest.OnEntry
+	nil,                             // 77: fermata.v1.NICStatus.DropsEntry
 }
 var file_fermata_proto_depIdxs = []int32{
 	30, // 0: fermata.v1.ListClustersReply.clusters:type_name -> fermata.v1.Cluster
-	71, // 1: fermata.v1.StartClusterRequest.on:type_name -> fermata.v1.StartClusterRequest.OnEntry
+	75, // 1: fermata.v1.StartClusterRequest.on:type_name -> fermata.v1.StartClusterRequest.OnEntry
 	1,  // 2: fermata.v1.CheckpointRequest.mode:type_name -> fermata.v1.CaptureMode
 	0,  // 3: fermata.v1.CheckpointRequest.cut:type_name -> fermata.v1.Cut
 	33, // 4: fermata.v1.ListCheckpointsReply.checkpoints:type_name -> fermata.v1.Checkpoint
-	72, // 5: fermata.v1.RestartRequest.on:type_name -> fermata.v1.RestartRequest.OnEntry
+	76, // 5: fermata.v1.RestartRequest.on:type_name -> fermata.v1.RestartRequest.OnEntry
 	39, // 6: fermata.v1.ListNodesReply.nodes:type_name -> fermata.v1.NodeInfo
 	28, // 7: fermata.v1.TraceChunk.frames:type_name -> fermata.v1.TracedFrame
 	30, // 8: fermata.v1.Event.cluster:type_name -> fermata.v1.Cluster
@@ -5476,104 +5835,111 @@ var file_fermata_proto_depIdxs = []int32{
 	2,  // 12: fermata.v1.Cluster.state:type_name -> fermata.v1.ClusterState
 	31, // 13: fermata.v1.Cluster.guests:type_name -> fermata.v1.GuestStatus
 	41, // 14: fermata.v1.Cluster.uplinks:type_name -> fermata.v1.UplinkStatus
-	3,  // 15: fermata.v1.GuestStatus.state:type_name -> fermata.v1.GuestState
-	32, // 16: fermata.v1.GuestStatus.nics:type_name -> fermata.v1.NICStatus
-	73, // 17: fermata.v1.NICStatus.drops:type_name -> fermata.v1.NICStatus.DropsEntry
-	34, // 18: fermata.v1.Checkpoint.guests:type_name -> fermata.v1.GuestReport
-	0,  // 19: fermata.v1.Checkpoint.cut:type_name -> fermata.v1.Cut
-	36, // 20: fermata.v1.RestartReport.plan:type_name -> fermata.v1.Assignment
-	38, // 21: fermata.v1.VerifyReport.damage:type_name -> fermata.v1.Damage
-	31, // 22: fermata.v1.NodeInfo.guests:type_name -> fermata.v1.GuestStatus
-	41, // 23: fermata.v1.NodeInfo.uplinks:type_name -> fermata.v1.UplinkStatus
-	4,  // 24: fermata.v1.Uplink.outside:type_name -> fermata.v1.Outside
-	40, // 25: fermata.v1.UplinkStatus.uplink:type_name -> fermata.v1.Uplink
-	39, // 26: fermata.v1.RegisterRequest.node:type_name -> fermata.v1.NodeInfo
-	48, // 27: fermata.v1.GuestSpec.disks:type_name -> fermata.v1.DiskSpec
-	49, // 28: fermata.v1.GuestSpec.nics:type_name -> fermata.v1.NICSpec
-	47, // 29: fermata.v1.GuestSpec.confidential:type_name -> fermata.v1.MemoryRange
-	44, // 30: fermata.v1.CreateGuestsRequest.fence:type_name -> fermata.v1.Fence
-	46, // 31: fermata.v1.CreateGuestsRequest.guests:type_name -> fermata.v1.GuestSpec
-	50, // 32: fermata.v1.CreateGuestsRequest.peers:type_name -> fermata.v1.Peer
-	67, // 33: fermata.v1.CreateGuestsRequest.images:type_name -> fermata.v1.GuestImage
-	40, // 34: fermata.v1.CreateGuestsRequest.uplinks:type_name -> fermata.v1.Uplink
-	44, // 35: fermata.v1.StepClocksRequest.fence:type_name -> fermata.v1.Fence
-	44, // 36: fermata.v1.ReleaseGuestsRequest.fence:type_name -> fermata.v1.Fence
-	31, // 37: fermata.v1.ReleaseGuestsReply.guests:type_name -> fermata.v1.GuestStatus
-	44, // 38: fermata.v1.DestroyGuestsRequest.fence:type_name -> fermata.v1.Fence
-	44, // 39: fermata.v1.Round.fence:type_name -> fermata.v1.Fence
-	59, // 40: fermata.v1.PrepareRoundRequest.round:type_name -> fermata.v1.Round
-	1,  // 41: fermata.v1.PrepareRoundRequest.mode:type_name -> fermata.v1.CaptureMode
-	0,  // 42: fermata.v1.PrepareRoundRequest.cut:type_name -> fermata.v1.Cut
-	59, // 43: fermata.v1.CutRoundRequest.round:type_name -> fermata.v1.Round
-	34, // 44: fermata.v1.CutRoundReply.guests:type_name -> fermata.v1.GuestReport
-	59, // 45: fermata.v1.PersistRoundRequest.round:type_name -> fermata.v1.Round
-	66, // 46: fermata.v1.PersistRoundUpdate.image:type_name -> fermata.v1.NodeImage
-	67, // 47: fermata.v1.NodeImage.guests:type_name -> fermata.v1.GuestImage
-	34, // 48: fermata.v1.NodeImage.reports:type_name -> fermata.v1.GuestReport
-	68, // 49: fermata.v1.GuestImage.objects:type_name -> fermata.v1.ImageObject
-	47, // 50: fermata.v1.GuestImage.confidential:type_name -> fermata.v1.MemoryRange
-	59, // 51: fermata.v1.FinishRoundRequest.round:type_name -> fermata.v1.Round
-	5,  // 52: fermata.v1.Operator.CreateCluster:input_type -> fermata.v1.CreateClusterRequest
-	6,  // 53: fermata.v1.Operator.ListClusters:input_type -> fermata.v1.ListClustersRequest
-	8,  // 54: fermata.v1.Operator.GetCluster:input_type -> fermata.v1.GetClusterRequest
-	9,  // 55: fermata.v1.Operator.StartCluster:input_type -> fermata.v1.StartClusterRequest
-	10, // 56: fermata.v1.Operator.StopCluster:input_type -> fermata.v1.StopClusterRequest
-	11, // 57: fermata.v1.Operator.DeleteCluster:input_type -> fermata.v1.DeleteClusterRequest
-	13, // 58: fermata.v1.Operator.TakeCheckpoint:input_type -> fermata.v1.CheckpointRequest
-	14, // 59: fermata.v1.Operator.ListCheckpoints:input_type -> fermata.v1.ListCheckpointsRequest
-	16, // 60: fermata.v1.Operator.GetCheckpoint:input_type -> fermata.v1.GetCheckpointRequest
-	17, // 61: fermata.v1.Operator.VerifyCheckpoint:input_type -> fermata.v1.VerifyCheckpointRequest
-	18, // 62: fermata.v1.Operator.DeleteCheckpoint:input_type -> fermata.v1.DeleteCheckpointRequest
-	20, // 63: fermata.v1.Operator.Restart:input_type -> fermata.v1.RestartRequest
-	21, // 64: fermata.v1.Operator.ListNodes:input_type -> fermata.v1.ListNodesRequest
-	23, // 65: fermata.v1.Operator.GetNode:input_type -> fermata.v1.GetNodeRequest
-	24, // 66: fermata.v1.Operator.Console:input_type -> fermata.v1.ConsoleRequest
-	26, // 67: fermata.v1.Operator.Trace:input_type -> fermata.v1.TraceRequest
-	42, // 68: fermata.v1.Registry.Register:input_type -> fermata.v1.RegisterRequest
-	45, // 69: fermata.v1.Node.Describe:input_type -> fermata.v1.DescribeRequest
-	51, // 70: fermata.v1.Node.CreateGuests:input_type -> fermata.v1.CreateGuestsRequest
-	53, // 71: fermata.v1.Node.StepClocks:input_type -> fermata.v1.StepClocksRequest
-	55, // 72: fermata.v1.Node.ReleaseGuests:input_type -> fermata.v1.ReleaseGuestsRequest
-	57, // 73: fermata.v1.Node.DestroyGuests:input_type -> fermata.v1.DestroyGuestsRequest
-	24, // 74: fermata.v1.Node.ReadConsole:input_type -> fermata.v1.ConsoleRequest
-	26, // 75: fermata.v1.Node.TraceFrames:input_type -> fermata.v1.TraceRequest
-	60, // 76: fermata.v1.Node.PrepareRound:input_type -> fermata.v1.PrepareRoundRequest
-	62, // 77: fermata.v1.Node.CutRound:input_type -> fermata.v1.CutRoundRequest
-	64, // 78: fermata.v1.Node.PersistRound:input_type -> fermata.v1.PersistRoundRequest
-	69, // 79: fermata.v1.Node.FinishRound:input_type -> fermata.v1.FinishRoundRequest
-	30, // 80: fermata.v1.Operator.CreateCluster:output_type -> fermata.v1.Cluster
-	7,  // 81: fermata.v1.Operator.ListClusters:output_type -> fermata.v1.ListClustersReply
-	30, // 82: fermata.v1.Operator.GetCluster:output_type -> fermata.v1.Cluster
-	29, // 83: fermata.v1.Operator.StartCluster:output_type -> fermata.v1.Event
-	29, // 84: fermata.v1.Operator.StopCluster:output_type -> fermata.v1.Event
-	12, // 85: fermata.v1.Operator.DeleteCluster:output_type -> fermata.v1.DeleteClusterReply
-	29, // 86: fermata.v1.Operator.TakeCheckpoint:output_type -> fermata.v1.Event
-	15, // 87: fermata.v1.Operator.ListCheckpoints:output_type -> fermata.v1.ListCheckpointsReply
-	33, // 88: fermata.v1.Operator.GetCheckpoint:output_type -> fermata.v1.Checkpoint
-	29, // 89: fermata.v1.Operator.VerifyCheckpoint:output_type -> fermata.v1.Event
-	19, // 90: fermata.v1.Operator.DeleteCheckpoint:output_type -> fermata.v1.DeleteCheckpointReply
-	29, // 91: fermata.v1.Operator.Restart:output_type -> fermata.v1.Event
-	22, // 92: fermata.v1.Operator.ListNodes:output_type -> fermata.v1.ListNodesReply
-	39, // 93: fermata.v1.Operator.GetNode:output_type -> fermata.v1.NodeInfo
-	25, // 94: fermata.v1.Operator.Console:output_type -> fermata.v1.ConsoleChunk
-	27, // 95: fermata.v1.Operator.Trace:output_type -> fermata.v1.TraceChunk
-	43, // 96: fermata.v1.Registry.Register:output_type -> fermata.v1.RegisterReply
-	39, // 97: fermata.v1.Node.Describe:output_type -> fermata.v1.NodeInfo
-	52, // 98: fermata.v1.Node.CreateGuests:output_type -> fermata.v1.CreateGuestsUpdate
-	54, // 99: fermata.v1.Node.StepClocks:output_type -> fermata.v1.StepClocksReply
-	56, // 100: fermata.v1.Node.ReleaseGuests:output_type -> fermata.v1.ReleaseGuestsReply
-	58, // 101: fermata.v1.Node.DestroyGuests:output_type -> fermata.v1.DestroyGuestsReply
-	25, // 102: fermata.v1.Node.ReadConsole:output_type -> fermata.v1.ConsoleChunk
-	27, // 103: fermata.v1.Node.TraceFrames:output_type -> fermata.v1.TraceChunk
-	61, // 104: fermata.v1.Node.PrepareRound:output_type -> fermata.v1.PrepareRoundReply
-	63, // 105: fermata.v1.Node.CutRound:output_type -> fermata.v1.CutRoundReply
-	65, // 106: fermata.v1.Node.PersistRound:output_type -> fermata.v1.PersistRoundUpdate
-	70, // 107: fermata.v1.Node.FinishRound:output_type -> fermata.v1.FinishRoundReply
-	80, // [80:108] is the sub-list for method output_type
-	52, // [52:80] is the sub-list for method input_type
-	52, // [52:52] is the sub-list for extension type_name
-	52, // [52:52] is the sub-list for extension extendee
-	0,  // [0:52] is the sub-list for field type_name
+	31, // 15: fermata.v1.Cluster.leftovers:type_name -> fermata.v1.GuestStatus
+	3,  // 16: fermata.v1.GuestStatus.state:type_name -> fermata.v1.GuestState
+	32, // 17: fermata.v1.GuestStatus.nics:type_name -> fermata.v1.NICStatus
+	77, // 18: fermata.v1.NICStatus.drops:type_name -> fermata.v1.NICStatus.DropsEntry
+	34, // 19: fermata.v1.Checkpoint.guests:type_name -> fermata.v1.GuestReport
+	0,  // 20: fermata.v1.Checkpoint.cut:type_name -> fermata.v1.Cut
+	36, // 21: fermata.v1.RestartReport.plan:type_name -> fermata.v1.Assignment
+	38, // 22: fermata.v1.VerifyReport.damage:type_name -> fermata.v1.Damage
+	31, // 23: fermata.v1.NodeInfo.guests:type_name -> fermata.v1.GuestStatus
+	41, // 24: fermata.v1.NodeInfo.uplinks:type_name -> fermata.v1.UplinkStatus
+	4,  // 25: fermata.v1.Uplink.outside:type_name -> fermata.v1.Outside
+	40, // 26: fermata.v1.UplinkStatus.uplink:type_name -> fermata.v1.Uplink
+	39, // 27: fermata.v1.RegisterRequest.node:type_name -> fermata.v1.NodeInfo
+	44, // 28: fermata.v1.RegisterReply.superseded:type_name -> fermata.v1.SupersededLife
+	45, // 29: fermata.v1.SupersededLife.fence:type_name -> fermata.v1.Fence
+	49, // 30: fermata.v1.GuestSpec.disks:type_name -> fermata.v1.DiskSpec
+	50, // 31: fermata.v1.GuestSpec.nics:type_name -> fermata.v1.NICSpec
+	48, // 32: fermata.v1.GuestSpec.confidential:type_name -> fermata.v1.MemoryRange
+	45, // 33: fermata.v1.CreateGuestsRequest.fence:type_name -> fermata.v1.Fence
+	47, // 34: fermata.v1.CreateGuestsRequest.guests:type_name -> fermata.v1.GuestSpec
+	51, // 35: fermata.v1.CreateGuestsRequest.peers:type_name -> fermata.v1.Peer
+	70, // 36: fermata.v1.CreateGuestsRequest.images:type_name -> fermata.v1.GuestImage
+	40, // 37: fermata.v1.CreateGuestsRequest.uplinks:type_name -> fermata.v1.Uplink
+	52, // 38: fermata.v1.CheckGuestsRequest.create:type_name -> fermata.v1.CreateGuestsRequest
+	45, // 39: fermata.v1.StepClocksRequest.fence:type_name -> fermata.v1.Fence
+	45, // 40: fermata.v1.ReleaseGuestsRequest.fence:type_name -> fermata.v1.Fence
+	31, // 41: fermata.v1.ReleaseGuestsReply.guests:type_name -> fermata.v1.GuestStatus
+	45, // 42: fermata.v1.DestroyGuestsRequest.fence:type_name -> fermata.v1.Fence
+	45, // 43: fermata.v1.Round.fence:type_name -> fermata.v1.Fence
+	62, // 44: fermata.v1.PrepareRoundRequest.round:type_name -> fermata.v1.Round
+	1,  // 45: fermata.v1.PrepareRoundRequest.mode:type_name -> fermata.v1.CaptureMode
+	0,  // 46: fermata.v1.PrepareRoundRequest.cut:type_name -> fermata.v1.Cut
+	62, // 47: fermata.v1.CutRoundRequest.round:type_name -> fermata.v1.Round
+	34, // 48: fermata.v1.CutRoundReply.guests:type_name -> fermata.v1.GuestReport
+	62, // 49: fermata.v1.PersistRoundRequest.round:type_name -> fermata.v1.Round
+	69, // 50: fermata.v1.PersistRoundUpdate.image:type_name -> fermata.v1.NodeImage
+	70, // 51: fermata.v1.NodeImage.guests:type_name -> fermata.v1.GuestImage
+	34, // 52: fermata.v1.NodeImage.reports:type_name -> fermata.v1.GuestReport
+	72, // 53: fermata.v1.GuestImage.objects:type_name -> fermata.v1.ImageObject
+	48, // 54: fermata.v1.GuestImage.confidential:type_name -> fermata.v1.MemoryRange
+	71, // 55: fermata.v1.GuestImage.files:type_name -> fermata.v1.BaseFile
+	62, // 56: fermata.v1.FinishRoundRequest.round:type_name -> fermata.v1.Round
+	5,  // 57: fermata.v1.Operator.CreateCluster:input_type -> fermata.v1.CreateClusterRequest
+	6,  // 58: fermata.v1.Operator.ListClusters:input_type -> fermata.v1.ListClustersRequest
+	8,  // 59: fermata.v1.Operator.GetCluster:input_type -> fermata.v1.GetClusterRequest
+	9,  // 60: fermata.v1.Operator.StartCluster:input_type -> fermata.v1.StartClusterRequest
+	10, // 61: fermata.v1.Operator.StopCluster:input_type -> fermata.v1.StopClusterRequest
+	11, // 62: fermata.v1.Operator.DeleteCluster:input_type -> fermata.v1.DeleteClusterRequest
+	13, // 63: fermata.v1.Operator.TakeCheckpoint:input_type -> fermata.v1.CheckpointRequest
+	14, // 64: fermata.v1.Operator.ListCheckpoints:input_type -> fermata.v1.ListCheckpointsRequest
+	16, // 65: fermata.v1.Operator.GetCheckpoint:input_type -> fermata.v1.GetCheckpointRequest
+	17, // 66: fermata.v1.Operator.VerifyCheckpoint:input_type -> fermata.v1.VerifyCheckpointRequest
+	18, // 67: fermata.v1.Operator.DeleteCheckpoint:input_type -> fermata.v1.DeleteCheckpointRequest
+	20, // 68: fermata.v1.Operator.Restart:input_type -> fermata.v1.RestartRequest
+	21, // 69: fermata.v1.Operator.ListNodes:input_type -> fermata.v1.ListNodesRequest
+	23, // 70: fermata.v1.Operator.GetNode:input_type -> fermata.v1.GetNodeRequest
+	24, // 71: fermata.v1.Operator.Console:input_type -> fermata.v1.ConsoleRequest
+	26, // 72: fermata.v1.Operator.Trace:input_type -> fermata.v1.TraceRequest
+	42, // 73: fermata.v1.Registry.Register:input_type -> fermata.v1.RegisterRequest
+	46, // 74: fermata.v1.Node.Describe:input_type -> fermata.v1.DescribeRequest
+	53, // 75: fermata.v1.Node.CheckGuests:input_type -> fermata.v1.CheckGuestsRequest
+	52, // 76: fermata.v1.Node.CreateGuests:input_type -> fermata.v1.CreateGuestsRequest
+	56, // 77: fermata.v1.Node.StepClocks:input_type -> fermata.v1.StepClocksRequest
+	58, // 78: fermata.v1.Node.ReleaseGuests:input_type -> fermata.v1.ReleaseGuestsRequest
+	60, // 79: fermata.v1.Node.DestroyGuests:input_type -> fermata.v1.DestroyGuestsRequest
+	24, // 80: fermata.v1.Node.ReadConsole:input_type -> fermata.v1.ConsoleRequest
+	26, // 81: fermata.v1.Node.TraceFrames:input_type -> fermata.v1.TraceRequest
+	63, // 82: fermata.v1.Node.PrepareRound:input_type -> fermata.v1.PrepareRoundRequest
+	65, // 83: fermata.v1.Node.CutRound:input_type -> fermata.v1.CutRoundRequest
+	67, // 84: fermata.v1.Node.PersistRound:input_type -> fermata.v1.PersistRoundRequest
+	73, // 85: fermata.v1.Node.FinishRound:input_type -> fermata.v1.FinishRoundRequest
+	30, // 86: fermata.v1.Operator.CreateCluster:output_type -> fermata.v1.Cluster
+	7,  // 87: fermata.v1.Operator.ListClusters:output_type -> fermata.v1.ListClustersReply
+	30, // 88: fermata.v1.Operator.GetCluster:output_type -> fermata.v1.Cluster
+	29, // 89: fermata.v1.Operator.StartCluster:output_type -> fermata.v1.Event
+	29, // 90: fermata.v1.Operator.StopCluster:output_type -> fermata.v1.Event
+	12, // 91: fermata.v1.Operator.DeleteCluster:output_type -> fermata.v1.DeleteClusterReply
+	29, // 92: fermata.v1.Operator.TakeCheckpoint:output_type -> fermata.v1.Event
+	15, // 93: fermata.v1.Operator.ListCheckpoints:output_type -> fermata.v1.ListCheckpointsReply
+	33, // 94: fermata.v1.Operator.GetCheckpoint:output_type -> fermata.v1.Checkpoint
+	29, // 95: fermata.v1.Operator.VerifyCheckpoint:output_type -> fermata.v1.Event
+	19, // 96: fermata.v1.Operator.DeleteCheckpoint:output_type -> fermata.v1.DeleteCheckpointReply
+	29, // 97: fermata.v1.Operator.Restart:output_type -> fermata.v1.Event
+	22, // 98: fermata.v1.Operator.ListNodes:output_type -> fermata.v1.ListNodesReply
+	39, // 99: fermata.v1.Operator.GetNode:output_type -> fermata.v1.NodeInfo
+	25, // 100: fermata.v1.Operator.Console:output_type -> fermata.v1.ConsoleChunk
+	27, // 101: fermata.v1.Operator.Trace:output_type -> fermata.v1.TraceChunk
+	43, // 102: fermata.v1.Registry.Register:output_type -> fermata.v1.RegisterReply
+	39, // 103: fermata.v1.Node.Describe:output_type -> fermata.v1.NodeInfo
+	54, // 104: fermata.v1.Node.CheckGuests:output_type -> fermata.v1.CheckGuestsUpdate
+	55, // 105: fermata.v1.Node.CreateGuests:output_type -> fermata.v1.CreateGuestsUpdate
+	57, // 106: fermata.v1.Node.StepClocks:output_type -> fermata.v1.StepClocksReply
+	59, // 107: fermata.v1.Node.ReleaseGuests:output_type -> fermata.v1.ReleaseGuestsReply
+	61, // 108: fermata.v1.Node.DestroyGuests:output_type -> fermata.v1.DestroyGuestsReply
+	25, // 109: fermata.v1.Node.ReadConsole:output_type -> fermata.v1.ConsoleChunk
+	27, // 110: fermata.v1.Node.TraceFrames:output_type -> fermata.v1.TraceChunk
+	64, // 111: fermata.v1.Node.PrepareRound:output_type -> fermata.v1.PrepareRoundReply
+	66, // 112: fermata.v1.Node.CutRound:output_type -> fermata.v1.CutRoundReply
+	68, // 113: fermata.v1.Node.PersistRound:output_type -> fermata.v1.PersistRoundUpdate
+	74, // 114: fermata.v1.Node.FinishRound:output_type -> fermata.v1.FinishRoundReply
+	86, // [86:115] is the sub-list for method output_type
+	57, // [57:86] is the sub-list for method input_type
+	57, // [57:57] is the sub-list for extension type_name
+	57, // [57:57] is the sub-list for extension extendee
+	0,  // [0:57] is the sub-list for field type_name
 }
 
 func init() { file_fermata_proto_init() }
@@ -5594,7 +5960,7 @@ func file_fermata_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fermata_proto_rawDesc), len(file_fermata_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   69,
+			NumMessages:   73,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

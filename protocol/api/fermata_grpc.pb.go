@@ -846,6 +846,7 @@ var Registry_ServiceDesc = grpc.ServiceDesc{
 
 const (
 	Node_Describe_FullMethodName      = "/fermata.v1.Node/Describe"
+	Node_CheckGuests_FullMethodName   = "/fermata.v1.Node/CheckGuests"
 	Node_CreateGuests_FullMethodName  = "/fermata.v1.Node/CreateGuests"
 	Node_StepClocks_FullMethodName    = "/fermata.v1.Node/StepClocks"
 	Node_ReleaseGuests_FullMethodName = "/fermata.v1.Node/ReleaseGuests"
@@ -863,6 +864,9 @@ const (
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 type NodeClient interface {
 	Describe(ctx context.Context, in *DescribeRequest, opts ...grpc.CallOption) (*NodeInfo, error)
+	// CheckGuests looks whether CreateGuests of the same request could succeed once the
+	// guests that the cluster has on this node are gone. It changes nothing.
+	CheckGuests(ctx context.Context, in *CheckGuestsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CheckGuestsUpdate], error)
 	// CreateGuests makes guests, stopped, and joins their NICs to the fabric. A
 	// guest with an image is restored from it.
 	CreateGuests(ctx context.Context, in *CreateGuestsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CreateGuestsUpdate], error)
@@ -905,9 +909,28 @@ func (c *nodeClient) Describe(ctx context.Context, in *DescribeRequest, opts ...
 	return out, nil
 }
 
+func (c *nodeClient) CheckGuests(ctx context.Context, in *CheckGuestsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CheckGuestsUpdate], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Node_ServiceDesc.Streams[0], Node_CheckGuests_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[CheckGuestsRequest, CheckGuestsUpdate]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Node_CheckGuestsClient = grpc.ServerStreamingClient[CheckGuestsUpdate]
+
 func (c *nodeClient) CreateGuests(ctx context.Context, in *CreateGuestsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CreateGuestsUpdate], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Node_ServiceDesc.Streams[0], Node_CreateGuests_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Node_ServiceDesc.Streams[1], Node_CreateGuests_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -956,7 +979,7 @@ func (c *nodeClient) DestroyGuests(ctx context.Context, in *DestroyGuestsRequest
 
 func (c *nodeClient) ReadConsole(ctx context.Context, in *ConsoleRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ConsoleChunk], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Node_ServiceDesc.Streams[1], Node_ReadConsole_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Node_ServiceDesc.Streams[2], Node_ReadConsole_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -975,7 +998,7 @@ type Node_ReadConsoleClient = grpc.ServerStreamingClient[ConsoleChunk]
 
 func (c *nodeClient) TraceFrames(ctx context.Context, in *TraceRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TraceChunk], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Node_ServiceDesc.Streams[2], Node_TraceFrames_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Node_ServiceDesc.Streams[3], Node_TraceFrames_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1014,7 +1037,7 @@ func (c *nodeClient) CutRound(ctx context.Context, in *CutRoundRequest, opts ...
 
 func (c *nodeClient) PersistRound(ctx context.Context, in *PersistRoundRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PersistRoundUpdate], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Node_ServiceDesc.Streams[3], Node_PersistRound_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Node_ServiceDesc.Streams[4], Node_PersistRound_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1046,6 +1069,9 @@ func (c *nodeClient) FinishRound(ctx context.Context, in *FinishRoundRequest, op
 // for forward compatibility.
 type NodeServer interface {
 	Describe(context.Context, *DescribeRequest) (*NodeInfo, error)
+	// CheckGuests looks whether CreateGuests of the same request could succeed once the
+	// guests that the cluster has on this node are gone. It changes nothing.
+	CheckGuests(*CheckGuestsRequest, grpc.ServerStreamingServer[CheckGuestsUpdate]) error
 	// CreateGuests makes guests, stopped, and joins their NICs to the fabric. A
 	// guest with an image is restored from it.
 	CreateGuests(*CreateGuestsRequest, grpc.ServerStreamingServer[CreateGuestsUpdate]) error
@@ -1080,6 +1106,9 @@ type UnimplementedNodeServer struct{}
 
 func (UnimplementedNodeServer) Describe(context.Context, *DescribeRequest) (*NodeInfo, error) {
 	return nil, status.Error(codes.Unimplemented, "method Describe not implemented")
+}
+func (UnimplementedNodeServer) CheckGuests(*CheckGuestsRequest, grpc.ServerStreamingServer[CheckGuestsUpdate]) error {
+	return status.Error(codes.Unimplemented, "method CheckGuests not implemented")
 }
 func (UnimplementedNodeServer) CreateGuests(*CreateGuestsRequest, grpc.ServerStreamingServer[CreateGuestsUpdate]) error {
 	return status.Error(codes.Unimplemented, "method CreateGuests not implemented")
@@ -1149,6 +1178,17 @@ func _Node_Describe_Handler(srv interface{}, ctx context.Context, dec func(inter
 	}
 	return interceptor(ctx, in, info, handler)
 }
+
+func _Node_CheckGuests_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(CheckGuestsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(NodeServer).CheckGuests(m, &grpc.GenericServerStream[CheckGuestsRequest, CheckGuestsUpdate]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Node_CheckGuestsServer = grpc.ServerStreamingServer[CheckGuestsUpdate]
 
 func _Node_CreateGuests_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(CreateGuestsRequest)
@@ -1339,6 +1379,11 @@ var Node_ServiceDesc = grpc.ServiceDesc{
 		},
 	},
 	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "CheckGuests",
+			Handler:       _Node_CheckGuests_Handler,
+			ServerStreams: true,
+		},
 		{
 			StreamName:    "CreateGuests",
 			Handler:       _Node_CreateGuests_Handler,
