@@ -7,7 +7,6 @@ package faultfs
 
 import (
 	"context"
-
 	"fmt"
 	"sync"
 	"syscall"
@@ -81,7 +80,9 @@ func (f *FS) Unmount() error {
 }
 
 // Rule decides on every operation from now on, with the name of the file without its
-// directory. It is called by one goroutine at a time. Nil: no faults.
+// directory. Nil: no faults. The FS calls it from goroutines of its own, one at a time:
+// read the variables that a rule writes only after the next call of Rule, which
+// synchronises with the last of them.
 func (f *FS) Rule(rule func(op Op, name string) Fault) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

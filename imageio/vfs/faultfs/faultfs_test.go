@@ -49,10 +49,11 @@ func TestFaults(t *testing.T) {
 		}
 		return faultfs.Fault{}
 	})
-	if n, err := file.WriteAt([]byte("short"), 0); n != 5 || err != nil || short != 3 {
+	n, err := file.WriteAt([]byte("short"), 0)
+	f.Rule(nil)
+	if n != 5 || err != nil || short != 3 {
 		t.Errorf("short writes: %d bytes, %v, in %d pieces", n, err, short)
 	}
-	f.Rule(nil)
 	if got, err := os.ReadFile(path); err != nil || string(got) != "short" {
 		t.Errorf("%q, %v", got, err)
 	}
