@@ -153,7 +153,7 @@ func newBench(t *testing.T, guests int) *bench {
 	must(err)
 	c := b.cluster
 	must(a.update(c, func(rec *journal.Cluster) { rec.Epoch, rec.Released = 1, true }))
-	must(a.joinFabric(c))
+	must(a.joinFabric(c, c.rec.Epoch))
 	for i := range guests {
 		name := fmt.Sprintf("g%d", i+1)
 		m := &fakeMachine{dir: a.guestDir("c", name), tool: make(chan net.Conn)}

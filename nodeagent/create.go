@@ -185,7 +185,7 @@ func (a *Agent) beginLife(c *cluster, req *api.CreateGuestsRequest) error {
 		return err
 	}
 	c.setRunning(false)
-	if err := a.joinFabric(c); err != nil {
+	if err := a.joinFabric(c, req.Epoch); err != nil {
 		return err
 	}
 	return a.openUplinks(c.name, c.record().Uplinks)
@@ -200,13 +200,14 @@ func (a *Agent) leaveFabric(c *cluster) error {
 }
 
 // joinFabric tells the switch the life and the peers of a cluster, from its
-// record. A life that left no guests here is ended first.
-func (a *Agent) joinFabric(c *cluster) error {
+// record, and the epoch that its guests have come to. A life that left no guests here
+// is ended first.
+func (a *Agent) joinFabric(c *cluster, epoch uint64) error {
 	if err := a.leaveFabric(c); err != nil {
 		return err
 	}
 	rec := c.record()
-	if err := a.fabric.CreateCluster(c.name, rec.Epoch); err != nil {
+	if err := a.fabric.ContinueCluster(c.name, rec.Epoch, epoch); err != nil {
 		return err
 	}
 	peers := make([]fabric.Peer, 0, len(rec.Peers))

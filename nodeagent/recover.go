@@ -14,6 +14,7 @@ import (
 	"fermata/imageio/extent"
 	"fermata/nodeagent/journal"
 	"fermata/protocol/api"
+	"fermata/protocol/round"
 	"fermata/vmm"
 	"fermata/vmm/qemu"
 )
@@ -41,6 +42,10 @@ func (a *Agent) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	epochs, err := a.epochs(clusters)
+	if err != nil {
+		return err
+	}
 	a.mu.Lock()
 	for name, rec := range clusters {
 		a.clusters[name] = newCluster(rec)
@@ -56,7 +61,7 @@ func (a *Agent) recover(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := a.joinFabric(c); err != nil {
+		if err := a.joinFabric(c, epochs[c.name]); err != nil {
 			return err
 		}
 		if err := a.openUplinks(c.name, c.record().Uplinks); err != nil {
@@ -88,6 +93,30 @@ func (a *Agent) recover(ctx context.Context) error {
 		}
 	}
 	return a.recoverRounds()
+}
+
+// epochs returns, for each cluster, the newest epoch that a guest of it on this node can
+// have the colour of: that of the last round its member was asked to prepare, which the
+// member journals before it does anything for it.
+func (a *Agent) epochs(clusters map[string]journal.Cluster) (map[string]uint64, error) {
+	records, err := a.journal.Rounds()
+	if err != nil {
+		return nil, err
+	}
+	epochs := map[string]uint64{}
+	for name, c := range clusters {
+		epochs[name] = c.Epoch
+		record, ok := records[name]
+		if !ok {
+			continue
+		}
+		var last round.Journal
+		if err := json.Unmarshal(record, &last); err != nil {
+			return nil, fmt.Errorf("rounds of cluster %s: decode journal: %w", name, err)
+		}
+		epochs[name] = max(c.Epoch, uint64(last.Epoch))
+	}
+	return epochs, nil
 }
 
 func (a *Agent) clusterOf(rec journal.Guest) (*cluster, error) {
@@ -134,7 +163,11 @@ func (a *Agent) recoverGuest(ctx context.Context, rec journal.Guest) error {
 		}
 		return nil
 	}
-	switch err := a.takeBack(ctx, g, rec, state); {
+	err = a.takeBack(ctx, g, rec, state)
+	if err == nil && !c.record().Released {
+		err = g.injectKept()
+	}
+	switch {
 	case err == nil:
 		a.openTool(c, g)
 		c.complete(g)

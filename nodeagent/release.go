@@ -115,6 +115,9 @@ func letRun(ctx context.Context, c *cluster) error {
 		return err
 	}
 	c.setRunning(true)
+	for _, g := range guests {
+		g.dropRecorded()
+	}
 	return nil
 }
 

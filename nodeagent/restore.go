@@ -12,7 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"fermata/imageio/repository"
-	"fermata/nodeagent/fabric"
 	"fermata/protocol/api"
 	"fermata/protocol/fault"
 	"fermata/vmm"
@@ -53,25 +52,7 @@ func (m *maker) restore(ctx context.Context) error {
 	if err := g.machine.LoadDevices(ctx, state); err != nil {
 		return fmt.Errorf("load device state: %w", machineFault(err))
 	}
-	for _, n := range g.nics {
-		obj := findObject(m.image, kindChannel, n.spec.Name)
-		if obj == nil {
-			continue // recorded nothing, or not recorded
-		}
-		b, err := m.readBytes(ctx, obj, maxChannelState)
-		if err != nil {
-			return fmt.Errorf("read channel state of %s: %w", n.spec.Name, err)
-		}
-		recorded, err := fabric.DecodeFrames(b)
-		if err != nil {
-			return fault.Wrap(fault.Corrupt, err, "channel state of %s", n.spec.Name)
-		}
-		if err := n.port.Inject(recorded); err != nil {
-			return fmt.Errorf("inject channel state of %s: %w", n.spec.Name, err)
-		}
-		g.injected += uint64(len(recorded))
-	}
-	return nil
+	return m.injectRecorded(ctx)
 }
 
 // checkMachine refuses to pour a state into a machine it was not taken from.

@@ -32,7 +32,7 @@ type cluster struct {
 	patience atomic.Int64  // of the open cut, a time.Duration; see BeginCut
 	draining atomic.Int32  // cuts of guests that drain egress now: nothing is full
 
-	stale, noDomain, lost atomic.Uint64
+	stale, noDomain, lost, doubtful atomic.Uint64
 
 	mu       sync.Mutex
 	closed   bool                // guarded by mu
@@ -51,8 +51,21 @@ type cluster struct {
 //
 // On error ErrExists: the cluster lives here with another epoch.
 func (f *Fabric) CreateCluster(name string, epoch uint64) error {
+	return f.ContinueCluster(name, epoch, epoch)
+}
+
+// ContinueCluster is CreateCluster for a life that began in epoch floor and has come
+// to epoch since, in a process that is no more. What its guests send from now on has
+// the colour epoch, so that must not be below the newest cut that any guest of this
+// node may have passed: a colour that is too old would let frames out of an uplink
+// that a restart undoes. Being newer does no harm, since this node then refuses to
+// begin a cut of that epoch.
+func (f *Fabric) ContinueCluster(name string, floor, epoch uint64) error {
 	if err := checkName("cluster", name); err != nil {
 		return err
+	}
+	if epoch < floor {
+		return fmt.Errorf("continue cluster %s: epoch %d is before %d, in which its life began", name, epoch, floor)
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -60,14 +73,14 @@ func (f *Fabric) CreateCluster(name string, epoch uint64) error {
 		return fmt.Errorf("create cluster %s: %w", name, ErrClosed)
 	}
 	if c := f.clusters[name]; c != nil {
-		if c.floor != epoch {
-			return fmt.Errorf("create cluster %s in epoch %d: lives here since epoch %d: %w", name, epoch, c.floor, ErrExists)
+		if c.floor != floor {
+			return fmt.Errorf("create cluster %s in epoch %d: lives here since epoch %d: %w", name, floor, c.floor, ErrExists)
 		}
 		return nil
 	}
 	c := &cluster{
 		name:     name,
-		floor:    epoch,
+		floor:    floor,
 		fabric:   f,
 		done:     make(chan struct{}),
 		networks: make(map[string]*network),
@@ -122,6 +135,7 @@ func (f *Fabric) ClusterStats(cluster string) (ClusterStats, error) {
 		Stale:    c.stale.Load(),
 		NoDomain: c.noDomain.Load(),
 		Closed:   c.lost.Load(),
+		Doubtful: c.doubtful.Load(),
 	}
 	c.mu.Lock()
 	links := c.links

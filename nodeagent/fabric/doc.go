@@ -28,7 +28,9 @@
 //	    reader, one queue or one link and its one receiver, one who writes at a time.
 //	F2  Each frame arrives at most once, and exactly once unless a counter in
 //	    Drops or ClusterStats says why not. A reset connection is no reason:
-//	    link records are numbered, kept until acknowledged, and sent again.
+//	    link records are numbered, kept until acknowledged, and sent again. To a
+//	    node whose fabric was replaced they are not, once they were sent: its
+//	    predecessor may have delivered them.
 //	F3  Nothing enters a gated port's socket.
 //	F4  While a cut is open, no frame from behind it is delivered to a guest before
 //	    the guest's own point on it. Who was not patient enough, or has never
@@ -43,7 +45,8 @@
 //	    its sender has passed since. The world outside may lose frames: what waits
 //	    goes with the life of the cluster, and with the agent.
 //
-// What F2 cannot cover: a node that is lost takes its queues with it. Its peers
+// What F2 cannot cover: a fabric that is lost takes its queues with it, and what its
+// peers have sent and it has not acknowledged. Its peers
 // keep what they have for it, and hold up their guests when that is full, until
 // the cluster is restarted or the node is no peer any more.
 //

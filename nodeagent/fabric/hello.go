@@ -15,15 +15,15 @@ import (
 //	| 8 B    | u32     | u32    | n bytes  |
 //	+--------+---------+--------+----------+
 //
-//	hello body:  life u64 | first u64 | floor u64 | from | to | incarnation | cluster
+//	hello body:  life u64 | first u64 | fresh u64 | floor u64 | from | to | incarnation | cluster
 //	reply body:  status u8 | last u64 | from | reason
 const (
 	helloMagic   = "FERMLNK1"
 	replyMagic   = "FERMLRP1"
-	helloVersion = 1
+	helloVersion = 2
 	helloHeader  = 16
 	// maxHelloBody bounds what a stranger can make us allocate. Four names of
-	// maxNameBytes and three integers are under 1.1 KiB.
+	// maxNameBytes and four integers are under 1.1 KiB.
 	maxHelloBody = 4096
 	// maxReasonBytes bounds the text of a refusal, so that a reply always fits.
 	maxReasonBytes = 512
@@ -34,9 +34,14 @@ const (
 // A link is one direction between two nodes for one life of one cluster. Its
 // name is (from, incarnation, life): the receiver remembers the last sequence
 // it has processed for that name, and the sender goes on after it.
+//
+// A receiver that does not remember the name, because its process was replaced,
+// cannot know which records its predecessor has delivered. It then takes none of
+// those that were ever sent: a frame may be lost, but none arrives twice.
 type hello struct {
 	life  uint64 // tells the links of one incarnation apart
 	first uint64 // lowest sequence the sender can still send
+	fresh uint64 // lowest sequence the sender has never sent, on any connection
 	floor uint64 // epoch in which this life of the cluster began, at the sender
 	from  string // node
 	to    string // node
@@ -86,6 +91,7 @@ func (h hello) encode() []byte {
 	b := make([]byte, 0, 256)
 	b = binary.LittleEndian.AppendUint64(b, h.life)
 	b = binary.LittleEndian.AppendUint64(b, h.first)
+	b = binary.LittleEndian.AppendUint64(b, h.fresh)
 	b = binary.LittleEndian.AppendUint64(b, h.floor)
 	for _, s := range []string{h.from, h.to, h.incarnation, h.cluster} {
 		b = appendString(b, s)
@@ -107,7 +113,7 @@ func readHello(r io.Reader) (hello, error) {
 		return hello{}, fmt.Errorf("read hello: %w", err)
 	}
 	c := cursor{rest: body}
-	h := hello{life: c.uint64(), first: c.uint64(), floor: c.uint64()}
+	h := hello{life: c.uint64(), first: c.uint64(), fresh: c.uint64(), floor: c.uint64()}
 	for _, s := range []*string{&h.from, &h.to, &h.incarnation, &h.cluster} {
 		*s = c.string(maxNameBytes)
 	}
@@ -116,6 +122,9 @@ func readHello(r io.Reader) (hello, error) {
 	}
 	if h.first == 0 || h.from == "" || h.to == "" || h.incarnation == "" || h.cluster == "" {
 		return hello{}, fmt.Errorf("read hello: empty field: %w", ErrMalformed)
+	}
+	if h.fresh < h.first {
+		return hello{}, fmt.Errorf("read hello: record %d was never sent, yet %d is the first that is left: %w", h.fresh, h.first, ErrMalformed)
 	}
 	return h, nil
 }

@@ -53,14 +53,18 @@ type linkLife struct {
 }
 
 // resume finds the life that h speaks of, or begins it, and makes it the present one.
+// doubtful counts the records that the peer gives up, since an earlier process of this
+// node may have delivered them.
 //
 // Preconditions: the caller holds turn.
-func (in *inbound) resume(h hello) *linkLife {
+func (in *inbound) resume(h hello) (_ *linkLife, doubtful uint64) {
 	i := slices.IndexFunc(in.lives, func(l linkLife) bool {
 		return l.incarnation == h.incarnation && l.life == h.life
 	})
-	l := linkLife{incarnation: h.incarnation, life: h.life, last: h.first - 1}
+	l := linkLife{incarnation: h.incarnation, life: h.life, last: h.fresh - 1}
+	doubtful = h.fresh - h.first
 	if i >= 0 {
+		doubtful = 0
 		l = in.lives[i]
 		in.lives = slices.Delete(in.lives, i, i+1)
 	}
@@ -68,7 +72,7 @@ func (in *inbound) resume(h hello) *linkLife {
 		in.lives = slices.Delete(in.lives, 0, 1)
 	}
 	in.lives = append(in.lives, l)
-	return &in.lives[len(in.lives)-1]
+	return &in.lives[len(in.lives)-1], doubtful
 }
 
 // want has the peer hold a flow back, or go on with it. It does not wait.
@@ -208,7 +212,12 @@ func (c *cluster) receive(ctx context.Context, conn net.Conn, h hello) error {
 	if !c.isNewest(in, conn) {
 		return errors.New("replaced by a newer connection")
 	}
-	life := in.resume(h)
+	life, doubtful := in.resume(h)
+	if doubtful > 0 {
+		c.doubtful.Add(doubtful)
+		c.fabric.log.Warn("frames that an earlier process of this node may have delivered are given up",
+			"cluster", c.name, "peer", h.from, "frames", doubtful)
+	}
 	welcome := reply{status: replyWelcome, last: life.last, from: c.fabric.cfg.Node}
 	if _, err := conn.Write(welcome.encode()); err != nil {
 		return fmt.Errorf("send welcome: %w", err)

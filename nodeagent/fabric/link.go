@@ -49,6 +49,7 @@ type link struct {
 	bytes     int           // guarded by mu; cost of queue
 	first     uint64        // guarded by mu; sequence of the queue's front
 	sent      int           // guarded by mu; how many of queue went out on conn
+	fresh     uint64        // guarded by mu; lowest sequence that never went out on any connection
 	closed    bool          // guarded by mu
 	held      map[flow]bool // guarded by mu; what the peer wants no more of for now
 	room      signal        // guarded by mu; raised when the queue may take more
@@ -71,6 +72,7 @@ func newLink(c *cluster, peer Peer) (l *link, run func()) {
 		address: peer.Address,
 		marked:  c.epoch.Load(),
 		first:   1,
+		fresh:   1,
 	}
 	return l, func() { l.run(ctx) }
 }
@@ -273,7 +275,7 @@ func (l *link) connect(ctx context.Context, address string) (_ net.Conn, last ui
 	defer cancel()
 	l.mu.Lock()
 	h := hello{
-		life: l.life, first: l.first, floor: l.cluster.floor,
+		life: l.life, first: l.first, fresh: l.fresh, floor: l.cluster.floor,
 		from: l.fabric.cfg.Node, to: l.node, incarnation: l.fabric.cfg.Incarnation, cluster: l.cluster.name,
 	}
 	l.mu.Unlock()
@@ -376,6 +378,7 @@ func (l *link) unsent(batch []record) ([]record, <-chan struct{}) {
 		batch = append(batch, *l.queue.at(l.sent))
 		l.sent++
 	}
+	l.fresh = max(l.fresh, l.first+uint64(l.sent))
 	if len(batch) > 0 {
 		return batch, nil
 	}

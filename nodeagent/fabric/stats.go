@@ -43,6 +43,7 @@ type ClusterStats struct {
 	Stale    uint64 // frames and links of an earlier life of the cluster, refused
 	NoDomain uint64 // frames for a network without a NIC on this node
 	Closed   uint64 // frames that a removed peer or cluster left on a link
+	Doubtful uint64 // frames of peers given up, as an earlier process of this node may have delivered them
 	Links    []LinkStats
 	Uplinks  []UplinkStats // on this node
 }

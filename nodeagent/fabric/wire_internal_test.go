@@ -106,7 +106,7 @@ func FuzzReadRecord(f *testing.F) {
 }
 
 func FuzzReadHello(f *testing.F) {
-	f.Add(hello{life: 1, first: 2, floor: 3, from: "n1", to: "n2", incarnation: "i", cluster: "c"}.encode())
+	f.Add(hello{life: 1, first: 2, fresh: 4, floor: 3, from: "n1", to: "n2", incarnation: "i", cluster: "c"}.encode())
 	f.Add(reply{status: replyWelcome, last: 4, from: "n2"}.encode())
 	f.Add(reply{status: replyLater, from: "n2", reason: "not yet"}.encode())
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -218,7 +218,7 @@ func (l *rawLink) send(r record) (uint64, error) {
 }
 
 func goodHello() hello {
-	return hello{life: 1, first: 1, floor: rawFloor, from: "there", to: "here", incarnation: "1", cluster: "c"}
+	return hello{life: 1, first: 1, fresh: 1, floor: rawFloor, from: "there", to: "here", incarnation: "1", cluster: "c"}
 }
 
 func frameRecord(sequence, epoch uint64) record {
@@ -279,7 +279,7 @@ func TestReceive_ResumesWhereItStopped(t *testing.T) {
 	}
 	// A new connection of the same life, even while the old one is open.
 	h := goodHello()
-	h.first = 2 // the ack of record 1 came, those of 2 and 3 were lost
+	h.first, h.fresh = 2, 4 // the ack of record 1 came, those of 2 and 3 were lost
 	if re := l.dial(h); re.last != 3 {
 		t.Fatalf("resumes after record %d, want 3", re.last)
 	}
@@ -287,7 +287,7 @@ func TestReceive_ResumesWhereItStopped(t *testing.T) {
 		t.Fatalf("ack %d, %v", ack, err)
 	}
 	// A new life starts where it says.
-	h.incarnation, h.first = "2", 1
+	h.incarnation, h.first, h.fresh = "2", 1, 1
 	if re := l.dial(h); re.last != 0 {
 		t.Fatalf("new life resumes after record %d, want 0", re.last)
 	}
@@ -300,6 +300,23 @@ func TestReceive_ResumesWhereItStopped(t *testing.T) {
 	}
 	if got := l.port.Stats().Waiting; got != 5 {
 		t.Errorf("%d frames delivered, want 5", got)
+	}
+}
+
+// A process that took another's place knows nothing of a link that was in use. What its
+// predecessor may have delivered is not taken again, but counted.
+func TestReceive_TakesNothingTwiceOfALinkItDoesNotKnow(t *testing.T) {
+	l := newRawLink(t)
+	h := goodHello()
+	h.first, h.fresh = 5, 9 // 5 to 8 were sent, and nobody has acknowledged them
+	if re := l.dial(h); re.last != 8 {
+		t.Fatalf("resumes after record %d, want 8", re.last)
+	}
+	if ack, err := l.send(frameRecord(9, rawFloor)); ack != 9 || err != nil {
+		t.Fatalf("ack %d, %v", ack, err)
+	}
+	if s, err := l.f.ClusterStats("c"); err != nil || s.Doubtful != 4 {
+		t.Errorf("%d frames in doubt (%v), want 4", s.Doubtful, err)
 	}
 }
 

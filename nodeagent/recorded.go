@@ -1,0 +1,86 @@
+package nodeagent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"fermata/imageio/vfs"
+	"fermata/nodeagent/fabric"
+	"fermata/protocol/fault"
+)
+
+// recordedPath is the file that keeps the frames recorded for a card until its guest is
+// released. The switch may be lost in between, and the repository may be unreachable
+// when its successor starts.
+func recordedPath(dir, card string) string { return filepath.Join(dir, "recorded-"+card) }
+
+// injectRecorded puts the frames that the image recorded to the front of the guest's
+// closed gates.
+func (m *maker) injectRecorded(ctx context.Context) error {
+	g := m.guest
+	for _, n := range g.nics {
+		obj := findObject(m.image, kindChannel, n.spec.Name)
+		if obj == nil {
+			continue // recorded nothing, or not recorded
+		}
+		b, err := m.readBytes(ctx, obj, maxChannelState)
+		if err != nil {
+			return fmt.Errorf("read channel state of %s: %w", n.spec.Name, err)
+		}
+		if err := g.inject(n, b); err != nil {
+			return err
+		}
+		if err := vfs.WriteFile(vfs.OS{}, recordedPath(g.dir, n.spec.Name), b); err != nil {
+			return fmt.Errorf("keep channel state of %s: %w", n.spec.Name, err)
+		}
+	}
+	if err := (vfs.OS{}).SyncDir(g.dir); err != nil {
+		return fmt.Errorf("keep channel state of guest %s: %w", g.spec.Name, err)
+	}
+	return nil
+}
+
+// injectKept injects again what injectRecorded has injected into a switch that is no
+// more.
+//
+// Preconditions: the guest was not released since, so its gates were never open and no
+// frame of these has reached it.
+func (g *guest) injectKept() error {
+	for _, n := range g.nics {
+		b, err := os.ReadFile(recordedPath(g.dir, n.spec.Name))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("read channel state of %s: %w", n.spec.Name, err)
+		}
+		if err := g.inject(n, b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (g *guest) inject(n nic, encoded []byte) error {
+	recorded, err := fabric.DecodeFrames(encoded)
+	if err != nil {
+		return fault.Wrap(fault.Corrupt, err, "channel state of %s", n.spec.Name)
+	}
+	if err := n.port.Inject(recorded); err != nil {
+		return fmt.Errorf("inject channel state of %s: %w", n.spec.Name, err)
+	}
+	g.injected += uint64(len(recorded))
+	return nil
+}
+
+// dropRecorded removes what injectRecorded has kept. What is left of it does no harm: it
+// goes with the guest.
+func (g *guest) dropRecorded() {
+	for _, n := range g.nics {
+		_ = os.Remove(recordedPath(g.dir, n.spec.Name))
+	}
+}
