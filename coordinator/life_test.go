@@ -43,6 +43,9 @@ func TestStart_MakesAndReleasesGuestsOnAllNodes(t *testing.T) {
 	if got := l.agents["n1"].Peers("web"); !slices.Equal(got, []string{"n2"}) {
 		t.Errorf("peers of n1 are %v, want n2", got)
 	}
+	if got := l.agents["n1"].PeerCards("web") + l.agents["n2"].PeerCards("web"); got != 3 {
+		t.Errorf("agents know of %d cards on other nodes, want one of each guest", got)
+	}
 	_, err = c.startCluster("web")
 	wantFault(t, err, fault.Busy, "cluster web is running")
 

@@ -196,7 +196,13 @@ func (r *rig) create(epoch uint64, where map[int]string, images map[string]*api.
 	r.t.Helper()
 	var peers []*api.Peer
 	for _, n := range r.nodes {
-		peers = append(peers, &api.Peer{Node: n.name, FabricAddress: n.cfg.FabricListen})
+		p := &api.Peer{Node: n.name, FabricAddress: n.cfg.FabricListen}
+		for i, node := range where {
+			if node == n.name {
+				p.Cards = append(p.Cards, &api.PeerCard{Network: "lan", Mac: guests.MAC(i, 0)})
+			}
+		}
+		peers = append(peers, p)
 	}
 	for _, n := range r.nodes {
 		req := &api.CreateGuestsRequest{Fence: r.fence, Cluster: "c", Epoch: epoch, Packs: packs}

@@ -175,9 +175,12 @@ func (a *Agent) openImages(ctx context.Context, req *api.CreateGuestsRequest) (*
 func (a *Agent) beginLife(c *cluster, req *api.CreateGuestsRequest) error {
 	err := a.update(c, func(rec *journal.Cluster) {
 		rec.Epoch, rec.Released = req.Epoch, false
-		rec.Peers = map[string]string{}
+		rec.Peers, rec.Cards = map[string]string{}, map[string][]journal.Card{}
 		for _, p := range req.Peers {
 			rec.Peers[p.Node] = p.FabricAddress
+			for _, card := range p.Cards {
+				rec.Cards[p.Node] = append(rec.Cards[p.Node], journal.Card{Network: card.Network, MAC: card.Mac})
+			}
 		}
 		rec.Uplinks = uplinksOf(req)
 	})
@@ -212,7 +215,11 @@ func (a *Agent) joinFabric(c *cluster, epoch uint64) error {
 	}
 	peers := make([]fabric.Peer, 0, len(rec.Peers))
 	for node, addr := range rec.Peers {
-		peers = append(peers, fabric.Peer{Node: node, Address: addr})
+		peer := fabric.Peer{Node: node, Address: addr}
+		for _, card := range rec.Cards[node] {
+			peer.Cards = append(peer.Cards, fabric.Card{Network: card.Network, MAC: card.MAC})
+		}
+		peers = append(peers, peer)
 	}
 	return a.fabric.SetPeers(c.name, peers)
 }

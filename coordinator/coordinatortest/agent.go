@@ -236,6 +236,18 @@ func (a *Agent) Peers(name string) []string {
 	return names
 }
 
+// PeerCards counts the NICs of the peers that the cluster's guests were made with.
+func (a *Agent) PeerCards(name string) (n int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if c := a.clusters[name]; c != nil {
+		for _, p := range c.peers {
+			n += len(p.GetCards())
+		}
+	}
+	return n
+}
+
 // Lose forgets all guests without a word, as a machine that lost power.
 func (a *Agent) Lose() {
 	a.mu.Lock()

@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -159,16 +160,31 @@ func (d *Deployer) createOn(ctx context.Context, life Life, p Part, peers []*api
 	return injected, nil
 }
 
-// peersOf lists the other nodes with guests of the cluster.
+// peersOf lists the other nodes with guests of the cluster, and their NICs.
 func peersOf(self Node, parts []Part) []*api.Peer {
 	var peers []*api.Peer
 	for _, p := range parts {
 		if p.Node.Name != self.Name {
-			peers = append(peers, &api.Peer{Node: p.Node.Name, FabricAddress: p.Node.FabricAddress})
+			peers = append(peers, &api.Peer{Node: p.Node.Name, FabricAddress: p.Node.FabricAddress, Cards: cardsOf(p.Guests)})
 		}
 	}
 	slices.SortFunc(peers, func(a, b *api.Peer) int { return strings.Compare(a.Node, b.Node) })
 	return peers
+}
+
+// cardsOf lists the NICs of guests that are on the fabric. An address that cannot be
+// read is left to the node that makes the guest, which refuses it by name.
+func cardsOf(guests []*api.GuestSpec) []*api.PeerCard {
+	var cards []*api.PeerCard
+	for _, g := range guests {
+		for _, n := range g.GetNics() {
+			mac, err := net.ParseMAC(n.GetMac())
+			if n.GetBridge() == "" && err == nil {
+				cards = append(cards, &api.PeerCard{Network: n.GetNetwork(), Mac: mac})
+			}
+		}
+	}
+	return cards
 }
 
 // StepClocks lets the guests run with closed NICs and sets their clocks, on all nodes

@@ -15,6 +15,16 @@ import (
 type Peer struct {
 	Node    string
 	Address string // of its fabric listener
+	// Cards are the NICs of its guests. Their addresses are bound to the node: no
+	// frame from elsewhere diverts what is sent to them. Without them the addresses
+	// of the node's guests are learnt.
+	Cards []Card
+}
+
+// Card is a NIC on a network.
+type Card struct {
+	Network string
+	MAC     net.HardwareAddr
 }
 
 // cluster is one life of one cluster on this node: from its creation or restart
@@ -32,13 +42,14 @@ type cluster struct {
 	patience atomic.Int64  // of the open cut, a time.Duration; see BeginCut
 	draining atomic.Int32  // cuts of guests that drain egress now: nothing is full
 
-	stale, noDomain, lost, doubtful atomic.Uint64
+	stale, noDomain, lost, doubtful, spoofed atomic.Uint64
 
 	mu       sync.Mutex
 	closed   bool                // guarded by mu
 	networks map[string]*network // guarded by mu
 	ports    map[PortKey]*Port   // guarded by mu
 	links    map[string]*link    // guarded by mu; replaced, never changed in place
+	bound    bindings            // guarded by mu; replaced, never changed in place
 	inbound  map[string]*inbound // guarded by mu; by node
 	cut      *cut                // guarded by mu; nil: none
 	changed  signal              // guarded by mu; raised by markers, the end of a cut and of the cluster
@@ -110,9 +121,9 @@ func (f *Fabric) RemoveCluster(name string) error {
 	return nil
 }
 
-// SetPeers tells which other nodes hold guests of the cluster, and where. Links
-// to nodes not in the list are closed with what is in them. This node itself is
-// skipped, so that all nodes may be given the same list.
+// SetPeers tells which other nodes hold guests of the cluster, where, and with which
+// NICs. Links to nodes not in the list are closed with what is in them. This node
+// itself is skipped, so that all nodes may be given the same list.
 func (f *Fabric) SetPeers(cluster string, peers []Peer) error {
 	c, err := f.clusterNamed(cluster)
 	if err == nil {
@@ -136,6 +147,7 @@ func (f *Fabric) ClusterStats(cluster string) (ClusterStats, error) {
 		NoDomain: c.noDomain.Load(),
 		Closed:   c.lost.Load(),
 		Doubtful: c.doubtful.Load(),
+		Spoofed:  c.spoofed.Load(),
 	}
 	c.mu.Lock()
 	links := c.links
@@ -162,20 +174,47 @@ func (c *cluster) setPeers(peers []Peer) error {
 		}
 		want[p.Node] = p
 	}
-	if err := errors.Join(errs...); err != nil {
+	delete(want, c.fabric.cfg.Node)
+	bound, err := bindingsOf(want)
+	if err := errors.Join(append(errs, err)...); err != nil {
 		return err
 	}
-	delete(want, c.fabric.cfg.Node)
-	gone, err := c.replaceLinks(want)
+	gone, err := c.replaceLinks(want, bound)
 	for _, l := range gone {
 		l.close()
 	}
 	return err
 }
 
+// bindings are the nodes of NICs, by network and address.
+type bindings map[string]map[macAddress]string
+
+// bindingsOf collects the NICs of all peers.
+func bindingsOf(peers map[string]Peer) (bindings, error) {
+	bound := bindings{}
+	var errs []error
+	for _, node := range slices.Sorted(maps.Keys(peers)) {
+		for _, card := range peers[node].Cards {
+			if err := errors.Join(checkName("network", card.Network), checkMAC(card.MAC)); err != nil {
+				errs = append(errs, fmt.Errorf("peer %s: %w", node, err))
+				continue
+			}
+			if bound[card.Network] == nil {
+				bound[card.Network] = map[macAddress]string{}
+			}
+			mac := macAddress(card.MAC)
+			if other, twice := bound[card.Network][mac]; twice {
+				errs = append(errs, fmt.Errorf("peer %s: mac %s in network %s belongs to peer %s: %w", node, card.MAC, card.Network, other, ErrExists))
+			}
+			bound[card.Network][mac] = node
+		}
+	}
+	return bound, errors.Join(errs...)
+}
+
 // replaceLinks keeps, moves and makes links so that there is one for each
 // wanted peer, and returns the others for closing.
-func (c *cluster) replaceLinks(want map[string]Peer) (gone []*link, err error) {
+func (c *cluster) replaceLinks(want map[string]Peer, bound bindings) (gone []*link, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
@@ -200,9 +239,9 @@ func (c *cluster) replaceLinks(want map[string]Peer) (gone []*link, err error) {
 			}
 		}
 	}
-	c.links = links
+	c.links, c.bound = links, bound
 	for _, n := range c.networks {
-		n.setLinks(links)
+		n.setLinks(links, bound[n.name])
 	}
 	return gone, nil
 }
@@ -222,8 +261,8 @@ func (c *cluster) addPort(p *Port, name string) error {
 		return err
 	}
 	p.network = n
-	if !n.addPort(p) {
-		return fmt.Errorf("mac %s in network %s: %w", net.HardwareAddr(p.mac[:]), name, ErrExists)
+	if err := n.addPort(p); err != nil {
+		return err
 	}
 	c.ports[p.key] = p
 	return nil
@@ -242,7 +281,7 @@ func (c *cluster) networkLocked(name string) (*network, error) {
 			return nil, fmt.Errorf("networks %s and %s have the same id: rename one", name, other.name)
 		}
 	}
-	n.setLinks(c.links)
+	n.setLinks(c.links, c.bound[name])
 	c.networks[name] = n
 	return n, nil
 }

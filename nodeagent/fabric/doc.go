@@ -1,4 +1,4 @@
-// Package fabric is the learning Ethernet switch of a node. It owns every frame
+// Package fabric is the Ethernet switch of a node. It owns every frame
 // between the guests of a cluster: from the moment a guest's QEMU has sent it to
 // the moment the receiver's QEMU has read it, it is in memory of this package or
 // in a socket this package can read. That makes it possible to cut a cluster at
@@ -16,8 +16,8 @@
 // A Port is a guest NIC: a reader goroutine switches what the guest sends, straight
 // into the receiver's socket when nothing waits there; a writer goroutine feeds
 // what waits in the port's queue to the guest. A network
-// is one Ethernet domain of one cluster; it learns addresses and floods what it
-// does not know. A link carries one cluster's frames from this node to one peer.
+// is one Ethernet domain of one cluster; it knows the addresses of the NICs, learns
+// others and floods what it does not know. A link carries one cluster's frames from this node to one peer.
 // An uplink joins a network to a device of the node, on one node of the cluster.
 // The wire format is drawn in record.go and hello.go, recorded frames in
 // framelist.go.
@@ -44,6 +44,9 @@
 //	F7  With OutsideHold no frame goes out before a checkpoint is durable whose cut
 //	    its sender has passed since. The world outside may lose frames: what waits
 //	    goes with the life of the cluster, and with the agent.
+//	F8  A frame for a NIC of the specification goes to that NIC, whatever source
+//	    addresses others claim. Addresses that are learnt are bounded for each
+//	    station (stations.go).
 //
 // What F2 cannot cover: a fabric that is lost takes its queues with it, and what its
 // peers have sent and it has not acknowledged. Its peers

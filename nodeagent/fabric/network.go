@@ -3,24 +3,18 @@ package fabric
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"fmt"
 	"maps"
+	"net"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 )
 
-const (
-	// maxStations bounds the addresses a network remembers, so that a guest that
-	// makes up addresses cannot take memory. Beyond it frames are flooded.
-	maxStations = 8192
-	// stationAge is how long an address is remembered after its last frame, the
-	// default of IEEE 802.1D.
-	stationAge = 300 * time.Second
-	// sweepInterval spaces the searches of a full table for aged addresses. Each
-	// looks at all of it, and a frame must not cost that.
-	sweepInterval = time.Second
-)
+// spoofLogInterval spaces the warnings of one network about frames that claim
+// another NIC's address: a guest must not fill the log.
+const spoofLogInterval = time.Minute
 
 // network is one Ethernet broadcast domain of a cluster.
 type network struct {
@@ -36,17 +30,9 @@ type network struct {
 	ports    []*Port
 	links    map[string]*link // by node
 	uplink   *uplink          // nil: none on this node
-	stations map[macAddress]station
-	swept    time.Time // last search for aged stations
-}
+	stations stations
 
-// station is where frames for an address go: a local port, the uplink or another node.
-type station struct {
-	port    *Port     // nil: not a local guest
-	outside bool      // behind the uplink
-	node    string    // when neither
-	own     bool      // a NIC's configured address: never learnt away, never forgotten
-	seen    time.Time // last frame from it
+	spoofLogged atomic.Int64 // when the last spoofed frame was logged, Unix time in nanoseconds
 }
 
 // outlets are all ways out of a network on this node.
@@ -61,7 +47,7 @@ func newNetwork(c *cluster, name string) *network {
 		cluster:  c,
 		name:     name,
 		id:       networkID(c.name, name),
-		stations: make(map[macAddress]station),
+		stations: newStations(),
 	}
 	n.traces.Store(new([]*trace))
 	return n
@@ -184,13 +170,42 @@ func (n *network) route(from station, data []byte) (to station, known bool, all 
 	src, dst := source(data), destination(data)
 	now := time.Now()
 	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.learn(src, from, now)
+	genuine := n.stations.learn(src, from, now)
 	if !dst.isGroup() {
-		to, known = n.stations[dst]
-		known = known && (to.own || now.Sub(to.seen) < stationAge) && n.reaches(to)
+		to, known = n.stations.lookup(dst, now)
+		known = known && n.reaches(to)
 	}
-	return to, known, outlets{ports: n.ports, links: n.links, uplink: n.uplink}
+	all = outlets{ports: n.ports, links: n.links, uplink: n.uplink}
+	n.mu.Unlock()
+	if !genuine {
+		n.noteSpoofed(from, src, all.uplink, now)
+	}
+	return to, known, all
+}
+
+// noteSpoofed counts a frame whose source address is bound to another station. It is
+// delivered all the same: the receiver may trust an address or not, but nothing that
+// is meant for its owner goes to the sender.
+func (n *network) noteSpoofed(from station, src macAddress, up *uplink, now time.Time) {
+	where := []any{"node", from.node}
+	switch {
+	case from.port != nil:
+		from.port.counters.spoofed.Add(1)
+		where = []any{"guest", from.port.key.Guest, "nic", from.port.key.NIC}
+	case from.outside:
+		if up != nil {
+			up.spoofed.Add(1)
+		}
+		where = []any{"uplink", true}
+	default:
+		n.cluster.spoofed.Add(1)
+	}
+	last := n.spoofLogged.Load()
+	if now.Sub(time.Unix(0, last)) < spoofLogInterval || !n.spoofLogged.CompareAndSwap(last, now.UnixNano()) {
+		return
+	}
+	n.cluster.fabric.log.Warn("frame claims the address of another nic: delivered, not learnt",
+		append([]any{"cluster", n.cluster.name, "network", n.name, "mac", net.HardwareAddr(src[:])}, where...)...)
 }
 
 // reaches tells whether there still is a way to a station.
@@ -217,50 +232,20 @@ func (n *network) theUplink() *uplink {
 	return n.uplink
 }
 
-// learn remembers where addr was seen.
-//
-// Preconditions: mu is held.
-func (n *network) learn(addr macAddress, from station, now time.Time) {
-	if addr.isGroup() {
-		return
-	}
-	old, known := n.stations[addr]
-	if old.own {
-		return
-	}
-	if !known && len(n.stations) >= maxStations && !n.forgetOld(now) {
-		return
-	}
-	from.seen = now
-	n.stations[addr] = from
-}
-
-// forgetOld makes room by dropping aged addresses and tells whether it did. A
-// full table of young ones is left alone: flooding is right, only slower.
-//
-// Preconditions: mu is held.
-func (n *network) forgetOld(now time.Time) bool {
-	if now.Sub(n.swept) < sweepInterval {
-		return false
-	}
-	n.swept = now
-	before := len(n.stations)
-	maps.DeleteFunc(n.stations, func(_ macAddress, s station) bool {
-		return !s.own && now.Sub(s.seen) >= stationAge
-	})
-	return len(n.stations) < before
-}
-
-// addPort joins p. False: its address is another port's.
-func (n *network) addPort(p *Port) bool {
+// addPort joins p. Its address must not be bound yet.
+func (n *network) addPort(p *Port) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.stations[p.mac].own {
-		return false
+	if at, taken := n.stations.bound[p.mac]; taken {
+		holder := "node " + at.node
+		if at.port != nil {
+			holder = "nic " + at.port.key.String()
+		}
+		return fmt.Errorf("mac %s in network %s belongs to %s: %w", net.HardwareAddr(p.mac[:]), n.name, holder, ErrExists)
 	}
 	n.ports = append(slices.Clone(n.ports), p)
-	n.stations[p.mac] = station{port: p, own: true}
-	return true
+	n.stations.bind(p.mac, station{port: p})
+	return nil
 }
 
 // dropPort forgets p and every address behind it.
@@ -268,16 +253,25 @@ func (n *network) dropPort(p *Port) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.ports = slices.DeleteFunc(slices.Clone(n.ports), func(q *Port) bool { return q == p })
-	maps.DeleteFunc(n.stations, func(_ macAddress, s station) bool { return s.port == p })
+	n.stations.drop(station{port: p})
 }
 
-// setLinks replaces the links and forgets the addresses behind those gone.
-// links must not change any more.
-func (n *network) setLinks(links map[string]*link) {
+// setLinks replaces the links and the addresses bound to their nodes, and forgets the
+// addresses behind nodes that are gone. links must not change any more. An address of
+// a port of this node stays the port's.
+func (n *network) setLinks(links map[string]*link, bound map[macAddress]string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	for node := range n.links {
+		if links[node] == nil {
+			n.stations.drop(station{node: node})
+		}
+	}
 	n.links = links
-	maps.DeleteFunc(n.stations, func(_ macAddress, s station) bool {
-		return s.port == nil && !s.outside && links[s.node] == nil
-	})
+	maps.DeleteFunc(n.stations.bound, func(_ macAddress, at station) bool { return at.port == nil })
+	for addr, node := range bound {
+		if n.stations.bound[addr].port == nil {
+			n.stations.bind(addr, station{node: node})
+		}
+	}
 }

@@ -26,8 +26,8 @@ type PortConfig struct {
 	Network string
 	Guest   string
 	NIC     string
-	// MAC is the NIC's configured address. It is known before the guest sends
-	// and never moves. Guests may use further addresses; those are learnt.
+	// MAC is the NIC's configured address. It is bound to the port. Guests may use
+	// further addresses; those are learnt.
 	MAC net.HardwareAddr
 
 	// FabricEnd and GuestEnd come from NewPair. Attach owns both from the moment
@@ -138,20 +138,25 @@ func (f *Fabric) attach(cfg PortConfig) (*Port, error) {
 
 func (cfg PortConfig) validate() error {
 	errs := []error{
-		checkName("network", cfg.Network), checkName("guest", cfg.Guest), checkName("nic", cfg.NIC),
-	}
-	switch {
-	case len(cfg.MAC) != 6:
-		errs = append(errs, fmt.Errorf("mac %q: not 6 bytes", cfg.MAC))
-	case macAddress(cfg.MAC).isGroup():
-		errs = append(errs, fmt.Errorf("mac %s: group address", cfg.MAC))
-	case [3]byte(cfg.MAC) == sentinelPrefix:
-		errs = append(errs, fmt.Errorf("mac %s: reserved for the fabric", cfg.MAC))
+		checkName("network", cfg.Network), checkName("guest", cfg.Guest), checkName("nic", cfg.NIC), checkMAC(cfg.MAC),
 	}
 	if cfg.FabricEnd == nil || cfg.GuestEnd == nil {
 		errs = append(errs, errors.New("socket pair: an end is missing"))
 	}
 	return errors.Join(errs...)
+}
+
+// checkMAC refuses what cannot be a NIC's address.
+func checkMAC(mac net.HardwareAddr) error {
+	switch {
+	case len(mac) != 6:
+		return fmt.Errorf("mac %q: not 6 bytes", mac)
+	case macAddress(mac).isGroup():
+		return fmt.Errorf("mac %s: group address", mac)
+	case [3]byte(mac) == sentinelPrefix:
+		return fmt.Errorf("mac %s: reserved for the fabric", mac)
+	}
+	return nil
 }
 
 // Key names the port.

@@ -11,6 +11,7 @@ type PortStats struct {
 	Early     uint64 // how often a frame from behind a cut had to wait for the guest's own point
 	Reclaimed uint64 // taken back from a stopped guest
 	Injected  uint64 // put in at a restart
+	Spoofed   uint64 // came from the guest with the address of another NIC; delivered, not learnt
 
 	Waiting      uint64 // frames now in the NIC's queue
 	WaitingBytes uint64 // their memory
@@ -44,6 +45,7 @@ type ClusterStats struct {
 	NoDomain uint64 // frames for a network without a NIC on this node
 	Closed   uint64 // frames that a removed peer or cluster left on a link
 	Doubtful uint64 // frames of peers given up, as an earlier process of this node may have delivered them
+	Spoofed  uint64 // frames that came over a link with the address of a NIC that is not on its node
 	Links    []LinkStats
 	Uplinks  []UplinkStats // on this node
 }
@@ -59,7 +61,7 @@ type LinkStats struct {
 
 // portCounters are the counters behind PortStats.
 type portCounters struct {
-	received, sent, held, recorded, early, reclaimed, injected atomic.Uint64
+	received, sent, held, recorded, early, reclaimed, injected, spoofed atomic.Uint64
 
 	runt, giant, stalled, socket, closed atomic.Uint64
 }
@@ -73,6 +75,7 @@ func (c *portCounters) stats() PortStats {
 		Early:     c.early.Load(),
 		Reclaimed: c.reclaimed.Load(),
 		Injected:  c.injected.Load(),
+		Spoofed:   c.spoofed.Load(),
 		Dropped: Drops{
 			Runt:    c.runt.Load(),
 			Giant:   c.giant.Load(),

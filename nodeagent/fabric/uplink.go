@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 )
 
 // Outside says what becomes of what guests send out of their cluster. What comes in is
@@ -42,6 +43,7 @@ type UplinkStats struct {
 	Sent     uint64 // to the outside
 	Held     uint64 // had to wait for a checkpoint
 	Waiting  uint64 // wait now
+	Spoofed  uint64 // from outside, with the address of a guest's NIC; delivered, not learnt
 
 	Dropped UplinkDrops
 }
@@ -65,6 +67,7 @@ type uplink struct {
 	device  io.ReadWriteCloser // immutable
 	done    chan struct{}      // closed when it ends
 	reader  sync.WaitGroup
+	spoofed atomic.Uint64
 
 	mu      sync.Mutex  // also orders writes to device, which do not wait
 	closed  bool        // guarded by mu
@@ -223,7 +226,7 @@ func (u *uplink) snapshot() UplinkStats {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	s := u.stats
-	s.Waiting = uint64(u.queue.len())
+	s.Waiting, s.Spoofed = uint64(u.queue.len()), u.spoofed.Load()
 	return s
 }
 

@@ -449,35 +449,6 @@ func TestFifo(t *testing.T) {
 	}
 }
 
-// A made-up address per frame must not take memory without bound, and must not
-// push out what is known.
-func TestNetwork_AddressTableIsBounded(t *testing.T) {
-	n := newNetwork(&cluster{name: "c"}, "net")
-	here, flood := &Port{mac: macAddress{2, 1}}, &Port{mac: macAddress{2, 2}}
-	n.addPort(here)
-	n.addPort(flood)
-	now := time.Now()
-	address := func(i int) macAddress { return macAddress{2, 9, byte(i >> 24), byte(i >> 16), byte(i >> 8), byte(i)} }
-	for i := range 2 * maxStations {
-		n.learn(address(i), station{port: flood}, now)
-	}
-	if len(n.stations) > maxStations {
-		t.Errorf("%d addresses, limit %d", len(n.stations), maxStations)
-	}
-	n.learn(here.mac, station{port: flood}, now)
-	if n.stations[here.mac].port != here {
-		t.Error("a NIC's configured address was learnt away")
-	}
-	n.learn(address(-1), station{port: here}, now.Add(2*stationAge))
-	if n.stations[address(-1)].port != here || len(n.stations) != 3 {
-		t.Errorf("aged addresses were not forgotten: %d left", len(n.stations))
-	}
-	n.dropPort(here)
-	if len(n.stations) != 1 {
-		t.Errorf("%d addresses after the port left, want 1", len(n.stations))
-	}
-}
-
 // A reader that looks at an empty socket once more does not keep a guest from passing
 // its cut.
 func TestRecolour_ReaderLooksOnceMore(t *testing.T) {

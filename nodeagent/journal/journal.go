@@ -43,7 +43,16 @@ type Cluster struct {
 	// Released is true from the moment before its guests first run.
 	Released bool              `json:"released"`
 	Peers    map[string]string `json:"peers"` // node -> fabric address
-	Uplinks  []Uplink          `json:"uplinks,omitempty"`
+	// Cards are the NICs of the peers' guests, by node. Records of earlier versions
+	// have none.
+	Cards   map[string][]Card `json:"cards,omitempty"`
+	Uplinks []Uplink          `json:"uplinks,omitempty"`
+}
+
+// Card is a NIC of a guest on another node.
+type Card struct {
+	Network string `json:"network"`
+	MAC     []byte `json:"mac"`
 }
 
 // Uplink joins a network of a cluster to a bridge of this node.

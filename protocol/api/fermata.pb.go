@@ -3802,6 +3802,9 @@ type Peer struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	FabricAddress string                 `protobuf:"bytes,2,opt,name=fabric_address,json=fabricAddress,proto3" json:"fabric_address,omitempty"`
+	// cards are the NICs of its guests on the fabric. The switch binds their addresses
+	// to the node; without them it learns the addresses.
+	Cards         []*PeerCard `protobuf:"bytes,3,rep,name=cards,proto3" json:"cards,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3850,6 +3853,66 @@ func (x *Peer) GetFabricAddress() string {
 	return ""
 }
 
+func (x *Peer) GetCards() []*PeerCard {
+	if x != nil {
+		return x.Cards
+	}
+	return nil
+}
+
+// PeerCard is a NIC of a guest on another node.
+type PeerCard struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Network       string                 `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
+	Mac           []byte                 `protobuf:"bytes,2,opt,name=mac,proto3" json:"mac,omitempty"` // 6 bytes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PeerCard) Reset() {
+	*x = PeerCard{}
+	mi := &file_fermata_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PeerCard) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PeerCard) ProtoMessage() {}
+
+func (x *PeerCard) ProtoReflect() protoreflect.Message {
+	mi := &file_fermata_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PeerCard.ProtoReflect.Descriptor instead.
+func (*PeerCard) Descriptor() ([]byte, []int) {
+	return file_fermata_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *PeerCard) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
+func (x *PeerCard) GetMac() []byte {
+	if x != nil {
+		return x.Mac
+	}
+	return nil
+}
+
 type CreateGuestsRequest struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Fence   *Fence                 `protobuf:"bytes,1,opt,name=fence,proto3" json:"fence,omitempty"`
@@ -3868,7 +3931,7 @@ type CreateGuestsRequest struct {
 
 func (x *CreateGuestsRequest) Reset() {
 	*x = CreateGuestsRequest{}
-	mi := &file_fermata_proto_msgTypes[47]
+	mi := &file_fermata_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3880,7 +3943,7 @@ func (x *CreateGuestsRequest) String() string {
 func (*CreateGuestsRequest) ProtoMessage() {}
 
 func (x *CreateGuestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[47]
+	mi := &file_fermata_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3893,7 +3956,7 @@ func (x *CreateGuestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateGuestsRequest.ProtoReflect.Descriptor instead.
 func (*CreateGuestsRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{47}
+	return file_fermata_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *CreateGuestsRequest) GetFence() *Fence {
@@ -3964,7 +4027,7 @@ type CheckGuestsRequest struct {
 
 func (x *CheckGuestsRequest) Reset() {
 	*x = CheckGuestsRequest{}
-	mi := &file_fermata_proto_msgTypes[48]
+	mi := &file_fermata_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3976,7 +4039,7 @@ func (x *CheckGuestsRequest) String() string {
 func (*CheckGuestsRequest) ProtoMessage() {}
 
 func (x *CheckGuestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[48]
+	mi := &file_fermata_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3989,7 +4052,7 @@ func (x *CheckGuestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckGuestsRequest.ProtoReflect.Descriptor instead.
 func (*CheckGuestsRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{48}
+	return file_fermata_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *CheckGuestsRequest) GetCreate() *CreateGuestsRequest {
@@ -4017,7 +4080,7 @@ type CheckGuestsUpdate struct {
 
 func (x *CheckGuestsUpdate) Reset() {
 	*x = CheckGuestsUpdate{}
-	mi := &file_fermata_proto_msgTypes[49]
+	mi := &file_fermata_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4029,7 +4092,7 @@ func (x *CheckGuestsUpdate) String() string {
 func (*CheckGuestsUpdate) ProtoMessage() {}
 
 func (x *CheckGuestsUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[49]
+	mi := &file_fermata_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4042,7 +4105,7 @@ func (x *CheckGuestsUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckGuestsUpdate.ProtoReflect.Descriptor instead.
 func (*CheckGuestsUpdate) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{49}
+	return file_fermata_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *CheckGuestsUpdate) GetDoneBytes() uint64 {
@@ -4079,7 +4142,7 @@ type CreateGuestsUpdate struct {
 
 func (x *CreateGuestsUpdate) Reset() {
 	*x = CreateGuestsUpdate{}
-	mi := &file_fermata_proto_msgTypes[50]
+	mi := &file_fermata_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4091,7 +4154,7 @@ func (x *CreateGuestsUpdate) String() string {
 func (*CreateGuestsUpdate) ProtoMessage() {}
 
 func (x *CreateGuestsUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[50]
+	mi := &file_fermata_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4104,7 +4167,7 @@ func (x *CreateGuestsUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateGuestsUpdate.ProtoReflect.Descriptor instead.
 func (*CreateGuestsUpdate) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{50}
+	return file_fermata_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *CreateGuestsUpdate) GetGuest() string {
@@ -4152,7 +4215,7 @@ type StepClocksRequest struct {
 
 func (x *StepClocksRequest) Reset() {
 	*x = StepClocksRequest{}
-	mi := &file_fermata_proto_msgTypes[51]
+	mi := &file_fermata_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4164,7 +4227,7 @@ func (x *StepClocksRequest) String() string {
 func (*StepClocksRequest) ProtoMessage() {}
 
 func (x *StepClocksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[51]
+	mi := &file_fermata_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4177,7 +4240,7 @@ func (x *StepClocksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepClocksRequest.ProtoReflect.Descriptor instead.
 func (*StepClocksRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{51}
+	return file_fermata_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *StepClocksRequest) GetFence() *Fence {
@@ -4203,7 +4266,7 @@ type StepClocksReply struct {
 
 func (x *StepClocksReply) Reset() {
 	*x = StepClocksReply{}
-	mi := &file_fermata_proto_msgTypes[52]
+	mi := &file_fermata_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4215,7 +4278,7 @@ func (x *StepClocksReply) String() string {
 func (*StepClocksReply) ProtoMessage() {}
 
 func (x *StepClocksReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[52]
+	mi := &file_fermata_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4228,7 +4291,7 @@ func (x *StepClocksReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepClocksReply.ProtoReflect.Descriptor instead.
 func (*StepClocksReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{52}
+	return file_fermata_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *StepClocksReply) GetFailed() []string {
@@ -4248,7 +4311,7 @@ type ReleaseGuestsRequest struct {
 
 func (x *ReleaseGuestsRequest) Reset() {
 	*x = ReleaseGuestsRequest{}
-	mi := &file_fermata_proto_msgTypes[53]
+	mi := &file_fermata_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4260,7 +4323,7 @@ func (x *ReleaseGuestsRequest) String() string {
 func (*ReleaseGuestsRequest) ProtoMessage() {}
 
 func (x *ReleaseGuestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[53]
+	mi := &file_fermata_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4273,7 +4336,7 @@ func (x *ReleaseGuestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseGuestsRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseGuestsRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{53}
+	return file_fermata_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ReleaseGuestsRequest) GetFence() *Fence {
@@ -4299,7 +4362,7 @@ type ReleaseGuestsReply struct {
 
 func (x *ReleaseGuestsReply) Reset() {
 	*x = ReleaseGuestsReply{}
-	mi := &file_fermata_proto_msgTypes[54]
+	mi := &file_fermata_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4311,7 +4374,7 @@ func (x *ReleaseGuestsReply) String() string {
 func (*ReleaseGuestsReply) ProtoMessage() {}
 
 func (x *ReleaseGuestsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[54]
+	mi := &file_fermata_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4324,7 +4387,7 @@ func (x *ReleaseGuestsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseGuestsReply.ProtoReflect.Descriptor instead.
 func (*ReleaseGuestsReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{54}
+	return file_fermata_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ReleaseGuestsReply) GetGuests() []*GuestStatus {
@@ -4344,7 +4407,7 @@ type DestroyGuestsRequest struct {
 
 func (x *DestroyGuestsRequest) Reset() {
 	*x = DestroyGuestsRequest{}
-	mi := &file_fermata_proto_msgTypes[55]
+	mi := &file_fermata_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4356,7 +4419,7 @@ func (x *DestroyGuestsRequest) String() string {
 func (*DestroyGuestsRequest) ProtoMessage() {}
 
 func (x *DestroyGuestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[55]
+	mi := &file_fermata_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4369,7 +4432,7 @@ func (x *DestroyGuestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyGuestsRequest.ProtoReflect.Descriptor instead.
 func (*DestroyGuestsRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{55}
+	return file_fermata_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *DestroyGuestsRequest) GetFence() *Fence {
@@ -4394,7 +4457,7 @@ type DestroyGuestsReply struct {
 
 func (x *DestroyGuestsReply) Reset() {
 	*x = DestroyGuestsReply{}
-	mi := &file_fermata_proto_msgTypes[56]
+	mi := &file_fermata_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4406,7 +4469,7 @@ func (x *DestroyGuestsReply) String() string {
 func (*DestroyGuestsReply) ProtoMessage() {}
 
 func (x *DestroyGuestsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[56]
+	mi := &file_fermata_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4419,7 +4482,7 @@ func (x *DestroyGuestsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyGuestsReply.ProtoReflect.Descriptor instead.
 func (*DestroyGuestsReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{56}
+	return file_fermata_proto_rawDescGZIP(), []int{57}
 }
 
 // Round names one run of the protocol. It is the key of idempotence.
@@ -4434,7 +4497,7 @@ type Round struct {
 
 func (x *Round) Reset() {
 	*x = Round{}
-	mi := &file_fermata_proto_msgTypes[57]
+	mi := &file_fermata_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4446,7 +4509,7 @@ func (x *Round) String() string {
 func (*Round) ProtoMessage() {}
 
 func (x *Round) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[57]
+	mi := &file_fermata_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4459,7 +4522,7 @@ func (x *Round) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Round.ProtoReflect.Descriptor instead.
 func (*Round) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{57}
+	return file_fermata_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *Round) GetFence() *Fence {
@@ -4500,7 +4563,7 @@ type PrepareRoundRequest struct {
 
 func (x *PrepareRoundRequest) Reset() {
 	*x = PrepareRoundRequest{}
-	mi := &file_fermata_proto_msgTypes[58]
+	mi := &file_fermata_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4512,7 +4575,7 @@ func (x *PrepareRoundRequest) String() string {
 func (*PrepareRoundRequest) ProtoMessage() {}
 
 func (x *PrepareRoundRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[58]
+	mi := &file_fermata_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4525,7 +4588,7 @@ func (x *PrepareRoundRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareRoundRequest.ProtoReflect.Descriptor instead.
 func (*PrepareRoundRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{58}
+	return file_fermata_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *PrepareRoundRequest) GetRound() *Round {
@@ -4600,7 +4663,7 @@ type PrepareRoundReply struct {
 
 func (x *PrepareRoundReply) Reset() {
 	*x = PrepareRoundReply{}
-	mi := &file_fermata_proto_msgTypes[59]
+	mi := &file_fermata_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4612,7 +4675,7 @@ func (x *PrepareRoundReply) String() string {
 func (*PrepareRoundReply) ProtoMessage() {}
 
 func (x *PrepareRoundReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[59]
+	mi := &file_fermata_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4625,7 +4688,7 @@ func (x *PrepareRoundReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareRoundReply.ProtoReflect.Descriptor instead.
 func (*PrepareRoundReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{59}
+	return file_fermata_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *PrepareRoundReply) GetGuests() []string {
@@ -4644,7 +4707,7 @@ type CutRoundRequest struct {
 
 func (x *CutRoundRequest) Reset() {
 	*x = CutRoundRequest{}
-	mi := &file_fermata_proto_msgTypes[60]
+	mi := &file_fermata_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4656,7 +4719,7 @@ func (x *CutRoundRequest) String() string {
 func (*CutRoundRequest) ProtoMessage() {}
 
 func (x *CutRoundRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[60]
+	mi := &file_fermata_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4669,7 +4732,7 @@ func (x *CutRoundRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CutRoundRequest.ProtoReflect.Descriptor instead.
 func (*CutRoundRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{60}
+	return file_fermata_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *CutRoundRequest) GetRound() *Round {
@@ -4688,7 +4751,7 @@ type CutRoundReply struct {
 
 func (x *CutRoundReply) Reset() {
 	*x = CutRoundReply{}
-	mi := &file_fermata_proto_msgTypes[61]
+	mi := &file_fermata_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4700,7 +4763,7 @@ func (x *CutRoundReply) String() string {
 func (*CutRoundReply) ProtoMessage() {}
 
 func (x *CutRoundReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[61]
+	mi := &file_fermata_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4713,7 +4776,7 @@ func (x *CutRoundReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CutRoundReply.ProtoReflect.Descriptor instead.
 func (*CutRoundReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{61}
+	return file_fermata_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *CutRoundReply) GetGuests() []*GuestReport {
@@ -4732,7 +4795,7 @@ type PersistRoundRequest struct {
 
 func (x *PersistRoundRequest) Reset() {
 	*x = PersistRoundRequest{}
-	mi := &file_fermata_proto_msgTypes[62]
+	mi := &file_fermata_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4744,7 +4807,7 @@ func (x *PersistRoundRequest) String() string {
 func (*PersistRoundRequest) ProtoMessage() {}
 
 func (x *PersistRoundRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[62]
+	mi := &file_fermata_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4757,7 +4820,7 @@ func (x *PersistRoundRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PersistRoundRequest.ProtoReflect.Descriptor instead.
 func (*PersistRoundRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{62}
+	return file_fermata_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *PersistRoundRequest) GetRound() *Round {
@@ -4778,7 +4841,7 @@ type PersistRoundUpdate struct {
 
 func (x *PersistRoundUpdate) Reset() {
 	*x = PersistRoundUpdate{}
-	mi := &file_fermata_proto_msgTypes[63]
+	mi := &file_fermata_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4790,7 +4853,7 @@ func (x *PersistRoundUpdate) String() string {
 func (*PersistRoundUpdate) ProtoMessage() {}
 
 func (x *PersistRoundUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[63]
+	mi := &file_fermata_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4803,7 +4866,7 @@ func (x *PersistRoundUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PersistRoundUpdate.ProtoReflect.Descriptor instead.
 func (*PersistRoundUpdate) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{63}
+	return file_fermata_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *PersistRoundUpdate) GetDoneBytes() uint64 {
@@ -4843,7 +4906,7 @@ type NodeImage struct {
 
 func (x *NodeImage) Reset() {
 	*x = NodeImage{}
-	mi := &file_fermata_proto_msgTypes[64]
+	mi := &file_fermata_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4855,7 +4918,7 @@ func (x *NodeImage) String() string {
 func (*NodeImage) ProtoMessage() {}
 
 func (x *NodeImage) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[64]
+	mi := &file_fermata_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4868,7 +4931,7 @@ func (x *NodeImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeImage.ProtoReflect.Descriptor instead.
 func (*NodeImage) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{64}
+	return file_fermata_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *NodeImage) GetNode() string {
@@ -4935,7 +4998,7 @@ type GuestImage struct {
 
 func (x *GuestImage) Reset() {
 	*x = GuestImage{}
-	mi := &file_fermata_proto_msgTypes[65]
+	mi := &file_fermata_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4947,7 +5010,7 @@ func (x *GuestImage) String() string {
 func (*GuestImage) ProtoMessage() {}
 
 func (x *GuestImage) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[65]
+	mi := &file_fermata_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4960,7 +5023,7 @@ func (x *GuestImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestImage.ProtoReflect.Descriptor instead.
 func (*GuestImage) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{65}
+	return file_fermata_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *GuestImage) GetGuest() string {
@@ -5012,7 +5075,7 @@ type BaseFile struct {
 
 func (x *BaseFile) Reset() {
 	*x = BaseFile{}
-	mi := &file_fermata_proto_msgTypes[66]
+	mi := &file_fermata_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5024,7 +5087,7 @@ func (x *BaseFile) String() string {
 func (*BaseFile) ProtoMessage() {}
 
 func (x *BaseFile) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[66]
+	mi := &file_fermata_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5037,7 +5100,7 @@ func (x *BaseFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BaseFile.ProtoReflect.Descriptor instead.
 func (*BaseFile) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{66}
+	return file_fermata_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *BaseFile) GetDisk() string {
@@ -5089,7 +5152,7 @@ type ImageObject struct {
 
 func (x *ImageObject) Reset() {
 	*x = ImageObject{}
-	mi := &file_fermata_proto_msgTypes[67]
+	mi := &file_fermata_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5101,7 +5164,7 @@ func (x *ImageObject) String() string {
 func (*ImageObject) ProtoMessage() {}
 
 func (x *ImageObject) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[67]
+	mi := &file_fermata_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5114,7 +5177,7 @@ func (x *ImageObject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageObject.ProtoReflect.Descriptor instead.
 func (*ImageObject) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{67}
+	return file_fermata_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ImageObject) GetKind() string {
@@ -5162,7 +5225,7 @@ type FinishRoundRequest struct {
 
 func (x *FinishRoundRequest) Reset() {
 	*x = FinishRoundRequest{}
-	mi := &file_fermata_proto_msgTypes[68]
+	mi := &file_fermata_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5174,7 +5237,7 @@ func (x *FinishRoundRequest) String() string {
 func (*FinishRoundRequest) ProtoMessage() {}
 
 func (x *FinishRoundRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[68]
+	mi := &file_fermata_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5187,7 +5250,7 @@ func (x *FinishRoundRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishRoundRequest.ProtoReflect.Descriptor instead.
 func (*FinishRoundRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{68}
+	return file_fermata_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *FinishRoundRequest) GetRound() *Round {
@@ -5212,7 +5275,7 @@ type FinishRoundReply struct {
 
 func (x *FinishRoundReply) Reset() {
 	*x = FinishRoundReply{}
-	mi := &file_fermata_proto_msgTypes[69]
+	mi := &file_fermata_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5224,7 +5287,7 @@ func (x *FinishRoundReply) String() string {
 func (*FinishRoundReply) ProtoMessage() {}
 
 func (x *FinishRoundReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[69]
+	mi := &file_fermata_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5237,7 +5300,7 @@ func (x *FinishRoundReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishRoundReply.ProtoReflect.Descriptor instead.
 func (*FinishRoundReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{69}
+	return file_fermata_proto_rawDescGZIP(), []int{70}
 }
 
 var File_fermata_proto protoreflect.FileDescriptor
@@ -5556,10 +5619,14 @@ const file_fermata_proto_rawDesc = "" +
 	"\anetwork\x18\x02 \x01(\tR\anetwork\x12\x10\n" +
 	"\x03mac\x18\x03 \x01(\tR\x03mac\x12\x10\n" +
 	"\x03mtu\x18\x04 \x01(\rR\x03mtu\x12\x16\n" +
-	"\x06bridge\x18\x05 \x01(\tR\x06bridge\"A\n" +
+	"\x06bridge\x18\x05 \x01(\tR\x06bridge\"m\n" +
 	"\x04Peer\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12%\n" +
-	"\x0efabric_address\x18\x02 \x01(\tR\rfabricAddress\"\xb9\x02\n" +
+	"\x0efabric_address\x18\x02 \x01(\tR\rfabricAddress\x12*\n" +
+	"\x05cards\x18\x03 \x03(\v2\x14.fermata.v1.PeerCardR\x05cards\"6\n" +
+	"\bPeerCard\x12\x18\n" +
+	"\anetwork\x18\x01 \x01(\tR\anetwork\x12\x10\n" +
+	"\x03mac\x18\x02 \x01(\fR\x03mac\"\xb9\x02\n" +
 	"\x13CreateGuestsRequest\x12'\n" +
 	"\x05fence\x18\x01 \x01(\v2\x11.fermata.v1.FenceR\x05fence\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\tR\acluster\x12\x14\n" +
@@ -5738,7 +5805,7 @@ func file_fermata_proto_rawDescGZIP() []byte {
 }
 
 var file_fermata_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_fermata_proto_msgTypes = make([]protoimpl.MessageInfo, 73)
+var file_fermata_proto_msgTypes = make([]protoimpl.MessageInfo, 74)
 var file_fermata_proto_goTypes = []any{
 	(Cut)(0),                        // 0: fermata.v1.Cut
 	(CaptureMode)(0),                // 1: fermata.v1.CaptureMode
@@ -5792,40 +5859,41 @@ var file_fermata_proto_goTypes = []any{
 	(*DiskSpec)(nil),                // 49: fermata.v1.DiskSpec
 	(*NICSpec)(nil),                 // 50: fermata.v1.NICSpec
 	(*Peer)(nil),                    // 51: fermata.v1.Peer
-	(*CreateGuestsRequest)(nil),     // 52: fermata.v1.CreateGuestsRequest
-	(*CheckGuestsRequest)(nil),      // 53: fermata.v1.CheckGuestsRequest
-	(*CheckGuestsUpdate)(nil),       // 54: fermata.v1.CheckGuestsUpdate
-	(*CreateGuestsUpdate)(nil),      // 55: fermata.v1.CreateGuestsUpdate
-	(*StepClocksRequest)(nil),       // 56: fermata.v1.StepClocksRequest
-	(*StepClocksReply)(nil),         // 57: fermata.v1.StepClocksReply
-	(*ReleaseGuestsRequest)(nil),    // 58: fermata.v1.ReleaseGuestsRequest
-	(*ReleaseGuestsReply)(nil),      // 59: fermata.v1.ReleaseGuestsReply
-	(*DestroyGuestsRequest)(nil),    // 60: fermata.v1.DestroyGuestsRequest
-	(*DestroyGuestsReply)(nil),      // 61: fermata.v1.DestroyGuestsReply
-	(*Round)(nil),                   // 62: fermata.v1.Round
-	(*PrepareRoundRequest)(nil),     // 63: fermata.v1.PrepareRoundRequest
-	(*PrepareRoundReply)(nil),       // 64: fermata.v1.PrepareRoundReply
-	(*CutRoundRequest)(nil),         // 65: fermata.v1.CutRoundRequest
-	(*CutRoundReply)(nil),           // 66: fermata.v1.CutRoundReply
-	(*PersistRoundRequest)(nil),     // 67: fermata.v1.PersistRoundRequest
-	(*PersistRoundUpdate)(nil),      // 68: fermata.v1.PersistRoundUpdate
-	(*NodeImage)(nil),               // 69: fermata.v1.NodeImage
-	(*GuestImage)(nil),              // 70: fermata.v1.GuestImage
-	(*BaseFile)(nil),                // 71: fermata.v1.BaseFile
-	(*ImageObject)(nil),             // 72: fermata.v1.ImageObject
-	(*FinishRoundRequest)(nil),      // 73: fermata.v1.FinishRoundRequest
-	(*FinishRoundReply)(nil),        // 74: fermata.v1.FinishRoundReply
-	nil,                             // 75: fermata.v1.StartClusterRequest.OnEntry
-	nil,                             // 76: fermata.v1.RestartRequest.OnEntry
-	nil,                             // 77: fermata.v1.NICStatus.DropsEntry
+	(*PeerCard)(nil),                // 52: fermata.v1.PeerCard
+	(*CreateGuestsRequest)(nil),     // 53: fermata.v1.CreateGuestsRequest
+	(*CheckGuestsRequest)(nil),      // 54: fermata.v1.CheckGuestsRequest
+	(*CheckGuestsUpdate)(nil),       // 55: fermata.v1.CheckGuestsUpdate
+	(*CreateGuestsUpdate)(nil),      // 56: fermata.v1.CreateGuestsUpdate
+	(*StepClocksRequest)(nil),       // 57: fermata.v1.StepClocksRequest
+	(*StepClocksReply)(nil),         // 58: fermata.v1.StepClocksReply
+	(*ReleaseGuestsRequest)(nil),    // 59: fermata.v1.ReleaseGuestsRequest
+	(*ReleaseGuestsReply)(nil),      // 60: fermata.v1.ReleaseGuestsReply
+	(*DestroyGuestsRequest)(nil),    // 61: fermata.v1.DestroyGuestsRequest
+	(*DestroyGuestsReply)(nil),      // 62: fermata.v1.DestroyGuestsReply
+	(*Round)(nil),                   // 63: fermata.v1.Round
+	(*PrepareRoundRequest)(nil),     // 64: fermata.v1.PrepareRoundRequest
+	(*PrepareRoundReply)(nil),       // 65: fermata.v1.PrepareRoundReply
+	(*CutRoundRequest)(nil),         // 66: fermata.v1.CutRoundRequest
+	(*CutRoundReply)(nil),           // 67: fermata.v1.CutRoundReply
+	(*PersistRoundRequest)(nil),     // 68: fermata.v1.PersistRoundRequest
+	(*PersistRoundUpdate)(nil),      // 69: fermata.v1.PersistRoundUpdate
+	(*NodeImage)(nil),               // 70: fermata.v1.NodeImage
+	(*GuestImage)(nil),              // 71: fermata.v1.GuestImage
+	(*BaseFile)(nil),                // 72: fermata.v1.BaseFile
+	(*ImageObject)(nil),             // 73: fermata.v1.ImageObject
+	(*FinishRoundRequest)(nil),      // 74: fermata.v1.FinishRoundRequest
+	(*FinishRoundReply)(nil),        // 75: fermata.v1.FinishRoundReply
+	nil,                             // 76: fermata.v1.StartClusterRequest.OnEntry
+	nil,                             // 77: fermata.v1.RestartRequest.OnEntry
+	nil,                             // 78: fermata.v1.NICStatus.DropsEntry
 }
 var file_fermata_proto_depIdxs = []int32{
 	30, // 0: fermata.v1.ListClustersReply.clusters:type_name -> fermata.v1.Cluster
-	75, // 1: fermata.v1.StartClusterRequest.on:type_name -> fermata.v1.StartClusterRequest.OnEntry
+	76, // 1: fermata.v1.StartClusterRequest.on:type_name -> fermata.v1.StartClusterRequest.OnEntry
 	1,  // 2: fermata.v1.CheckpointRequest.mode:type_name -> fermata.v1.CaptureMode
 	0,  // 3: fermata.v1.CheckpointRequest.cut:type_name -> fermata.v1.Cut
 	33, // 4: fermata.v1.ListCheckpointsReply.checkpoints:type_name -> fermata.v1.Checkpoint
-	76, // 5: fermata.v1.RestartRequest.on:type_name -> fermata.v1.RestartRequest.OnEntry
+	77, // 5: fermata.v1.RestartRequest.on:type_name -> fermata.v1.RestartRequest.OnEntry
 	39, // 6: fermata.v1.ListNodesReply.nodes:type_name -> fermata.v1.NodeInfo
 	28, // 7: fermata.v1.TraceChunk.frames:type_name -> fermata.v1.TracedFrame
 	30, // 8: fermata.v1.Event.cluster:type_name -> fermata.v1.Cluster
@@ -5838,7 +5906,7 @@ var file_fermata_proto_depIdxs = []int32{
 	31, // 15: fermata.v1.Cluster.leftovers:type_name -> fermata.v1.GuestStatus
 	3,  // 16: fermata.v1.GuestStatus.state:type_name -> fermata.v1.GuestState
 	32, // 17: fermata.v1.GuestStatus.nics:type_name -> fermata.v1.NICStatus
-	77, // 18: fermata.v1.NICStatus.drops:type_name -> fermata.v1.NICStatus.DropsEntry
+	78, // 18: fermata.v1.NICStatus.drops:type_name -> fermata.v1.NICStatus.DropsEntry
 	34, // 19: fermata.v1.Checkpoint.guests:type_name -> fermata.v1.GuestReport
 	0,  // 20: fermata.v1.Checkpoint.cut:type_name -> fermata.v1.Cut
 	36, // 21: fermata.v1.RestartReport.plan:type_name -> fermata.v1.Assignment
@@ -5853,93 +5921,94 @@ var file_fermata_proto_depIdxs = []int32{
 	49, // 30: fermata.v1.GuestSpec.disks:type_name -> fermata.v1.DiskSpec
 	50, // 31: fermata.v1.GuestSpec.nics:type_name -> fermata.v1.NICSpec
 	48, // 32: fermata.v1.GuestSpec.confidential:type_name -> fermata.v1.MemoryRange
-	45, // 33: fermata.v1.CreateGuestsRequest.fence:type_name -> fermata.v1.Fence
-	47, // 34: fermata.v1.CreateGuestsRequest.guests:type_name -> fermata.v1.GuestSpec
-	51, // 35: fermata.v1.CreateGuestsRequest.peers:type_name -> fermata.v1.Peer
-	70, // 36: fermata.v1.CreateGuestsRequest.images:type_name -> fermata.v1.GuestImage
-	40, // 37: fermata.v1.CreateGuestsRequest.uplinks:type_name -> fermata.v1.Uplink
-	52, // 38: fermata.v1.CheckGuestsRequest.create:type_name -> fermata.v1.CreateGuestsRequest
-	45, // 39: fermata.v1.StepClocksRequest.fence:type_name -> fermata.v1.Fence
-	45, // 40: fermata.v1.ReleaseGuestsRequest.fence:type_name -> fermata.v1.Fence
-	31, // 41: fermata.v1.ReleaseGuestsReply.guests:type_name -> fermata.v1.GuestStatus
-	45, // 42: fermata.v1.DestroyGuestsRequest.fence:type_name -> fermata.v1.Fence
-	45, // 43: fermata.v1.Round.fence:type_name -> fermata.v1.Fence
-	62, // 44: fermata.v1.PrepareRoundRequest.round:type_name -> fermata.v1.Round
-	1,  // 45: fermata.v1.PrepareRoundRequest.mode:type_name -> fermata.v1.CaptureMode
-	0,  // 46: fermata.v1.PrepareRoundRequest.cut:type_name -> fermata.v1.Cut
-	62, // 47: fermata.v1.CutRoundRequest.round:type_name -> fermata.v1.Round
-	34, // 48: fermata.v1.CutRoundReply.guests:type_name -> fermata.v1.GuestReport
-	62, // 49: fermata.v1.PersistRoundRequest.round:type_name -> fermata.v1.Round
-	69, // 50: fermata.v1.PersistRoundUpdate.image:type_name -> fermata.v1.NodeImage
-	70, // 51: fermata.v1.NodeImage.guests:type_name -> fermata.v1.GuestImage
-	34, // 52: fermata.v1.NodeImage.reports:type_name -> fermata.v1.GuestReport
-	72, // 53: fermata.v1.GuestImage.objects:type_name -> fermata.v1.ImageObject
-	48, // 54: fermata.v1.GuestImage.confidential:type_name -> fermata.v1.MemoryRange
-	71, // 55: fermata.v1.GuestImage.files:type_name -> fermata.v1.BaseFile
-	62, // 56: fermata.v1.FinishRoundRequest.round:type_name -> fermata.v1.Round
-	5,  // 57: fermata.v1.Operator.CreateCluster:input_type -> fermata.v1.CreateClusterRequest
-	6,  // 58: fermata.v1.Operator.ListClusters:input_type -> fermata.v1.ListClustersRequest
-	8,  // 59: fermata.v1.Operator.GetCluster:input_type -> fermata.v1.GetClusterRequest
-	9,  // 60: fermata.v1.Operator.StartCluster:input_type -> fermata.v1.StartClusterRequest
-	10, // 61: fermata.v1.Operator.StopCluster:input_type -> fermata.v1.StopClusterRequest
-	11, // 62: fermata.v1.Operator.DeleteCluster:input_type -> fermata.v1.DeleteClusterRequest
-	13, // 63: fermata.v1.Operator.TakeCheckpoint:input_type -> fermata.v1.CheckpointRequest
-	14, // 64: fermata.v1.Operator.ListCheckpoints:input_type -> fermata.v1.ListCheckpointsRequest
-	16, // 65: fermata.v1.Operator.GetCheckpoint:input_type -> fermata.v1.GetCheckpointRequest
-	17, // 66: fermata.v1.Operator.VerifyCheckpoint:input_type -> fermata.v1.VerifyCheckpointRequest
-	18, // 67: fermata.v1.Operator.DeleteCheckpoint:input_type -> fermata.v1.DeleteCheckpointRequest
-	20, // 68: fermata.v1.Operator.Restart:input_type -> fermata.v1.RestartRequest
-	21, // 69: fermata.v1.Operator.ListNodes:input_type -> fermata.v1.ListNodesRequest
-	23, // 70: fermata.v1.Operator.GetNode:input_type -> fermata.v1.GetNodeRequest
-	24, // 71: fermata.v1.Operator.Console:input_type -> fermata.v1.ConsoleRequest
-	26, // 72: fermata.v1.Operator.Trace:input_type -> fermata.v1.TraceRequest
-	42, // 73: fermata.v1.Registry.Register:input_type -> fermata.v1.RegisterRequest
-	46, // 74: fermata.v1.Node.Describe:input_type -> fermata.v1.DescribeRequest
-	53, // 75: fermata.v1.Node.CheckGuests:input_type -> fermata.v1.CheckGuestsRequest
-	52, // 76: fermata.v1.Node.CreateGuests:input_type -> fermata.v1.CreateGuestsRequest
-	56, // 77: fermata.v1.Node.StepClocks:input_type -> fermata.v1.StepClocksRequest
-	58, // 78: fermata.v1.Node.ReleaseGuests:input_type -> fermata.v1.ReleaseGuestsRequest
-	60, // 79: fermata.v1.Node.DestroyGuests:input_type -> fermata.v1.DestroyGuestsRequest
-	24, // 80: fermata.v1.Node.ReadConsole:input_type -> fermata.v1.ConsoleRequest
-	26, // 81: fermata.v1.Node.TraceFrames:input_type -> fermata.v1.TraceRequest
-	63, // 82: fermata.v1.Node.PrepareRound:input_type -> fermata.v1.PrepareRoundRequest
-	65, // 83: fermata.v1.Node.CutRound:input_type -> fermata.v1.CutRoundRequest
-	67, // 84: fermata.v1.Node.PersistRound:input_type -> fermata.v1.PersistRoundRequest
-	73, // 85: fermata.v1.Node.FinishRound:input_type -> fermata.v1.FinishRoundRequest
-	30, // 86: fermata.v1.Operator.CreateCluster:output_type -> fermata.v1.Cluster
-	7,  // 87: fermata.v1.Operator.ListClusters:output_type -> fermata.v1.ListClustersReply
-	30, // 88: fermata.v1.Operator.GetCluster:output_type -> fermata.v1.Cluster
-	29, // 89: fermata.v1.Operator.StartCluster:output_type -> fermata.v1.Event
-	29, // 90: fermata.v1.Operator.StopCluster:output_type -> fermata.v1.Event
-	12, // 91: fermata.v1.Operator.DeleteCluster:output_type -> fermata.v1.DeleteClusterReply
-	29, // 92: fermata.v1.Operator.TakeCheckpoint:output_type -> fermata.v1.Event
-	15, // 93: fermata.v1.Operator.ListCheckpoints:output_type -> fermata.v1.ListCheckpointsReply
-	33, // 94: fermata.v1.Operator.GetCheckpoint:output_type -> fermata.v1.Checkpoint
-	29, // 95: fermata.v1.Operator.VerifyCheckpoint:output_type -> fermata.v1.Event
-	19, // 96: fermata.v1.Operator.DeleteCheckpoint:output_type -> fermata.v1.DeleteCheckpointReply
-	29, // 97: fermata.v1.Operator.Restart:output_type -> fermata.v1.Event
-	22, // 98: fermata.v1.Operator.ListNodes:output_type -> fermata.v1.ListNodesReply
-	39, // 99: fermata.v1.Operator.GetNode:output_type -> fermata.v1.NodeInfo
-	25, // 100: fermata.v1.Operator.Console:output_type -> fermata.v1.ConsoleChunk
-	27, // 101: fermata.v1.Operator.Trace:output_type -> fermata.v1.TraceChunk
-	43, // 102: fermata.v1.Registry.Register:output_type -> fermata.v1.RegisterReply
-	39, // 103: fermata.v1.Node.Describe:output_type -> fermata.v1.NodeInfo
-	54, // 104: fermata.v1.Node.CheckGuests:output_type -> fermata.v1.CheckGuestsUpdate
-	55, // 105: fermata.v1.Node.CreateGuests:output_type -> fermata.v1.CreateGuestsUpdate
-	57, // 106: fermata.v1.Node.StepClocks:output_type -> fermata.v1.StepClocksReply
-	59, // 107: fermata.v1.Node.ReleaseGuests:output_type -> fermata.v1.ReleaseGuestsReply
-	61, // 108: fermata.v1.Node.DestroyGuests:output_type -> fermata.v1.DestroyGuestsReply
-	25, // 109: fermata.v1.Node.ReadConsole:output_type -> fermata.v1.ConsoleChunk
-	27, // 110: fermata.v1.Node.TraceFrames:output_type -> fermata.v1.TraceChunk
-	64, // 111: fermata.v1.Node.PrepareRound:output_type -> fermata.v1.PrepareRoundReply
-	66, // 112: fermata.v1.Node.CutRound:output_type -> fermata.v1.CutRoundReply
-	68, // 113: fermata.v1.Node.PersistRound:output_type -> fermata.v1.PersistRoundUpdate
-	74, // 114: fermata.v1.Node.FinishRound:output_type -> fermata.v1.FinishRoundReply
-	86, // [86:115] is the sub-list for method output_type
-	57, // [57:86] is the sub-list for method input_type
-	57, // [57:57] is the sub-list for extension type_name
-	57, // [57:57] is the sub-list for extension extendee
-	0,  // [0:57] is the sub-list for field type_name
+	52, // 33: fermata.v1.Peer.cards:type_name -> fermata.v1.PeerCard
+	45, // 34: fermata.v1.CreateGuestsRequest.fence:type_name -> fermata.v1.Fence
+	47, // 35: fermata.v1.CreateGuestsRequest.guests:type_name -> fermata.v1.GuestSpec
+	51, // 36: fermata.v1.CreateGuestsRequest.peers:type_name -> fermata.v1.Peer
+	71, // 37: fermata.v1.CreateGuestsRequest.images:type_name -> fermata.v1.GuestImage
+	40, // 38: fermata.v1.CreateGuestsRequest.uplinks:type_name -> fermata.v1.Uplink
+	53, // 39: fermata.v1.CheckGuestsRequest.create:type_name -> fermata.v1.CreateGuestsRequest
+	45, // 40: fermata.v1.StepClocksRequest.fence:type_name -> fermata.v1.Fence
+	45, // 41: fermata.v1.ReleaseGuestsRequest.fence:type_name -> fermata.v1.Fence
+	31, // 42: fermata.v1.ReleaseGuestsReply.guests:type_name -> fermata.v1.GuestStatus
+	45, // 43: fermata.v1.DestroyGuestsRequest.fence:type_name -> fermata.v1.Fence
+	45, // 44: fermata.v1.Round.fence:type_name -> fermata.v1.Fence
+	63, // 45: fermata.v1.PrepareRoundRequest.round:type_name -> fermata.v1.Round
+	1,  // 46: fermata.v1.PrepareRoundRequest.mode:type_name -> fermata.v1.CaptureMode
+	0,  // 47: fermata.v1.PrepareRoundRequest.cut:type_name -> fermata.v1.Cut
+	63, // 48: fermata.v1.CutRoundRequest.round:type_name -> fermata.v1.Round
+	34, // 49: fermata.v1.CutRoundReply.guests:type_name -> fermata.v1.GuestReport
+	63, // 50: fermata.v1.PersistRoundRequest.round:type_name -> fermata.v1.Round
+	70, // 51: fermata.v1.PersistRoundUpdate.image:type_name -> fermata.v1.NodeImage
+	71, // 52: fermata.v1.NodeImage.guests:type_name -> fermata.v1.GuestImage
+	34, // 53: fermata.v1.NodeImage.reports:type_name -> fermata.v1.GuestReport
+	73, // 54: fermata.v1.GuestImage.objects:type_name -> fermata.v1.ImageObject
+	48, // 55: fermata.v1.GuestImage.confidential:type_name -> fermata.v1.MemoryRange
+	72, // 56: fermata.v1.GuestImage.files:type_name -> fermata.v1.BaseFile
+	63, // 57: fermata.v1.FinishRoundRequest.round:type_name -> fermata.v1.Round
+	5,  // 58: fermata.v1.Operator.CreateCluster:input_type -> fermata.v1.CreateClusterRequest
+	6,  // 59: fermata.v1.Operator.ListClusters:input_type -> fermata.v1.ListClustersRequest
+	8,  // 60: fermata.v1.Operator.GetCluster:input_type -> fermata.v1.GetClusterRequest
+	9,  // 61: fermata.v1.Operator.StartCluster:input_type -> fermata.v1.StartClusterRequest
+	10, // 62: fermata.v1.Operator.StopCluster:input_type -> fermata.v1.StopClusterRequest
+	11, // 63: fermata.v1.Operator.DeleteCluster:input_type -> fermata.v1.DeleteClusterRequest
+	13, // 64: fermata.v1.Operator.TakeCheckpoint:input_type -> fermata.v1.CheckpointRequest
+	14, // 65: fermata.v1.Operator.ListCheckpoints:input_type -> fermata.v1.ListCheckpointsRequest
+	16, // 66: fermata.v1.Operator.GetCheckpoint:input_type -> fermata.v1.GetCheckpointRequest
+	17, // 67: fermata.v1.Operator.VerifyCheckpoint:input_type -> fermata.v1.VerifyCheckpointRequest
+	18, // 68: fermata.v1.Operator.DeleteCheckpoint:input_type -> fermata.v1.DeleteCheckpointRequest
+	20, // 69: fermata.v1.Operator.Restart:input_type -> fermata.v1.RestartRequest
+	21, // 70: fermata.v1.Operator.ListNodes:input_type -> fermata.v1.ListNodesRequest
+	23, // 71: fermata.v1.Operator.GetNode:input_type -> fermata.v1.GetNodeRequest
+	24, // 72: fermata.v1.Operator.Console:input_type -> fermata.v1.ConsoleRequest
+	26, // 73: fermata.v1.Operator.Trace:input_type -> fermata.v1.TraceRequest
+	42, // 74: fermata.v1.Registry.Register:input_type -> fermata.v1.RegisterRequest
+	46, // 75: fermata.v1.Node.Describe:input_type -> fermata.v1.DescribeRequest
+	54, // 76: fermata.v1.Node.CheckGuests:input_type -> fermata.v1.CheckGuestsRequest
+	53, // 77: fermata.v1.Node.CreateGuests:input_type -> fermata.v1.CreateGuestsRequest
+	57, // 78: fermata.v1.Node.StepClocks:input_type -> fermata.v1.StepClocksRequest
+	59, // 79: fermata.v1.Node.ReleaseGuests:input_type -> fermata.v1.ReleaseGuestsRequest
+	61, // 80: fermata.v1.Node.DestroyGuests:input_type -> fermata.v1.DestroyGuestsRequest
+	24, // 81: fermata.v1.Node.ReadConsole:input_type -> fermata.v1.ConsoleRequest
+	26, // 82: fermata.v1.Node.TraceFrames:input_type -> fermata.v1.TraceRequest
+	64, // 83: fermata.v1.Node.PrepareRound:input_type -> fermata.v1.PrepareRoundRequest
+	66, // 84: fermata.v1.Node.CutRound:input_type -> fermata.v1.CutRoundRequest
+	68, // 85: fermata.v1.Node.PersistRound:input_type -> fermata.v1.PersistRoundRequest
+	74, // 86: fermata.v1.Node.FinishRound:input_type -> fermata.v1.FinishRoundRequest
+	30, // 87: fermata.v1.Operator.CreateCluster:output_type -> fermata.v1.Cluster
+	7,  // 88: fermata.v1.Operator.ListClusters:output_type -> fermata.v1.ListClustersReply
+	30, // 89: fermata.v1.Operator.GetCluster:output_type -> fermata.v1.Cluster
+	29, // 90: fermata.v1.Operator.StartCluster:output_type -> fermata.v1.Event
+	29, // 91: fermata.v1.Operator.StopCluster:output_type -> fermata.v1.Event
+	12, // 92: fermata.v1.Operator.DeleteCluster:output_type -> fermata.v1.DeleteClusterReply
+	29, // 93: fermata.v1.Operator.TakeCheckpoint:output_type -> fermata.v1.Event
+	15, // 94: fermata.v1.Operator.ListCheckpoints:output_type -> fermata.v1.ListCheckpointsReply
+	33, // 95: fermata.v1.Operator.GetCheckpoint:output_type -> fermata.v1.Checkpoint
+	29, // 96: fermata.v1.Operator.VerifyCheckpoint:output_type -> fermata.v1.Event
+	19, // 97: fermata.v1.Operator.DeleteCheckpoint:output_type -> fermata.v1.DeleteCheckpointReply
+	29, // 98: fermata.v1.Operator.Restart:output_type -> fermata.v1.Event
+	22, // 99: fermata.v1.Operator.ListNodes:output_type -> fermata.v1.ListNodesReply
+	39, // 100: fermata.v1.Operator.GetNode:output_type -> fermata.v1.NodeInfo
+	25, // 101: fermata.v1.Operator.Console:output_type -> fermata.v1.ConsoleChunk
+	27, // 102: fermata.v1.Operator.Trace:output_type -> fermata.v1.TraceChunk
+	43, // 103: fermata.v1.Registry.Register:output_type -> fermata.v1.RegisterReply
+	39, // 104: fermata.v1.Node.Describe:output_type -> fermata.v1.NodeInfo
+	55, // 105: fermata.v1.Node.CheckGuests:output_type -> fermata.v1.CheckGuestsUpdate
+	56, // 106: fermata.v1.Node.CreateGuests:output_type -> fermata.v1.CreateGuestsUpdate
+	58, // 107: fermata.v1.Node.StepClocks:output_type -> fermata.v1.StepClocksReply
+	60, // 108: fermata.v1.Node.ReleaseGuests:output_type -> fermata.v1.ReleaseGuestsReply
+	62, // 109: fermata.v1.Node.DestroyGuests:output_type -> fermata.v1.DestroyGuestsReply
+	25, // 110: fermata.v1.Node.ReadConsole:output_type -> fermata.v1.ConsoleChunk
+	27, // 111: fermata.v1.Node.TraceFrames:output_type -> fermata.v1.TraceChunk
+	65, // 112: fermata.v1.Node.PrepareRound:output_type -> fermata.v1.PrepareRoundReply
+	67, // 113: fermata.v1.Node.CutRound:output_type -> fermata.v1.CutRoundReply
+	69, // 114: fermata.v1.Node.PersistRound:output_type -> fermata.v1.PersistRoundUpdate
+	75, // 115: fermata.v1.Node.FinishRound:output_type -> fermata.v1.FinishRoundReply
+	87, // [87:116] is the sub-list for method output_type
+	58, // [58:87] is the sub-list for method input_type
+	58, // [58:58] is the sub-list for extension type_name
+	58, // [58:58] is the sub-list for extension extendee
+	0,  // [0:58] is the sub-list for field type_name
 }
 
 func init() { file_fermata_proto_init() }
@@ -5960,7 +6029,7 @@ func file_fermata_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fermata_proto_rawDesc), len(file_fermata_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   73,
+			NumMessages:   74,
 			NumExtensions: 0,
 			NumServices:   3,
 		},
