@@ -41,6 +41,7 @@ import (
 
 	"fermata/imageio/repository"
 	"fermata/nodeagent/capture"
+	"fermata/nodeagent/dataplane"
 	"fermata/nodeagent/fabric"
 	"fermata/nodeagent/guard"
 	"fermata/nodeagent/journal"
@@ -60,7 +61,7 @@ type Agent struct {
 	// Set by Run before anything is served, immutable afterwards.
 	journal *journal.Journal
 	repo    *repository.Repository
-	fabric  *fabric.Fabric
+	plane   dataplane.Plane
 	guard   *guard.Guard
 	budget  *capture.Budget
 	pacer   *pacer
@@ -123,9 +124,11 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 		return fmt.Errorf("listen for links: %w", err)
 	}
 	defer fabricListener.Close()
-	if a.fabric, err = fabric.New(a.fabricConfig(fabricListener)); err != nil {
+	inside, err := fabric.New(a.fabricConfig(fabricListener))
+	if err != nil {
 		return err
 	}
+	a.plane = inside
 	if err := a.startGuard(); err != nil {
 		return err
 	}
@@ -135,7 +138,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	// The fabric outlives the service, so that guests still have their wire
 	// while the last calls end.
 	fabricCtx, stopFabric := context.WithCancel(context.WithoutCancel(ctx))
-	g.Go(func() error { return a.fabric.Run(fabricCtx) })
+	g.Go(func() error { return inside.Run(fabricCtx) })
 	g.Go(func() error {
 		defer stopFabric()
 		err := a.recover(gctx)

@@ -138,15 +138,16 @@ func newBench(t *testing.T, guests int) *bench {
 	a.repo, err = repository.Create(t.Context(), a.cfg.Repository)
 	must(err)
 	a.budget = capture.NewBudget(a.cfg.CaptureBytes)
-	a.fabric, err = fabric.New(a.fabricConfig(listener))
+	inside, err := fabric.New(a.fabricConfig(listener))
 	must(err)
+	a.plane = inside
 	exe, err := os.Executable()
 	must(err)
 	a.guard, err = guard.Start([]string{exe, "guard"}, os.Stderr)
 	must(err)
 	ctx, cancel := context.WithCancel(context.Background())
 	ran := make(chan error, 1)
-	go func() { ran <- a.fabric.Run(ctx) }()
+	go func() { ran <- inside.Run(ctx) }()
 
 	b := &bench{t: t, agent: a, fence: &api.Fence{Token: 1, Store: 1}}
 	b.cluster, err = a.fence(t.Context(), "c", b.fence)
@@ -171,7 +172,7 @@ func newBench(t *testing.T, guests int) *bench {
 		c.complete(g)
 		b.machines = append(b.machines, m)
 	}
-	must(letRun(t.Context(), c))
+	must(a.letRun(t.Context(), c))
 	must(a.startRounds(c, nil))
 	t.Cleanup(func() {
 		if err := c.endRound(context.Background()); err != nil {

@@ -43,11 +43,10 @@ func (m *maker) makeCards() ([]qemu.NIC, error) {
 		if err != nil {
 			return cards, errors.Join(err, near.Close(), far.Close())
 		}
-		port, err := m.agent.attachPort(g, spec, near, far)
-		if err != nil {
+		if err := m.agent.joinCard(g, spec, near, far); err != nil {
 			return cards, err
 		}
-		g.nics = append(g.nics, nic{spec: spec, port: port})
+		g.nics = append(g.nics, spec)
 	}
 	return cards, nil
 }
@@ -83,19 +82,19 @@ func closeCards(cards []qemu.NIC) error {
 	return errors.Join(errs...)
 }
 
-// attachPort joins one card to its network, gated. The switch owns both files
+// joinCard joins one card to its network, gated. The data plane owns both files
 // from here on.
-func (a *Agent) attachPort(g *guest, spec *api.NICSpec, near, far *os.File) (*fabric.Port, error) {
+func (a *Agent) joinCard(g *guest, spec *api.NICSpec, near, far *os.File) error {
 	mac, err := net.ParseMAC(spec.Mac)
 	if err != nil {
-		return nil, errors.Join(fault.Wrap(fault.Invalid, err, "card %s", spec.Name), near.Close(), far.Close())
+		return errors.Join(fault.Wrap(fault.Invalid, err, "card %s", spec.Name), near.Close(), far.Close())
 	}
-	port, err := a.fabric.Attach(fabric.PortConfig{
+	err = a.plane.Join(fabric.PortConfig{
 		Cluster: g.cluster, Network: spec.Network, Guest: g.spec.Name, NIC: spec.Name,
 		MAC: mac, FabricEnd: near, GuestEnd: far, Gated: true,
 	})
 	if errors.Is(err, fabric.ErrExists) {
-		return nil, fault.Wrap(fault.Invalid, err, "")
+		return fault.Wrap(fault.Invalid, err, "")
 	}
-	return port, err
+	return err
 }

@@ -12,16 +12,16 @@ import (
 // beginCut opens the cut on the wire and calls marker for each of the other
 // members once all their markers are here, or broken when they cannot come.
 func (s *saving) beginCut(others []string, marker func(node string), broken func(error)) error {
-	if err := s.agent.fabric.BeginCut(s.cluster.name, s.epoch, others, s.options.CutBudget()); err != nil {
+	if err := s.agent.plane.BeginCut(s.cluster.name, s.epoch, others, s.options.CutBudget()); err != nil {
 		return fabricFault(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	s.endCut = func() {
 		cancel()
-		s.agent.fabric.EndCut(s.cluster.name, s.epoch)
+		s.agent.plane.EndCut(s.cluster.name, s.epoch)
 	}
 	go func() {
-		err := s.agent.fabric.WaitMarkers(ctx, s.cluster.name, s.epoch)
+		err := s.agent.plane.WaitMarkers(ctx, s.cluster.name, s.epoch)
 		switch {
 		case ctx.Err() != nil: // the cut has ended
 		case err != nil:
@@ -40,7 +40,7 @@ func (s *saving) sendMarkers(ctx context.Context) error {
 	if err := failpoint.Inject(ctx, failpoint.AgentBeforeMark); err != nil {
 		return err
 	}
-	if err := s.agent.fabric.SendMarkers(s.cluster.name, s.epoch); err != nil {
+	if err := s.agent.plane.SendMarkers(s.cluster.name, s.epoch); err != nil {
 		return fabricFault(err)
 	}
 	return failpoint.Inject(ctx, failpoint.AgentAfterMark)
@@ -60,13 +60,13 @@ func (s *saving) recordChannels(ctx context.Context) error {
 			return err
 		}
 	}
-	state, err := s.agent.fabric.ChannelState(s.cluster.name, s.epoch)
+	state, err := s.agent.plane.ChannelState(s.cluster.name, s.epoch)
 	if err != nil {
 		return fabricFault(err)
 	}
 	for _, sg := range s.guests {
 		for _, n := range sg.nics {
-			frames := state[fabric.PortKey{Guest: sg.spec.Name, NIC: n.spec.Name}]
+			frames := state[fabric.PortKey{Guest: sg.spec.Name, NIC: n.Name}]
 			if s.options.DiscardChannels {
 				sg.report.FramesDiscarded += uint64(len(frames))
 				continue
@@ -74,7 +74,7 @@ func (s *saving) recordChannels(ctx context.Context) error {
 			if len(frames) == 0 {
 				continue
 			}
-			sg.frames = append(sg.frames, recordedFrames{nic: n.spec.Name, frames: frames})
+			sg.frames = append(sg.frames, recordedFrames{nic: n.Name, frames: frames})
 			sg.report.FramesRecorded += uint64(len(frames))
 		}
 	}

@@ -12,7 +12,6 @@ import (
 
 	"google.golang.org/protobuf/encoding/protojson"
 
-	"fermata/nodeagent/fabric"
 	"fermata/nodeagent/journal"
 	"fermata/protocol/api"
 	"fermata/protocol/fault"
@@ -48,10 +47,10 @@ type guest struct {
 	spec     *api.GuestSpec
 	dir      string // runtime directory
 	boot     bootFiles
-	machine  machine     // nil: none was launched or found
-	process  *qemu.State // of a process that exists and could not be reached; else nil
-	nics     []nic
-	injected uint64 // frames, on its restart
+	machine  machine        // nil: none was launched or found
+	process  *qemu.State    // of a process that exists and could not be reached; else nil
+	nics     []*api.NICSpec // those on the fabric
+	injected uint64         // frames, on its restart
 
 	confidential *confidential // nil until it has its machine
 	endTool      func()        // nil: it has no tool
@@ -59,12 +58,6 @@ type guest struct {
 	// lost says how a partial guest appears to others: not at all (zero) while
 	// it is made. Guarded by cluster.mu.
 	lost api.GuestState
-}
-
-// nic is a guest's card and its port on the switch.
-type nic struct {
-	spec *api.NICSpec
-	port *fabric.Port
 }
 
 // bootFiles are the paths QEMU loads a kernel from; empty when the guest boots

@@ -199,7 +199,7 @@ func (a *Agent) leaveFabric(c *cluster) error {
 	if len(c.list()) > 0 {
 		return nil
 	}
-	return a.fabric.RemoveCluster(c.name)
+	return a.plane.RemoveCluster(c.name)
 }
 
 // joinFabric tells the switch the life and the peers of a cluster, from its
@@ -210,7 +210,7 @@ func (a *Agent) joinFabric(c *cluster, epoch uint64) error {
 		return err
 	}
 	rec := c.record()
-	if err := a.fabric.ContinueCluster(c.name, rec.Epoch, epoch); err != nil {
+	if err := a.plane.ContinueCluster(c.name, rec.Epoch, epoch); err != nil {
 		return err
 	}
 	peers := make([]fabric.Peer, 0, len(rec.Peers))
@@ -221,7 +221,7 @@ func (a *Agent) joinFabric(c *cluster, epoch uint64) error {
 		}
 		peers = append(peers, peer)
 	}
-	return a.fabric.SetPeers(c.name, peers)
+	return a.plane.SetPeers(c.name, peers)
 }
 
 func checkCreate(req *api.CreateGuestsRequest) error {

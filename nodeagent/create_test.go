@@ -84,7 +84,7 @@ func TestCreateGuests_LeavesNothingWhenOneFails(t *testing.T) {
 	if free := b.agent.memoryFree(); free != b.agent.cfg.MemoryBytes {
 		t.Errorf("%d bytes free of %d", free, b.agent.cfg.MemoryBytes)
 	}
-	if _, err := b.agent.fabric.ClusterStats("d"); err == nil {
+	if _, err := b.agent.plane.ClusterStats("d"); err == nil {
 		t.Error("the cluster is still on the wire")
 	}
 }

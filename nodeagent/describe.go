@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"fermata/nodeagent/fabric"
 	"fermata/protocol/api"
 	"fermata/protocol/fault"
 	"fermata/vmm"
@@ -34,13 +35,18 @@ func (a *Agent) Describe(ctx context.Context) (*api.NodeInfo, error) {
 	// All are asked at once: however many monitors hang, the answer is not late.
 	var wg sync.WaitGroup
 	for _, c := range a.allClusters() {
+		wired, err := a.plane.ClusterStats(c.name)
+		if err != nil && !errors.Is(err, fabric.ErrUnknownCluster) {
+			a.log.Warn("data plane does not say what frames it has carried", "cluster", c.name, "error", err)
+		}
 		for _, g := range c.list() {
 			s := a.statusOf(g)
+			s.Nics = cardStatus(g, wired.Ports)
 			info.Guests = append(info.Guests, s)
 			wg.Go(func() { askMachine(ctx, g, s) })
 		}
 		info.Guests = append(info.Guests, a.lostGuests(c)...)
-		info.Uplinks = append(info.Uplinks, a.uplinkStatus(c)...)
+		info.Uplinks = append(info.Uplinks, a.uplinkStatus(c, wired.Uplinks)...)
 	}
 	wg.Wait()
 	return info, nil
@@ -93,14 +99,23 @@ func askMachine(ctx context.Context, g *guest, s *api.GuestStatus) {
 			s.Nics = append(s.Nics, tapStatus(g, n))
 		}
 	}
+}
+
+// cardStatus is what a guest's cards on the fabric have carried.
+func cardStatus(g *guest, ports []fabric.PortStatus) []*api.NICStatus {
+	var all []*api.NICStatus
 	for _, n := range g.nics {
-		st := n.port.Stats()
-		s.Nics = append(s.Nics, &api.NICStatus{
-			Name: n.spec.Name, Network: n.spec.Network, Mac: n.spec.Mac,
-			FramesReceived: st.Received, FramesSent: st.Sent, FramesDropped: st.Dropped.Total(), FramesHeld: st.Waiting,
-			FramesRecorded: st.Recorded, FramesInjected: st.Injected, Drops: st.Dropped.ByReason(),
-		})
+		card := &api.NICStatus{Name: n.Name, Network: n.Network, Mac: n.Mac}
+		all = append(all, card)
+		for _, st := range ports {
+			if st.PortKey != (fabric.PortKey{Guest: g.spec.Name, NIC: n.Name}) {
+				continue
+			}
+			card.FramesReceived, card.FramesSent, card.FramesDropped, card.FramesHeld = st.Received, st.Sent, st.Dropped.Total(), st.Waiting
+			card.FramesRecorded, card.FramesInjected, card.Drops = st.Recorded, st.Injected, st.Dropped.ByReason()
+		}
 	}
+	return all
 }
 
 func canKVM() bool {

@@ -51,7 +51,7 @@ func (a *Agent) destroy(ctx context.Context, c *cluster) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	return a.fabric.RemoveCluster(c.name)
+	return a.plane.RemoveCluster(c.name)
 }
 
 // destroyGuest removes a guest, complete or not, or lets go of an adopted one. The journal names it until
@@ -75,10 +75,8 @@ func (a *Agent) destroyGuest(ctx context.Context, c *cluster, g *guest) error {
 			return err
 		}
 	}
-	for _, n := range g.nics {
-		if err := n.port.Detach(); err != nil {
-			return err
-		}
+	if err := a.plane.Leave(c.name, g.spec.Name); err != nil {
+		return err
 	}
 	if err := a.removeFiles(c.name, g.spec.Name); err != nil {
 		return err
@@ -98,9 +96,6 @@ func (a *Agent) detach(c *cluster) error {
 	var errs []error
 	for _, g := range append(c.list(), c.leftovers()...) {
 		g.closeTool()
-		for _, n := range g.nics {
-			errs = append(errs, n.port.Detach())
-		}
 		if g.machine != nil {
 			errs = append(errs, g.machine.Detach())
 		}

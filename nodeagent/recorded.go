@@ -10,6 +10,7 @@ import (
 
 	"fermata/imageio/vfs"
 	"fermata/nodeagent/fabric"
+	"fermata/protocol/api"
 	"fermata/protocol/fault"
 )
 
@@ -21,21 +22,21 @@ func recordedPath(dir, card string) string { return filepath.Join(dir, "recorded
 // injectRecorded puts the frames that the image recorded to the front of the guest's
 // closed gates.
 func (m *maker) injectRecorded(ctx context.Context) error {
-	g := m.guest
+	a, g := m.agent, m.guest
 	for _, n := range g.nics {
-		obj := findObject(m.image, kindChannel, n.spec.Name)
+		obj := findObject(m.image, kindChannel, n.Name)
 		if obj == nil {
 			continue // recorded nothing, or not recorded
 		}
 		b, err := m.readBytes(ctx, obj, maxChannelState)
 		if err != nil {
-			return fmt.Errorf("read channel state of %s: %w", n.spec.Name, err)
+			return fmt.Errorf("read channel state of %s: %w", n.Name, err)
 		}
-		if err := g.inject(n, b); err != nil {
+		if err := a.inject(g, n, b); err != nil {
 			return err
 		}
-		if err := vfs.WriteFile(vfs.OS{}, recordedPath(g.dir, n.spec.Name), b); err != nil {
-			return fmt.Errorf("keep channel state of %s: %w", n.spec.Name, err)
+		if err := vfs.WriteFile(vfs.OS{}, recordedPath(g.dir, n.Name), b); err != nil {
+			return fmt.Errorf("keep channel state of %s: %w", n.Name, err)
 		}
 	}
 	if err := (vfs.OS{}).SyncDir(g.dir); err != nil {
@@ -49,29 +50,29 @@ func (m *maker) injectRecorded(ctx context.Context) error {
 //
 // Preconditions: the guest was not released since, so its gates were never open and no
 // frame of these has reached it.
-func (g *guest) injectKept() error {
+func (a *Agent) injectKept(g *guest) error {
 	for _, n := range g.nics {
-		b, err := os.ReadFile(recordedPath(g.dir, n.spec.Name))
+		b, err := os.ReadFile(recordedPath(g.dir, n.Name))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err != nil {
-			return fmt.Errorf("read channel state of %s: %w", n.spec.Name, err)
+			return fmt.Errorf("read channel state of %s: %w", n.Name, err)
 		}
-		if err := g.inject(n, b); err != nil {
+		if err := a.inject(g, n, b); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (g *guest) inject(n nic, encoded []byte) error {
+func (a *Agent) inject(g *guest, n *api.NICSpec, encoded []byte) error {
 	recorded, err := fabric.DecodeFrames(encoded)
 	if err != nil {
-		return fault.Wrap(fault.Corrupt, err, "channel state of %s", n.spec.Name)
+		return fault.Wrap(fault.Corrupt, err, "channel state of %s", n.Name)
 	}
-	if err := n.port.Inject(recorded); err != nil {
-		return fmt.Errorf("inject channel state of %s: %w", n.spec.Name, err)
+	if err := a.plane.Inject(g.cluster, fabric.PortKey{Guest: g.spec.Name, NIC: n.Name}, recorded); err != nil {
+		return fmt.Errorf("inject channel state of %s: %w", n.Name, err)
 	}
 	g.injected += uint64(len(recorded))
 	return nil
@@ -81,6 +82,6 @@ func (g *guest) inject(n nic, encoded []byte) error {
 // goes with the guest.
 func (g *guest) dropRecorded() {
 	for _, n := range g.nics {
-		_ = os.Remove(recordedPath(g.dir, n.spec.Name))
+		_ = os.Remove(recordedPath(g.dir, n.Name))
 	}
 }

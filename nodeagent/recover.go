@@ -87,7 +87,7 @@ func (a *Agent) recover(ctx context.Context) error {
 			return err
 		}
 		if c.record().Released {
-			if err := letRun(ctx, c); err != nil { // finishReleases tries again
+			if err := a.letRun(ctx, c); err != nil { // finishReleases tries again
 				a.log.Error("guests that were released do not run", "cluster", c.name, "error", err)
 			}
 		}
@@ -165,7 +165,7 @@ func (a *Agent) recoverGuest(ctx context.Context, rec journal.Guest) error {
 	}
 	err = a.takeBack(ctx, g, rec, state)
 	if err == nil && !c.record().Released {
-		err = g.injectKept()
+		err = a.injectKept(g)
 	}
 	switch {
 	case err == nil:
@@ -209,11 +209,10 @@ func (a *Agent) takeBack(ctx context.Context, g *guest, rec journal.Guest, state
 			}
 			return fmt.Errorf("take card %s back: %w", n.Name, err)
 		}
-		port, err := a.attachPort(g, n, near, far)
-		if err != nil {
+		if err := a.joinCard(g, n, near, far); err != nil {
 			return err
 		}
-		g.nics = append(g.nics, nic{spec: n, port: port})
+		g.nics = append(g.nics, n)
 	}
 	return nil
 }

@@ -41,7 +41,7 @@ func (a *Agent) ReleaseGuests(ctx context.Context, req *api.ReleaseGuestsRequest
 	if err := a.update(c, func(rec *journal.Cluster) { rec.Released = true }); err != nil {
 		return err
 	}
-	return letRun(ctx, c)
+	return a.letRun(ctx, c)
 }
 
 // clockBudget bounds how long the guests' agents may take to set the clocks.
@@ -92,7 +92,7 @@ func (a *Agent) StepClocks(ctx context.Context, req *api.StepClocksRequest) (*ap
 // then on a guest that stands still does so for a round.
 //
 // Preconditions: the caller has the cluster's turn.
-func letRun(ctx context.Context, c *cluster) error {
+func (a *Agent) letRun(ctx context.Context, c *cluster) error {
 	if c.isRunning() {
 		return nil
 	}
@@ -107,7 +107,7 @@ func letRun(ctx context.Context, c *cluster) error {
 				errs[i] = fmt.Errorf("continue guest %s: %w", g.spec.Name, err)
 				return
 			}
-			g.ungate()
+			errs[i] = a.ungate(g)
 		})
 	}
 	wg.Wait()
@@ -153,11 +153,13 @@ func (a *Agent) finishRelease(ctx context.Context, c *cluster) error {
 	if !c.record().Released {
 		return nil // destroyed meanwhile
 	}
-	return letRun(ctx, c)
+	return a.letRun(ctx, c)
 }
 
-func (g *guest) ungate() {
-	for _, n := range g.nics {
-		n.port.Ungate()
+// ungate opens the ingress of a guest.
+func (a *Agent) ungate(g *guest) error {
+	if len(g.nics) == 0 {
+		return nil
 	}
+	return fabricFault(a.plane.Ungate(g.cluster, g.spec.Name))
 }

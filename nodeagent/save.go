@@ -16,7 +16,6 @@ import (
 	"fermata/imageio/extent"
 	"fermata/imageio/repository"
 	"fermata/nodeagent/capture"
-	"fermata/nodeagent/fabric"
 	"fermata/protocol/api"
 	"fermata/protocol/failpoint"
 	"fermata/protocol/fault"
@@ -163,9 +162,9 @@ func (s *saving) stood(sg *savedGuest) error {
 // gate closes the ingress of a guest.
 func (s *saving) gate(ctx context.Context, sg *savedGuest) error {
 	begun := time.Now()
-	for _, n := range sg.nics {
-		if err := n.port.Gate(); err != nil {
-			return err
+	if len(sg.nics) > 0 {
+		if err := s.agent.plane.Gate(s.cluster.name, sg.spec.Name, s.budget+guardSlack); err != nil {
+			return fabricFault(err)
 		}
 	}
 	sg.report.GateUs = micros(begun)
@@ -179,38 +178,15 @@ func (s *saving) drain(ctx context.Context, sg *savedGuest) error {
 	// Whoever does not drain must leave time for the rest of the pause.
 	budget := min(s.agent.cfg.DrainBudget, s.budget/2)
 	begun := time.Now()
-	until := begun.Add(budget)
-	for _, n := range sg.nics {
-		var err error
-		until, err = drainUntil(ctx, until, budget, n.port.Drain)
-		switch {
-		case errors.Is(err, fabric.ErrUndrained):
-			sg.report.UndrainedNics++
-		case err != nil:
-			return fmt.Errorf("card %s: %w", n.spec.Name, err)
+	if len(sg.nics) > 0 {
+		undrained, err := s.agent.plane.Drain(ctx, s.cluster.name, sg.spec.Name, budget)
+		if err != nil {
+			return fabricFault(err)
 		}
+		sg.report.UndrainedNics += uint32(undrained)
 	}
 	sg.report.DrainUs = micros(begun)
 	return failpoint.Inject(ctx, failpoint.AgentAfterDrain)
-}
-
-// stoodStill is how late an agent notices that a time is over only if it did not run:
-// it was stopped, or its machine was.
-const stoodStill = 250 * time.Millisecond
-
-// drainUntil drains a card, and returns until when the others may be drained. An agent
-// that stood still itself finds the time over, in which the guest had no part: one frame
-// may be inside QEMU, and the stop would lose it. Then the budget begins anew.
-func drainUntil(ctx context.Context, until time.Time, budget time.Duration, drain func(context.Context) error) (time.Time, error) {
-	for {
-		limited, cancel := context.WithDeadline(ctx, until)
-		err := drain(limited)
-		cancel()
-		if !errors.Is(err, fabric.ErrUndrained) || time.Since(until) <= stoodStill || ctx.Err() != nil {
-			return until, err
-		}
-		until = time.Now().Add(budget)
-	}
 }
 
 // rearm protects again what a guest that is captured live has written since prepare,
@@ -240,13 +216,10 @@ func (s *saving) stop(ctx context.Context, sg *savedGuest) error {
 	}
 	sg.report.StoppedUnixNs = time.Now().UnixNano()
 	sg.report.StopUs = micros(sg.stopAt)
-	for _, n := range sg.nics {
-		if _, err := n.port.Reclaim(); err != nil {
-			return fmt.Errorf("take frames back from card %s: %w", n.spec.Name, err)
+	if len(sg.nics) > 0 {
+		if err := s.agent.plane.PassCut(ctx, s.cluster.name, s.epoch, sg.spec.Name); err != nil {
+			return fabricFault(err)
 		}
-	}
-	if err := s.agent.fabric.Recolour(ctx, s.cluster.name, s.epoch, sg.spec.Name); err != nil {
-		return fabricFault(err)
 	}
 	return failpoint.Inject(ctx, failpoint.AgentAfterStop)
 }
@@ -482,8 +455,7 @@ func (s *saving) resumeGuest(ctx context.Context, sg *savedGuest) error {
 			s.agent.log.Error("guard does not answer", "error", err)
 		}
 	}
-	sg.ungate()
-	return nil
+	return s.agent.ungate(sg.guest)
 }
 
 // standing tells whether a guest may still stand still for this round.

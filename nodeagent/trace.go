@@ -11,7 +11,7 @@ import (
 // TraceFrames sends what the node's guests send into a network, until ctx ends. A node
 // without a guest on that network has nothing to send.
 func (a *Agent) TraceFrames(ctx context.Context, req *api.TraceRequest, send func(*api.TraceChunk) error) error {
-	err := a.fabric.Trace(ctx, req.GetCluster(), req.GetNetwork(), func(events []fabric.Traced, lost uint64) error {
+	err := a.plane.Trace(ctx, req.GetCluster(), req.GetNetwork(), func(events []fabric.Traced, lost uint64) error {
 		chunk := &api.TraceChunk{Node: a.cfg.Name, Lost: lost}
 		for _, e := range events {
 			chunk.Frames = append(chunk.Frames, &api.TracedFrame{

@@ -113,7 +113,7 @@ func (a *Agent) openUplinks(cluster string, uplinks []journal.Uplink) error {
 		if err != nil {
 			return fmt.Errorf("uplink of network %s: %w", u.Network, err)
 		}
-		err = a.fabric.AttachUplink(fabric.UplinkConfig{Cluster: cluster, Network: u.Network, Outside: outside, Device: device})
+		err = a.plane.AttachUplink(fabric.UplinkConfig{Cluster: cluster, Network: u.Network, Outside: outside, Device: device})
 		if err != nil && !errors.Is(err, fabric.ErrExists) {
 			return err
 		}
@@ -135,14 +135,10 @@ func outsideOf(o api.Outside) (fabric.Outside, error) {
 }
 
 // uplinkStatus is what the cluster's uplinks on this node have carried.
-func (a *Agent) uplinkStatus(c *cluster) []*api.UplinkStatus {
-	stats, err := a.fabric.ClusterStats(c.name)
-	if err != nil {
-		return nil // it has left the wire
-	}
+func (a *Agent) uplinkStatus(c *cluster, stats []fabric.UplinkStats) []*api.UplinkStatus {
 	var all []*api.UplinkStatus
 	for _, u := range c.record().Uplinks {
-		for _, s := range stats.Uplinks {
+		for _, s := range stats {
 			if s.Network != u.Network {
 				continue
 			}

@@ -142,7 +142,7 @@ func (w *worker) do(ctx context.Context, a round.Action) error {
 		return w.resume(ctx, epoch)
 	case round.KeepImage:
 		w.keep()
-		r.agent.fabric.Durable(r.cluster.name, uint64(epoch))
+		r.agent.plane.Durable(r.cluster.name, uint64(epoch))
 		return w.discard()
 	case round.DiscardImage, round.ForgetImage:
 		w.pending = nil

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Peer is another node that holds guests of the same cluster.
@@ -45,14 +46,15 @@ type cluster struct {
 	stale, noDomain, lost, doubtful, spoofed atomic.Uint64
 
 	mu       sync.Mutex
-	closed   bool                // guarded by mu
-	networks map[string]*network // guarded by mu
-	ports    map[PortKey]*Port   // guarded by mu
-	links    map[string]*link    // guarded by mu; replaced, never changed in place
-	bound    bindings            // guarded by mu; replaced, never changed in place
-	inbound  map[string]*inbound // guarded by mu; by node
-	cut      *cut                // guarded by mu; nil: none
-	changed  signal              // guarded by mu; raised by markers, the end of a cut and of the cluster
+	closed   bool                   // guarded by mu
+	networks map[string]*network    // guarded by mu
+	ports    map[PortKey]*Port      // guarded by mu
+	links    map[string]*link       // guarded by mu; replaced, never changed in place
+	bound    bindings               // guarded by mu; replaced, never changed in place
+	inbound  map[string]*inbound    // guarded by mu; by node
+	cut      *cut                   // guarded by mu; nil: none
+	gates    map[string]*time.Timer // guarded by mu; by guest; opens its gates if nobody does
+	changed  signal                 // guarded by mu; raised by markers, the end of a cut and of the cluster
 }
 
 // CreateCluster begins a life of a cluster on this node. Frames of earlier
@@ -98,6 +100,7 @@ func (f *Fabric) ContinueCluster(name string, floor, epoch uint64) error {
 		ports:    make(map[PortKey]*Port),
 		links:    make(map[string]*link),
 		inbound:  make(map[string]*inbound),
+		gates:    make(map[string]*time.Timer),
 	}
 	c.epoch.Store(epoch)
 	f.clusters[name] = c
@@ -158,6 +161,7 @@ func (f *Fabric) ClusterStats(cluster string) (ClusterStats, error) {
 	for _, u := range c.uplinks() {
 		s.Uplinks = append(s.Uplinks, u.snapshot())
 	}
+	s.Ports = c.portStatus()
 	slices.SortFunc(s.Uplinks, func(a, b UplinkStats) int { return strings.Compare(a.Network, b.Network) })
 	return s, nil
 }
@@ -336,6 +340,10 @@ func (c *cluster) close() error {
 			hangUp(in.conn)
 		}
 	}
+	for _, t := range c.gates {
+		t.Stop()
+	}
+	clear(c.gates)
 	c.changed.raise()
 	c.mu.Unlock()
 

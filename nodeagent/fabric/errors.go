@@ -26,6 +26,8 @@ var (
 	ErrUnknownCluster = errors.New("unknown cluster")
 	// ErrUnknownNetwork means that no guest of this node has a NIC there.
 	ErrUnknownNetwork = errors.New("unknown network")
+	// ErrUnknownNIC means that the guest has no NIC of that name on this node.
+	ErrUnknownNIC = errors.New("unknown network card")
 	// ErrExists means that the name is taken.
 	ErrExists = errors.New("exists")
 	// ErrClosed means that the fabric, cluster or port has ended.

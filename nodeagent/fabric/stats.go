@@ -48,6 +48,7 @@ type ClusterStats struct {
 	Spoofed  uint64 // frames that came over a link with the address of a NIC that is not on its node
 	Links    []LinkStats
 	Uplinks  []UplinkStats // on this node
+	Ports    []PortStatus  // of this node's guests
 }
 
 // LinkStats is the state of the link to one peer.
