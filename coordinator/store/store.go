@@ -120,10 +120,21 @@ type Store interface {
 
 	// PutNode keeps what a node said of itself, and takes it for alive until
 	// ttl has passed without another PutNode. LastSeenUnixNs and Alive of info
-	// are set by the store.
+	// are set by the store. A call without news must not make the store grow.
 	PutNode(ctx context.Context, f Fence, info *api.NodeInfo, ttl time.Duration) error
 	// Nodes returns every node that ever registered, by name.
 	Nodes(ctx context.Context) ([]*api.NodeInfo, error)
 	// ForgetNode removes a node until it registers again.
 	ForgetNode(ctx context.Context, f Fence, name string) error
+
+	// Maintain keeps the store small and what it says of lost nodes true. The
+	// leader calls it every MaintainEvery.
+	Maintain(ctx context.Context, f Fence) error
+	// Renew gives the store another identity and ends the leadership of f. A
+	// leader calls it when it has learnt that the store was put back to an
+	// earlier state: fences given since would look newer than all that follow.
+	Renew(ctx context.Context, f Fence) error
 }
+
+// MaintainEvery is how often the leader maintains its store.
+const MaintainEvery = time.Minute

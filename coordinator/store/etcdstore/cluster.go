@@ -18,7 +18,7 @@ func (s *Store) Clusters(ctx context.Context) ([]store.Cluster, error) {
 		clientv3.OpGet(s.keys.specs(), clientv3.WithPrefix()),
 		clientv3.OpGet(s.keys.epochs(), clientv3.WithPrefix()))
 	if err != nil {
-		return nil, readError(err, "list clusters")
+		return nil, s.readError(err, "list clusters")
 	}
 	specs := byName(s.keys.specs(), resp.Responses[1].GetResponseRange().GetKvs())
 	epochs := byName(s.keys.epochs(), resp.Responses[2].GetResponseRange().GetKvs())
@@ -47,7 +47,7 @@ func (s *Store) Cluster(ctx context.Context, name string) (store.Cluster, error)
 	resp, err := s.transact(ctx, nil,
 		clientv3.OpGet(s.keys.cluster(name)), clientv3.OpGet(s.keys.spec(name)), clientv3.OpGet(s.keys.epoch(name)))
 	if err != nil {
-		return store.Cluster{}, readError(err, "read cluster "+name)
+		return store.Cluster{}, s.readError(err, "read cluster "+name)
 	}
 	found := make(records, len(resp.Responses))
 	for _, r := range resp.Responses {

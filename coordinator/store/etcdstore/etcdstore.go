@@ -11,6 +11,9 @@
 //	nodes/NAME         JSON record of what a node said of itself
 //	alive/NAME         empty, under the node's lease
 //
+// A heartbeat renews the lease and writes nothing, unless the node has news: etcd
+// keeps every revision until somebody compacts it, and what is idle must not grow.
+//
 // Every write is one transaction that compares the leader's key with the fence,
 // and each record it was computed from with what was read. Every read is
 // linearizable.
@@ -23,6 +26,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -46,6 +50,12 @@ type Config struct {
 	Prefix  string           // default /fermata; a path without a slash at the end
 	Timeout time.Duration    // of one request to etcd. Default 5s
 	Now     func() time.Time // optional: time.Now when nil; stamps nodes
+
+	// CompactAfter is the age from which the leader has etcd forget old revisions.
+	// Nothing reads them but watches that were interrupted, for seconds. Zero leaves
+	// that to etcd's own setting, and the leader warns when it sees no effect.
+	CompactAfter time.Duration
+	Logger       hclog.Logger // optional: discards when nil
 }
 
 // Validate reports every problem at once.
@@ -60,6 +70,9 @@ func (c Config) Validate() error {
 	if c.Timeout < 0 {
 		errs = append(errs, fmt.Errorf("timeout: negative (%s)", c.Timeout))
 	}
+	if c.CompactAfter < 0 {
+		errs = append(errs, fmt.Errorf("compact_after: negative (%s)", c.CompactAfter))
+	}
 	return errors.Join(errs...)
 }
 
@@ -69,9 +82,12 @@ type Store struct {
 	keys    keys             // immutable
 	timeout time.Duration    // immutable
 	now     func() time.Time // immutable
+	log     hclog.Logger     // immutable
 
-	mu     sync.Mutex
-	leases map[string]nodeLease // guarded by mu; by node
+	history history // of the store's revisions
+
+	mu    sync.Mutex
+	heard map[string]heard // guarded by mu; by node
 }
 
 var _ store.Store = (*Store)(nil)
@@ -87,7 +103,13 @@ func New(cfg Config) (*Store, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	return &Store{client: cfg.Client, keys: keysBelow(cfg.Prefix), timeout: cfg.Timeout, now: cfg.Now, leases: map[string]nodeLease{}}, nil
+	if cfg.Logger == nil {
+		cfg.Logger = hclog.NewNullLogger()
+	}
+	return &Store{
+		client: cfg.Client, keys: keysBelow(cfg.Prefix), timeout: cfg.Timeout, now: cfg.Now, log: cfg.Logger,
+		history: history{compactAfter: cfg.CompactAfter}, heard: map[string]heard{},
+	}, nil
 }
 
 // records are what was read of the keys a write depends on; a key without a
@@ -120,7 +142,7 @@ func (s *Store) update(ctx context.Context, f store.Fence, what string, keys []s
 		}
 		resp, err := s.transact(ctx, conditions, ops...)
 		if err != nil {
-			return writeError(err, what)
+			return s.writeError(err, what)
 		}
 		if resp.Succeeded {
 			return nil
@@ -137,7 +159,7 @@ func (s *Store) readFenced(ctx context.Context, f store.Fence, what string, keys
 	}
 	resp, err := s.transact(ctx, s.holds(f), gets...)
 	if err != nil {
-		return nil, readError(err, what)
+		return nil, s.readError(err, what)
 	}
 	if !resp.Succeeded {
 		return nil, store.Fenced(f)

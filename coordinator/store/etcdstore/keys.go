@@ -11,7 +11,6 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"fermata/coordinator/store"
-	"fermata/protocol/fault"
 )
 
 // keys are the places of records. Names never hold a slash (store.CheckName),
@@ -56,11 +55,10 @@ func ElectionPrefix(prefix string) string { return keysBelow(prefix).prefix + "/
 // it is new. An etcd that was lost and made anew gets another one, which tells
 // its fences from those of the old one although its revisions begin again.
 func Identity(ctx context.Context, client *clientv3.Client, prefix string) (uint64, error) {
-	var b [8]byte
-	if _, err := rand.Read(b[:]); err != nil {
-		return 0, fmt.Errorf("draw identity of store: %w", err)
+	id, err := newIdentity()
+	if err != nil {
+		return 0, err
 	}
-	id := binary.LittleEndian.Uint64(b[:]) | 1 // zero means none
 	key := keysBelow(prefix).identity
 	resp, err := client.Txn(ctx).
 		If(clientv3.Compare(clientv3.CreateRevision(key), "=", 0)).
@@ -68,7 +66,7 @@ func Identity(ctx context.Context, client *clientv3.Client, prefix string) (uint
 		Else(clientv3.OpGet(key)).
 		Commit()
 	if err != nil {
-		return 0, fault.Wrap(fault.Unavailable, err, "read identity of store")
+		return 0, fmt.Errorf("read identity of store: %w", Explain(client.Endpoints(), err))
 	}
 	if resp.Succeeded {
 		return id, nil
@@ -82,6 +80,14 @@ func Identity(ctx context.Context, client *clientv3.Client, prefix string) (uint
 		return 0, store.Corrupt(key, err)
 	}
 	return id, nil
+}
+
+func newIdentity() (uint64, error) {
+	var b [8]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		return 0, fmt.Errorf("draw identity of store: %w", err)
+	}
+	return binary.LittleEndian.Uint64(b[:]) | 1, nil // zero means none
 }
 
 func formatIdentity(id uint64) string { return fmt.Sprintf("%016x", id) }

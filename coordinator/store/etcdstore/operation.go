@@ -92,7 +92,7 @@ func (s *Store) EndOperation(ctx context.Context, f store.Fence, cluster, id str
 func (s *Store) Operations(ctx context.Context) ([]store.Operation, error) {
 	resp, err := s.transact(ctx, nil, clientv3.OpGet(s.keys.operations(), clientv3.WithPrefix()))
 	if err != nil {
-		return nil, readError(err, "list operations")
+		return nil, s.readError(err, "list operations")
 	}
 	var all []store.Operation
 	for _, kv := range resp.Responses[0].GetResponseRange().GetKvs() {

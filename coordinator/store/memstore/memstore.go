@@ -29,6 +29,7 @@ type Store struct {
 
 	mu         sync.Mutex
 	token      uint64                     // guarded by mu; of the present leader
+	id         uint64                     // guarded by mu; stands for the identity of an etcd
 	clusters   map[string]store.Cluster   // guarded by mu; their Epoch is in epochs
 	epochs     map[string]uint64          // guarded by mu
 	operations map[string]store.Operation // guarded by mu; by cluster
@@ -42,9 +43,6 @@ type node struct {
 
 var _ store.Store = (*Store)(nil)
 
-// storeID stands for the identity of an etcd; there is one memory a process.
-const storeID = 1
-
 // New returns an empty store without a leader.
 func New(cfg Config) *Store {
 	if cfg.Now == nil {
@@ -52,6 +50,7 @@ func New(cfg Config) *Store {
 	}
 	return &Store{
 		now:        cfg.Now,
+		id:         1,
 		clusters:   map[string]store.Cluster{},
 		epochs:     map[string]uint64{},
 		operations: map[string]store.Operation{},
@@ -82,7 +81,7 @@ func (s *Store) Expire(name string) {
 //
 // Preconditions: mu is held.
 func (s *Store) fence() store.Fence {
-	return store.Fence{Key: fmt.Sprintf("leader/%d", s.token), Token: s.token, Store: storeID}
+	return store.Fence{Key: fmt.Sprintf("leader/%d", s.token), Token: s.token, Store: s.id}
 }
 
 // write runs change under the lock unless the fence is old or ctx has ended.
@@ -297,6 +296,19 @@ func (s *Store) Nodes(ctx context.Context) ([]*api.NodeInfo, error) {
 func (s *Store) ForgetNode(ctx context.Context, f store.Fence, name string) error {
 	return s.write(ctx, f, func() error {
 		delete(s.nodes, name)
+		return nil
+	})
+}
+
+// Maintain implements store.Store: there is nothing to do.
+func (s *Store) Maintain(ctx context.Context, f store.Fence) error {
+	return s.write(ctx, f, func() error { return nil })
+}
+
+// Renew implements store.Store.
+func (s *Store) Renew(ctx context.Context, f store.Fence) error {
+	return s.write(ctx, f, func() error {
+		s.id++
 		return nil
 	})
 }

@@ -165,6 +165,54 @@ func nodes(t *testing.T, e Environment) {
 	wantNodes(live1)
 }
 
+// heartbeats are calls of PutNode without news: counters apart, only the time moves.
+func heartbeats(t *testing.T, e Environment) {
+	ctx, f := t.Context(), e.Elect()
+	node := func(frames uint64) *api.NodeInfo {
+		return &api.NodeInfo{
+			Name: "n1", Incarnation: "i1",
+			Guests:  []*api.GuestStatus{{Name: "g", Nics: []*api.NICStatus{{Name: "eth0", FramesSent: frames}}}},
+			Uplinks: []*api.UplinkStatus{{Cluster: "c", FramesSent: frames}},
+		}
+	}
+	var last int64
+	for frames := range uint64(3) {
+		noError(t, e.Store.PutNode(ctx, f, node(frames), time.Minute))
+		noError(t, e.Store.Maintain(ctx, f))
+		all, err := e.Store.Nodes(ctx)
+		noError(t, err)
+		if len(all) != 1 || !all[0].GetAlive() || all[0].GetLastSeenUnixNs() <= last {
+			t.Fatalf("nodes %v: want n1 alive, seen after %d", all, last)
+		}
+		last = all[0].GetLastSeenUnixNs()
+		if got := all[0].GetGuests()[0].GetNics()[0].GetFramesSent(); got != frames {
+			t.Errorf("%d frames sent, want what the node said last: %d", got, frames)
+		}
+	}
+	e.Expire("n1")
+	noError(t, e.Store.Maintain(ctx, f))
+	all, err := e.Store.Nodes(ctx)
+	noError(t, err)
+	if len(all) != 1 || all[0].GetAlive() || all[0].GetLastSeenUnixNs() != last {
+		t.Errorf("nodes %v: want n1 lost, last seen at %d", all, last)
+	}
+}
+
+// renewal ends a leadership, and what the store holds is there in the next one.
+func renewal(t *testing.T, e Environment) {
+	ctx, old := t.Context(), e.Elect()
+	noError(t, e.Store.CreateCluster(ctx, old, demo("c")))
+	noError(t, e.Store.Renew(ctx, old))
+	wantError(t, e.Store.Renew(ctx, old), store.ErrFenced, fault.Stale)
+	wantError(t, e.Store.DeleteCluster(ctx, old, "c"), store.ErrFenced, fault.Stale)
+	next := e.Elect()
+	if next.Store == old.Store || next.Store == 0 {
+		t.Errorf("identity %x after %x: want another one", next.Store, old.Store)
+	}
+	wantCluster(t, e.Store, demo("c"))
+	noError(t, e.Store.DeleteCluster(ctx, next, "c"))
+}
+
 func fencing(t *testing.T, e Environment) {
 	ctx, old := t.Context(), e.Elect()
 	noError(t, e.Store.CreateCluster(ctx, old, demo("c")))
@@ -196,6 +244,8 @@ func fencing(t *testing.T, e Environment) {
 			"end another":   e.Store.EndOperation(ctx, f, "c", "two", touch),
 			"register node": e.Store.PutNode(ctx, f, &api.NodeInfo{Name: "n2"}, time.Minute),
 			"forget node":   e.Store.ForgetNode(ctx, f, "n1"),
+			"maintain":      e.Store.Maintain(ctx, f),
+			"renew":         e.Store.Renew(ctx, f),
 		} {
 			if !is(err, store.ErrFenced) || fault.ClassOf(err) != fault.Stale {
 				t.Errorf("%s with fence %s: got %v, want ErrFenced", call, name, err)

@@ -35,7 +35,9 @@ func Run(t *testing.T, open func(t *testing.T) Environment) {
 		{"OperationChangesCluster", operationChangesCluster},
 		{"BeginConcurrently", beginConcurrently},
 		{"Nodes", nodes},
+		{"Heartbeats", heartbeats},
 		{"Fencing", fencing},
+		{"Renewal", renewal},
 		{"CancelledContext", cancelled},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.test(t, open(t)) })
