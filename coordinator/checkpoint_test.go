@@ -337,7 +337,10 @@ func TestCheckpoint_FollowerNamesTheLeader(t *testing.T) {
 	follower := l.start(1)
 	_, err := follower.checkpoint("web")
 	wantFault(t, err, fault.Unavailable, l.address(0))
-	if _, err := follower.ListNodes(t.Context(), &api.ListNodesRequest{}); err != nil {
+	// By this call clients find the leader, and it alone knows when nodes spoke last.
+	_, err = follower.ListNodes(t.Context(), &api.ListNodesRequest{})
+	wantFault(t, err, fault.Unavailable, l.address(0))
+	if _, err := follower.ListClusters(t.Context(), &api.ListClustersRequest{}); err != nil {
 		t.Errorf("a follower answers questions: %v", err)
 	}
 }

@@ -267,6 +267,7 @@ func (c *Coordinator) lead(ctx context.Context, f store.Fence) error {
 	}
 	t := &term{c: c, ctx: termCtx, fence: f, ops: newOperations(), drive: drive, begun: time.Now(), incarnations: map[string]string{}}
 	c.log.Info("this coordinator leads", "fence", f.Token, "store", fmt.Sprintf("%x", f.Store))
+	t.work.Go(t.maintain)
 	err = t.adopt(termCtx)
 	if err == nil {
 		c.setTerm(t)

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
 
 	"fermata/coordinator/etcdembed"
 	"fermata/coordinator/leader"
@@ -22,14 +21,30 @@ type Etcd struct {
 	Embedded  *etcdembed.Config
 	Endpoints []string    // of a real etcd
 	TLS       *tls.Config // for Endpoints; nil: plain text
+	Username  string      // for Endpoints; empty: etcd asks for none
+	Password  string      // of Username
 	Prefix    string      // of all keys. Default /fermata
 	// LeaderTTL is how long a leader that has died is waited for. Whole
 	// seconds. Default 10s.
 	LeaderTTL time.Duration
+	// CompactAfter is the age from which the leader has a real etcd forget old
+	// revisions; zero leaves that to etcd's own setting. Default 10m.
+	CompactAfter *time.Duration
 }
 
-// etcdDialTimeout bounds the first contact with a real etcd.
-const etcdDialTimeout = 5 * time.Second
+// defaultCompactAfter is far longer than any watch takes that was interrupted.
+const defaultCompactAfter = 10 * time.Minute
+
+// compactAfter is what the store is told. The embedded etcd compacts itself.
+func (e *Etcd) compactAfter() time.Duration {
+	switch {
+	case e.Embedded != nil:
+		return 0
+	case e.CompactAfter == nil:
+		return defaultCompactAfter
+	}
+	return *e.CompactAfter
+}
 
 func (e *Etcd) given() bool { return e.Embedded != nil || len(e.Endpoints) > 0 }
 
@@ -42,6 +57,20 @@ func (e *Etcd) validate() error {
 		if err := e.Embedded.Validate(); err != nil {
 			errs = append(errs, fmt.Errorf("etcd: %w", err))
 		}
+	}
+	for _, endpoint := range e.Endpoints {
+		if err := checkEndpoint(endpoint, e.TLS != nil, e.Username != ""); err != nil {
+			errs = append(errs, fmt.Errorf("etcd: %w", err))
+		}
+	}
+	if (e.Username == "") != (e.Password == "") {
+		errs = append(errs, errors.New("etcd: username and password_file: one is given without the other"))
+	}
+	if e.Username != "" && e.Embedded != nil {
+		errs = append(errs, errors.New("etcd: username: the embedded etcd has no users"))
+	}
+	if e.CompactAfter != nil && *e.CompactAfter < 0 {
+		errs = append(errs, fmt.Errorf("etcd: compact_after: negative (%s)", *e.CompactAfter))
 	}
 	if e.LeaderTTL < 0 || e.LeaderTTL%time.Second != 0 {
 		errs = append(errs, fmt.Errorf("etcd: leader_ttl: %s is not a number of seconds", e.LeaderTTL))
@@ -58,13 +87,9 @@ func (c *Coordinator) withState(ctx context.Context, serve func(ctx context.Cont
 	if c.cfg.Etcd.Embedded != nil {
 		return c.withEmbedded(ctx, serve)
 	}
-	client, err := clientv3.New(clientv3.Config{
-		Endpoints: c.cfg.Etcd.Endpoints, TLS: c.cfg.Etcd.TLS, DialTimeout: etcdDialTimeout,
-		DialKeepAliveTime: etcdDialTimeout, DialKeepAliveTimeout: etcdDialTimeout,
-		Logger: zap.NewNop(), // its errors come back from the calls
-	})
+	client, err := c.connectEtcd(ctx)
 	if err != nil {
-		return fmt.Errorf("connect to etcd: %w", err)
+		return err
 	}
 	// A client that is closed has nothing left to fail.
 	defer func() { _ = client.Close() }()
@@ -101,7 +126,9 @@ func (c *Coordinator) withEmbedded(ctx context.Context, serve func(ctx context.C
 
 // useEtcd keeps the state in this etcd.
 func (c *Coordinator) useEtcd(client *clientv3.Client) error {
-	st, err := etcdstore.New(etcdstore.Config{Client: client, Prefix: c.cfg.Etcd.Prefix})
+	st, err := etcdstore.New(etcdstore.Config{
+		Client: client, Prefix: c.cfg.Etcd.Prefix, CompactAfter: c.cfg.Etcd.compactAfter(), Logger: c.log.Named("store"),
+	})
 	if err != nil {
 		return err
 	}

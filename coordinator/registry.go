@@ -27,6 +27,9 @@ func (t *term) register(ctx context.Context, req *api.RegisterRequest) (*api.Reg
 			return nil, fault.Wrap(fault.Invalid, err, "register node %s: %s", info.GetName(), a.what)
 		}
 	}
+	if err := t.checkHistory(ctx, info.GetName(), req.GetNewestFences()); err != nil {
+		return nil, err
+	}
 	ttl := t.c.cfg.NodeLeaseTTL
 	if err := t.c.store.PutNode(ctx, t.fence, info, ttl); err != nil {
 		return nil, fmt.Errorf("register node %s: %w", info.GetName(), err)

@@ -152,7 +152,8 @@ func (s *operatorServer) Restart(req *api.RestartRequest, stream grpc.ServerStre
 }
 
 func (s *operatorServer) ListNodes(ctx context.Context, _ *api.ListNodesRequest) (*api.ListNodesReply, error) {
-	return s.c.listNodes(ctx)
+	// When nodes were last seen is what the leader knows, and a client finds it by this call.
+	return led(ctx, s.c, func(ctx context.Context, _ *term) (*api.ListNodesReply, error) { return s.c.listNodes(ctx) })
 }
 
 func (s *operatorServer) GetNode(ctx context.Context, req *api.GetNodeRequest) (*api.NodeInfo, error) {

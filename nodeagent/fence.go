@@ -3,6 +3,7 @@ package nodeagent
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 
 	"fermata/nodeagent/journal"
@@ -103,4 +104,19 @@ func (a *Agent) admit(c *cluster, f *api.Fence) (tell func(context.Context) erro
 // store are larger. etcd revisions stay far below 2^48.
 func memberToken(retired int, token uint64) round.Token {
 	return round.Token(uint64(retired)<<48 | token&(1<<48-1))
+}
+
+// newestFences returns the newest fence that this node has obeyed of each store.
+func (a *Agent) newestFences() []*api.Fence {
+	newest := map[uint64]uint64{}
+	for _, c := range a.allClusters() {
+		rec := c.record()
+		newest[rec.Store] = max(newest[rec.Store], rec.Fence)
+	}
+	delete(newest, 0) // clusters that nobody has fenced yet
+	out := make([]*api.Fence, 0, len(newest))
+	for _, s := range slices.Sorted(maps.Keys(newest)) {
+		out = append(out, &api.Fence{Store: s, Token: newest[s]})
+	}
+	return out
 }

@@ -69,7 +69,7 @@ func (a *Agent) registerOnce(ctx context.Context, conn *grpc.ClientConn) (ttl ti
 	if err != nil {
 		return 0, err
 	}
-	reply, err := api.NewRegistryClient(conn).Register(ctx, &api.RegisterRequest{Node: info})
+	reply, err := api.NewRegistryClient(conn).Register(ctx, &api.RegisterRequest{Node: info, NewestFences: a.newestFences()})
 	if err != nil {
 		return 0, err
 	}

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -41,6 +42,10 @@ type coordinatorFile struct {
 		CA          string        `yaml:"ca"`
 		Prefix      string        `yaml:"prefix"`
 		LeaderTTL   time.Duration `yaml:"leader_ttl"`
+
+		Username     string         `yaml:"username"`
+		PasswordFile string         `yaml:"password_file"`
+		CompactAfter *time.Duration `yaml:"compact_after"`
 	} `yaml:"etcd"`
 
 	// Writers is how many nodes write to the repository at a time.
@@ -68,7 +73,14 @@ func (f coordinatorFile) config(ctx context.Context, log hclog.Logger) (coordina
 		Listen: f.Listen, Advertise: f.Advertise, Plaintext: f.Plaintext,
 		Repository: repository.Config{Dir: f.Repository, Key: key},
 		Writers:    f.Writers, NodeLeaseTTL: f.NodeLeaseTTL, Timeouts: coordinator.Timeouts(f.Timeouts), Logger: log,
-		Etcd: coordinator.Etcd{Endpoints: f.Etcd.Endpoints, Prefix: f.Etcd.Prefix, LeaderTTL: f.Etcd.LeaderTTL},
+		Etcd: coordinator.Etcd{Endpoints: f.Etcd.Endpoints, Prefix: f.Etcd.Prefix, LeaderTTL: f.Etcd.LeaderTTL, Username: f.Etcd.Username, CompactAfter: f.Etcd.CompactAfter},
+	}
+	if f.Etcd.PasswordFile != "" {
+		password, err := readSecret(f.Etcd.PasswordFile)
+		if err != nil {
+			return cfg, fault.Wrap(fault.Invalid, err, "etcd password_file")
+		}
+		cfg.Etcd.Password = password
 	}
 	if !f.Plaintext {
 		id, err := identity.Load(f.Certificate, f.Key, f.CA)
@@ -80,7 +92,7 @@ func (f coordinatorFile) config(ctx context.Context, log hclog.Logger) (coordina
 	if f.Etcd.Embedded != "" {
 		cfg.Etcd.Embedded = &etcdembed.Config{Dir: f.Etcd.Embedded, Identity: cfg.Identity, Logger: log.Named("etcd")}
 	}
-	if f.Etcd.Certificate != "" || f.Etcd.CA != "" {
+	if f.Etcd.Certificate != "" || f.Etcd.Key != "" || f.Etcd.CA != "" {
 		tlsConfig, err := etcdTLS(f.Etcd.Certificate, f.Etcd.Key, f.Etcd.CA)
 		if err != nil {
 			return cfg, err
@@ -90,11 +102,39 @@ func (f coordinatorFile) config(ctx context.Context, log hclog.Logger) (coordina
 	return cfg, nil
 }
 
-// etcdTLS reads the certificates of a real etcd, which has an authority of its own.
-func etcdTLS(cert, key, ca string) (*tls.Config, error) {
-	pair, err := tls.LoadX509KeyPair(cert, key)
+// readSecret reads a password; the newline that editors leave at its end is none of it.
+func readSecret(path string) (string, error) {
+	info, err := os.Stat(path)
 	if err != nil {
-		return nil, fault.Wrap(fault.Invalid, err, "etcd certificate")
+		return "", err
+	}
+	if info.Mode().IsRegular() && info.Mode().Perm()&0o077 != 0 {
+		return "", fmt.Errorf("%s: mode %04o lets others read it; chmod 600", path, info.Mode().Perm())
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return "", err
+	}
+	secret := strings.TrimRight(string(data), "\r\n")
+	if secret == "" {
+		return "", fmt.Errorf("%s is empty", path)
+	}
+	return secret, nil
+}
+
+// etcdTLS reads the certificates of a real etcd, which has an authority of its own. An
+// etcd that asks for a user and a password may do without the client's certificate.
+func etcdTLS(cert, key, ca string) (*tls.Config, error) {
+	cfg := &tls.Config{MinVersion: tls.VersionTLS12}
+	if cert != "" || key != "" {
+		pair, err := tls.LoadX509KeyPair(cert, key)
+		if err != nil {
+			return nil, fault.Wrap(fault.Invalid, err, "etcd certificate")
+		}
+		cfg.Certificates = []tls.Certificate{pair}
+	}
+	if ca == "" {
+		return nil, fault.New(fault.Invalid, "etcd ca: missing; it is the authority of etcd's certificate")
 	}
 	pem, err := os.ReadFile(ca)
 	if err != nil {
@@ -104,7 +144,8 @@ func etcdTLS(cert, key, ca string) (*tls.Config, error) {
 	if !pool.AppendCertsFromPEM(pem) {
 		return nil, fault.New(fault.Invalid, "etcd authority %s: no certificate in it", ca)
 	}
-	return &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: pool, MinVersion: tls.VersionTLS12}, nil
+	cfg.RootCAs = pool
+	return cfg, nil
 }
 
 // newCoordinatorCommand runs a coordinator in the foreground.

@@ -139,7 +139,7 @@ func (a *Agent) register(ctx context.Context) error {
 	}
 	for next := 0; ctx.Err() == nil && len(conns) > 0; {
 		wait := 20 * time.Millisecond
-		reply, err := api.NewRegistryClient(conns[next]).Register(ctx, &api.RegisterRequest{Node: a.info()})
+		reply, err := api.NewRegistryClient(conns[next]).Register(ctx, &api.RegisterRequest{Node: a.info(), NewestFences: a.newestFences()})
 		if err == nil {
 			wait = time.Duration(reply.GetLeaseTtlMs()) * time.Millisecond / 3
 		} else {
@@ -151,6 +151,24 @@ func (a *Agent) register(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// newestFences returns the newest fence that was obeyed of each store.
+func (a *Agent) newestFences() []*api.Fence {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var out []*api.Fence
+	for _, c := range a.clusters {
+		i := slices.IndexFunc(out, func(f *api.Fence) bool { return f.GetStore() == c.fence.GetStore() })
+		switch {
+		case c.fence == nil:
+		case i < 0:
+			out = append(out, c.fence)
+		case c.fence.GetToken() > out[i].GetToken():
+			out[i] = c.fence
+		}
+	}
+	return out
 }
 
 // Address is where the agent serves, once Run does.

@@ -183,6 +183,9 @@ func (s *Server) Run(ctx context.Context, serve func(context.Context, *clientv3.
 	// Closed before the server is, and whoever still uses it learns of that at
 	// once; its only error is that of a context that has ended.
 	defer func() { _ = client.Close() }()
+	if err := s.makeRoom(ctx, client); err != nil {
+		s.logger.Error("embedded etcd has used up its space and cannot be compacted", "dir", s.cfg.Dir, "error", err)
+	}
 	err = serve(ctx, client)
 	if cause := context.Cause(ctx); err != nil && errors.Is(cause, ErrStopped) {
 		return cause

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
@@ -77,6 +79,41 @@ func TestRun_KeepsData(t *testing.T) {
 		if st.Mode().Perm() != 0o700 {
 			t.Errorf("directory has mode %v, want 0700", st.Mode().Perm())
 		}
+	}
+}
+
+// An etcd that had used up its space takes writes again after a restart.
+func TestRun_MakesRoom(t *testing.T) {
+	cfg := etcdembed.Config{Dir: t.TempDir(), UnsafeNoFsync: true}
+	fill := func(ctx context.Context, c *clientv3.Client) error {
+		for range 3 { // revisions to compact
+			if err := put(ctx, c); err != nil {
+				return err
+			}
+		}
+		members, err := c.MemberList(ctx)
+		if err != nil {
+			return err
+		}
+		alarm := etcdserverpb.AlarmRequest{
+			Action: etcdserverpb.AlarmRequest_ACTIVATE, MemberID: members.Members[0].ID, Alarm: etcdserverpb.AlarmType_NOSPACE,
+		}
+		if _, err := etcdserverpb.NewMaintenanceClient(c.ActiveConnection()).Alarm(ctx, &alarm); err != nil {
+			return err
+		}
+		if err := put(ctx, c); !errors.Is(err, rpctypes.ErrNoSpace) {
+			t.Errorf("write while the alarm is raised: %v, want ErrNoSpace", err)
+		}
+		return nil
+	}
+	if err := run(t, cfg, fill); err != nil {
+		t.Fatal(err)
+	}
+	if err := run(t, cfg, put); err != nil {
+		t.Errorf("write after a restart: %v", err)
+	}
+	if err := run(t, cfg, get(t)); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -40,6 +40,11 @@ const (
 	resignTimeout = 2 * time.Second
 	// readTimeout bounds the question who leads.
 	readTimeout = 5 * time.Second
+	// requestTimeout bounds a request of a campaign. Without one the client waits for
+	// an etcd that does not answer for ever, and nobody learns of it.
+	requestTimeout = 5 * time.Second
+	// complainEvery spaces log lines about an etcd that stays away.
+	complainEvery = 30 * time.Second
 )
 
 // Validate reports every problem at once.
@@ -90,13 +95,17 @@ var ErrNoLeader = errors.New("no coordinator leads")
 // resigns before it returns, so that the next leader need not wait for the
 // lease to run out.
 func (c *Candidate) Run(ctx context.Context, lead func(ctx context.Context, f store.Fence) error) error {
+	var complained time.Time
 	for {
 		t, err := c.campaign(ctx)
 		if ctx.Err() != nil {
 			return errors.Join(context.Cause(ctx), t.end(ctx))
 		}
 		if err != nil {
-			c.logger.Warn("campaign has met an error and is repeated", "error", err)
+			if time.Since(complained) >= complainEvery {
+				c.complain(ctx, err)
+				complained = time.Now()
+			}
 			if err := pause(ctx, retryPause); err != nil {
 				return err
 			}
@@ -114,6 +123,15 @@ func (c *Candidate) Run(ctx context.Context, lead func(ctx context.Context, f st
 	}
 }
 
+// complain says what keeps this candidate out of the election, and where it looked.
+func (c *Candidate) complain(ctx context.Context, err error) {
+	args := []any{"error", err}
+	if class := fault.ClassOf(err); class == fault.Unavailable || class == fault.Deadline {
+		args = append(args, "endpoints", etcdstore.Reach(ctx, c.cfg.Client.Endpoints()))
+	}
+	c.logger.Warn("cannot take part in the election, trying again", args...)
+}
+
 // term is one leadership.
 type term struct {
 	client  *clientv3.Client     // immutable
@@ -126,13 +144,15 @@ type term struct {
 // campaign waits until this candidate leads. On error nothing is left behind,
 // or a lease that runs out; t is nil.
 func (c *Candidate) campaign(ctx context.Context) (t *term, err error) {
-	id, err := etcdstore.Identity(ctx, c.cfg.Client, c.cfg.Prefix)
+	asking, cancelAsking := context.WithTimeout(ctx, requestTimeout)
+	defer cancelAsking()
+	id, err := etcdstore.Identity(asking, c.cfg.Client, c.cfg.Prefix)
 	if err != nil {
 		return nil, err
 	}
-	granted, err := c.cfg.Client.Grant(ctx, int64(c.cfg.TTL/time.Second))
+	granted, err := c.cfg.Client.Grant(asking, int64(c.cfg.TTL/time.Second))
 	if err != nil {
-		return nil, fmt.Errorf("ask for a lease: %w", err)
+		return nil, fmt.Errorf("ask for a lease: %w", etcdstore.Explain(c.cfg.Client.Endpoints(), err))
 	}
 	// The lease must outlive ctx until it is revoked.
 	alive, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -157,7 +177,7 @@ func (c *Candidate) campaign(ctx context.Context) (t *term, err error) {
 	defer context.AfterFunc(t.lost, func() { stop(ErrLost) })()
 	election := concurrency.NewElection(t.session, etcdstore.ElectionPrefix(c.cfg.Prefix))
 	if err := election.Campaign(campaigning, c.cfg.Address); err != nil {
-		return t, fmt.Errorf("campaign: %w", err)
+		return t, fmt.Errorf("campaign: %w", etcdstore.Explain(c.cfg.Client.Endpoints(), err))
 	}
 	t.fence = store.Fence{Key: election.Key(), Token: uint64(election.Rev()), Store: id}
 	return t, nil
@@ -265,7 +285,7 @@ func (c *Candidate) Leader(ctx context.Context) (Leader, error) {
 	defer cancel()
 	resp, err := c.cfg.Client.Get(ctx, etcdstore.ElectionPrefix(c.cfg.Prefix)+"/", clientv3.WithFirstCreate()...)
 	if err != nil {
-		return Leader{}, fault.Wrap(fault.Unavailable, err, "ask etcd who leads")
+		return Leader{}, fmt.Errorf("ask who leads: %w", etcdstore.Explain(c.cfg.Client.Endpoints(), err))
 	}
 	if len(resp.Kvs) == 0 {
 		return Leader{}, fault.Wrap(fault.Unavailable, ErrNoLeader, "")

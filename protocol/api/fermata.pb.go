@@ -2864,25 +2864,27 @@ func (x *Damage) GetGuests() []string {
 }
 
 type NodeInfo struct {
-	state           protoimpl.MessageState `protogen:"open.v1"`
-	Name            string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Address         string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`                                  // host:port of its Node service
-	FabricAddress   string                 `protobuf:"bytes,3,opt,name=fabric_address,json=fabricAddress,proto3" json:"fabric_address,omitempty"` // host:port of its fabric listener
-	MemoryBytes     uint64                 `protobuf:"varint,4,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`      // for guests, in all
-	MemoryFreeBytes uint64                 `protobuf:"varint,5,opt,name=memory_free_bytes,json=memoryFreeBytes,proto3" json:"memory_free_bytes,omitempty"`
-	Cpus            uint32                 `protobuf:"varint,6,opt,name=cpus,proto3" json:"cpus,omitempty"`
-	QemuVersion     string                 `protobuf:"bytes,7,opt,name=qemu_version,json=qemuVersion,proto3" json:"qemu_version,omitempty"`
-	Kernel          string                 `protobuf:"bytes,8,opt,name=kernel,proto3" json:"kernel,omitempty"`
-	Kvm             bool                   `protobuf:"varint,9,opt,name=kvm,proto3" json:"kvm,omitempty"` // hardware virtualisation that can boot a kernel is believed present
-	Guests          []*GuestStatus         `protobuf:"bytes,10,rep,name=guests,proto3" json:"guests,omitempty"`
-	LastSeenUnixNs  int64                  `protobuf:"varint,11,opt,name=last_seen_unix_ns,json=lastSeenUnixNs,proto3" json:"last_seen_unix_ns,omitempty"`
-	Alive           bool                   `protobuf:"varint,12,opt,name=alive,proto3" json:"alive,omitempty"`
-	Version         string                 `protobuf:"bytes,13,opt,name=version,proto3" json:"version,omitempty"`         // of fermata
-	Incarnation     string                 `protobuf:"bytes,14,opt,name=incarnation,proto3" json:"incarnation,omitempty"` // changes when the agent restarts
-	Bridges         []string               `protobuf:"bytes,15,rep,name=bridges,proto3" json:"bridges,omitempty"`         // that networks may be joined to, by their names in the agent's configuration
-	Uplinks         []*UplinkStatus        `protobuf:"bytes,16,rep,name=uplinks,proto3" json:"uplinks,omitempty"`         // of all clusters, on this node
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	Name              string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Address           string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`                                  // host:port of its Node service
+	FabricAddress     string                 `protobuf:"bytes,3,opt,name=fabric_address,json=fabricAddress,proto3" json:"fabric_address,omitempty"` // host:port of its fabric listener
+	MemoryBytes       uint64                 `protobuf:"varint,4,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`      // for guests, in all
+	MemoryFreeBytes   uint64                 `protobuf:"varint,5,opt,name=memory_free_bytes,json=memoryFreeBytes,proto3" json:"memory_free_bytes,omitempty"`
+	Cpus              uint32                 `protobuf:"varint,6,opt,name=cpus,proto3" json:"cpus,omitempty"`
+	QemuVersion       string                 `protobuf:"bytes,7,opt,name=qemu_version,json=qemuVersion,proto3" json:"qemu_version,omitempty"`
+	Kernel            string                 `protobuf:"bytes,8,opt,name=kernel,proto3" json:"kernel,omitempty"`
+	Kvm               bool                   `protobuf:"varint,9,opt,name=kvm,proto3" json:"kvm,omitempty"` // hardware virtualisation that can boot a kernel is believed present
+	Guests            []*GuestStatus         `protobuf:"bytes,10,rep,name=guests,proto3" json:"guests,omitempty"`
+	LastSeenUnixNs    int64                  `protobuf:"varint,11,opt,name=last_seen_unix_ns,json=lastSeenUnixNs,proto3" json:"last_seen_unix_ns,omitempty"`
+	Alive             bool                   `protobuf:"varint,12,opt,name=alive,proto3" json:"alive,omitempty"`
+	Version           string                 `protobuf:"bytes,13,opt,name=version,proto3" json:"version,omitempty"`                                              // of fermata
+	Incarnation       string                 `protobuf:"bytes,14,opt,name=incarnation,proto3" json:"incarnation,omitempty"`                                      // changes when the agent restarts
+	Bridges           []string               `protobuf:"bytes,15,rep,name=bridges,proto3" json:"bridges,omitempty"`                                              // that networks may be joined to, by their names in the agent's configuration
+	Uplinks           []*UplinkStatus        `protobuf:"bytes,16,rep,name=uplinks,proto3" json:"uplinks,omitempty"`                                              // of all clusters, on this node
+	RepositoryProblem string                 `protobuf:"bytes,17,opt,name=repository_problem,json=repositoryProblem,proto3" json:"repository_problem,omitempty"` // why the node cannot use its repository; empty: it can
+	QemuSupport       *QEMUSupport           `protobuf:"bytes,18,opt,name=qemu_support,json=qemuSupport,proto3" json:"qemu_support,omitempty"`                   // absent: an agent that does not report it
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *NodeInfo) Reset() {
@@ -3027,6 +3029,73 @@ func (x *NodeInfo) GetUplinks() []*UplinkStatus {
 	return nil
 }
 
+func (x *NodeInfo) GetRepositoryProblem() string {
+	if x != nil {
+		return x.RepositoryProblem
+	}
+	return ""
+}
+
+func (x *NodeInfo) GetQemuSupport() *QEMUSupport {
+	if x != nil {
+		return x.QemuSupport
+	}
+	return nil
+}
+
+// QEMUSupport is what a node's QEMU can be asked for.
+type QEMUSupport struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	MachineTypes  []string               `protobuf:"bytes,1,rep,name=machine_types,json=machineTypes,proto3" json:"machine_types,omitempty"` // with aliases
+	CpuModels     []string               `protobuf:"bytes,2,rep,name=cpu_models,json=cpuModels,proto3" json:"cpu_models,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *QEMUSupport) Reset() {
+	*x = QEMUSupport{}
+	mi := &file_fermata_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *QEMUSupport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*QEMUSupport) ProtoMessage() {}
+
+func (x *QEMUSupport) ProtoReflect() protoreflect.Message {
+	mi := &file_fermata_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use QEMUSupport.ProtoReflect.Descriptor instead.
+func (*QEMUSupport) Descriptor() ([]byte, []int) {
+	return file_fermata_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *QEMUSupport) GetMachineTypes() []string {
+	if x != nil {
+		return x.MachineTypes
+	}
+	return nil
+}
+
+func (x *QEMUSupport) GetCpuModels() []string {
+	if x != nil {
+		return x.CpuModels
+	}
+	return nil
+}
+
 // Uplink joins a network to a bridge of a node, on one node of its cluster.
 type Uplink struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3040,7 +3109,7 @@ type Uplink struct {
 
 func (x *Uplink) Reset() {
 	*x = Uplink{}
-	mi := &file_fermata_proto_msgTypes[35]
+	mi := &file_fermata_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3052,7 +3121,7 @@ func (x *Uplink) String() string {
 func (*Uplink) ProtoMessage() {}
 
 func (x *Uplink) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[35]
+	mi := &file_fermata_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3065,7 +3134,7 @@ func (x *Uplink) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Uplink.ProtoReflect.Descriptor instead.
 func (*Uplink) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{35}
+	return file_fermata_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Uplink) GetNetwork() string {
@@ -3111,7 +3180,7 @@ type UplinkStatus struct {
 
 func (x *UplinkStatus) Reset() {
 	*x = UplinkStatus{}
-	mi := &file_fermata_proto_msgTypes[36]
+	mi := &file_fermata_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3123,7 +3192,7 @@ func (x *UplinkStatus) String() string {
 func (*UplinkStatus) ProtoMessage() {}
 
 func (x *UplinkStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[36]
+	mi := &file_fermata_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3136,7 +3205,7 @@ func (x *UplinkStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UplinkStatus.ProtoReflect.Descriptor instead.
 func (*UplinkStatus) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{36}
+	return file_fermata_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *UplinkStatus) GetCluster() string {
@@ -3189,15 +3258,18 @@ func (x *UplinkStatus) GetFramesDropped() uint64 {
 }
 
 type RegisterRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Node          *NodeInfo              `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"` // name must equal the name in the certificate
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  *NodeInfo              `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"` // name must equal the name in the certificate
+	// newest_fences are the newest fence that the node has obeyed of each store. One that
+	// is newer than the leader's own shows that the store was put back to an earlier state.
+	NewestFences  []*Fence `protobuf:"bytes,2,rep,name=newest_fences,json=newestFences,proto3" json:"newest_fences,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RegisterRequest) Reset() {
 	*x = RegisterRequest{}
-	mi := &file_fermata_proto_msgTypes[37]
+	mi := &file_fermata_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3209,7 +3281,7 @@ func (x *RegisterRequest) String() string {
 func (*RegisterRequest) ProtoMessage() {}
 
 func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[37]
+	mi := &file_fermata_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3222,12 +3294,19 @@ func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterRequest.ProtoReflect.Descriptor instead.
 func (*RegisterRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{37}
+	return file_fermata_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *RegisterRequest) GetNode() *NodeInfo {
 	if x != nil {
 		return x.Node
+	}
+	return nil
+}
+
+func (x *RegisterRequest) GetNewestFences() []*Fence {
+	if x != nil {
+		return x.NewestFences
 	}
 	return nil
 }
@@ -3244,7 +3323,7 @@ type RegisterReply struct {
 
 func (x *RegisterReply) Reset() {
 	*x = RegisterReply{}
-	mi := &file_fermata_proto_msgTypes[38]
+	mi := &file_fermata_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3256,7 +3335,7 @@ func (x *RegisterReply) String() string {
 func (*RegisterReply) ProtoMessage() {}
 
 func (x *RegisterReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[38]
+	mi := &file_fermata_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3269,7 +3348,7 @@ func (x *RegisterReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterReply.ProtoReflect.Descriptor instead.
 func (*RegisterReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{38}
+	return file_fermata_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *RegisterReply) GetLeaseTtlMs() uint64 {
@@ -3298,7 +3377,7 @@ type SupersededLife struct {
 
 func (x *SupersededLife) Reset() {
 	*x = SupersededLife{}
-	mi := &file_fermata_proto_msgTypes[39]
+	mi := &file_fermata_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3310,7 +3389,7 @@ func (x *SupersededLife) String() string {
 func (*SupersededLife) ProtoMessage() {}
 
 func (x *SupersededLife) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[39]
+	mi := &file_fermata_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3323,7 +3402,7 @@ func (x *SupersededLife) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SupersededLife.ProtoReflect.Descriptor instead.
 func (*SupersededLife) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{39}
+	return file_fermata_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *SupersededLife) GetFence() *Fence {
@@ -3361,7 +3440,7 @@ type Fence struct {
 
 func (x *Fence) Reset() {
 	*x = Fence{}
-	mi := &file_fermata_proto_msgTypes[40]
+	mi := &file_fermata_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3373,7 +3452,7 @@ func (x *Fence) String() string {
 func (*Fence) ProtoMessage() {}
 
 func (x *Fence) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[40]
+	mi := &file_fermata_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3386,7 +3465,7 @@ func (x *Fence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fence.ProtoReflect.Descriptor instead.
 func (*Fence) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{40}
+	return file_fermata_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Fence) GetToken() uint64 {
@@ -3411,7 +3490,7 @@ type DescribeRequest struct {
 
 func (x *DescribeRequest) Reset() {
 	*x = DescribeRequest{}
-	mi := &file_fermata_proto_msgTypes[41]
+	mi := &file_fermata_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3423,7 +3502,7 @@ func (x *DescribeRequest) String() string {
 func (*DescribeRequest) ProtoMessage() {}
 
 func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[41]
+	mi := &file_fermata_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3436,7 +3515,7 @@ func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeRequest.ProtoReflect.Descriptor instead.
 func (*DescribeRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{41}
+	return file_fermata_proto_rawDescGZIP(), []int{42}
 }
 
 // GuestSpec is everything the guest's virtual machine is made of.
@@ -3465,7 +3544,7 @@ type GuestSpec struct {
 
 func (x *GuestSpec) Reset() {
 	*x = GuestSpec{}
-	mi := &file_fermata_proto_msgTypes[42]
+	mi := &file_fermata_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3477,7 +3556,7 @@ func (x *GuestSpec) String() string {
 func (*GuestSpec) ProtoMessage() {}
 
 func (x *GuestSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[42]
+	mi := &file_fermata_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3490,7 +3569,7 @@ func (x *GuestSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestSpec.ProtoReflect.Descriptor instead.
 func (*GuestSpec) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{42}
+	return file_fermata_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *GuestSpec) GetName() string {
@@ -3609,7 +3688,7 @@ type MemoryRange struct {
 
 func (x *MemoryRange) Reset() {
 	*x = MemoryRange{}
-	mi := &file_fermata_proto_msgTypes[43]
+	mi := &file_fermata_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3621,7 +3700,7 @@ func (x *MemoryRange) String() string {
 func (*MemoryRange) ProtoMessage() {}
 
 func (x *MemoryRange) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[43]
+	mi := &file_fermata_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3634,7 +3713,7 @@ func (x *MemoryRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemoryRange.ProtoReflect.Descriptor instead.
 func (*MemoryRange) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{43}
+	return file_fermata_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *MemoryRange) GetStart() uint64 {
@@ -3663,7 +3742,7 @@ type DiskSpec struct {
 
 func (x *DiskSpec) Reset() {
 	*x = DiskSpec{}
-	mi := &file_fermata_proto_msgTypes[44]
+	mi := &file_fermata_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3675,7 +3754,7 @@ func (x *DiskSpec) String() string {
 func (*DiskSpec) ProtoMessage() {}
 
 func (x *DiskSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[44]
+	mi := &file_fermata_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3688,7 +3767,7 @@ func (x *DiskSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskSpec.ProtoReflect.Descriptor instead.
 func (*DiskSpec) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{44}
+	return file_fermata_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *DiskSpec) GetName() string {
@@ -3734,7 +3813,7 @@ type NICSpec struct {
 
 func (x *NICSpec) Reset() {
 	*x = NICSpec{}
-	mi := &file_fermata_proto_msgTypes[45]
+	mi := &file_fermata_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3746,7 +3825,7 @@ func (x *NICSpec) String() string {
 func (*NICSpec) ProtoMessage() {}
 
 func (x *NICSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[45]
+	mi := &file_fermata_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3759,7 +3838,7 @@ func (x *NICSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NICSpec.ProtoReflect.Descriptor instead.
 func (*NICSpec) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{45}
+	return file_fermata_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *NICSpec) GetName() string {
@@ -3811,7 +3890,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_fermata_proto_msgTypes[46]
+	mi := &file_fermata_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3823,7 +3902,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[46]
+	mi := &file_fermata_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3836,7 +3915,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{46}
+	return file_fermata_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Peer) GetNode() string {
@@ -3871,7 +3950,7 @@ type PeerCard struct {
 
 func (x *PeerCard) Reset() {
 	*x = PeerCard{}
-	mi := &file_fermata_proto_msgTypes[47]
+	mi := &file_fermata_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3883,7 +3962,7 @@ func (x *PeerCard) String() string {
 func (*PeerCard) ProtoMessage() {}
 
 func (x *PeerCard) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[47]
+	mi := &file_fermata_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3896,7 +3975,7 @@ func (x *PeerCard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerCard.ProtoReflect.Descriptor instead.
 func (*PeerCard) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{47}
+	return file_fermata_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *PeerCard) GetNetwork() string {
@@ -3931,7 +4010,7 @@ type CreateGuestsRequest struct {
 
 func (x *CreateGuestsRequest) Reset() {
 	*x = CreateGuestsRequest{}
-	mi := &file_fermata_proto_msgTypes[48]
+	mi := &file_fermata_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3943,7 +4022,7 @@ func (x *CreateGuestsRequest) String() string {
 func (*CreateGuestsRequest) ProtoMessage() {}
 
 func (x *CreateGuestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[48]
+	mi := &file_fermata_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3956,7 +4035,7 @@ func (x *CreateGuestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateGuestsRequest.ProtoReflect.Descriptor instead.
 func (*CreateGuestsRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{48}
+	return file_fermata_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *CreateGuestsRequest) GetFence() *Fence {
@@ -4027,7 +4106,7 @@ type CheckGuestsRequest struct {
 
 func (x *CheckGuestsRequest) Reset() {
 	*x = CheckGuestsRequest{}
-	mi := &file_fermata_proto_msgTypes[49]
+	mi := &file_fermata_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4039,7 +4118,7 @@ func (x *CheckGuestsRequest) String() string {
 func (*CheckGuestsRequest) ProtoMessage() {}
 
 func (x *CheckGuestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[49]
+	mi := &file_fermata_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4052,7 +4131,7 @@ func (x *CheckGuestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckGuestsRequest.ProtoReflect.Descriptor instead.
 func (*CheckGuestsRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{49}
+	return file_fermata_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *CheckGuestsRequest) GetCreate() *CreateGuestsRequest {
@@ -4080,7 +4159,7 @@ type CheckGuestsUpdate struct {
 
 func (x *CheckGuestsUpdate) Reset() {
 	*x = CheckGuestsUpdate{}
-	mi := &file_fermata_proto_msgTypes[50]
+	mi := &file_fermata_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4092,7 +4171,7 @@ func (x *CheckGuestsUpdate) String() string {
 func (*CheckGuestsUpdate) ProtoMessage() {}
 
 func (x *CheckGuestsUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[50]
+	mi := &file_fermata_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4105,7 +4184,7 @@ func (x *CheckGuestsUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckGuestsUpdate.ProtoReflect.Descriptor instead.
 func (*CheckGuestsUpdate) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{50}
+	return file_fermata_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *CheckGuestsUpdate) GetDoneBytes() uint64 {
@@ -4142,7 +4221,7 @@ type CreateGuestsUpdate struct {
 
 func (x *CreateGuestsUpdate) Reset() {
 	*x = CreateGuestsUpdate{}
-	mi := &file_fermata_proto_msgTypes[51]
+	mi := &file_fermata_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4154,7 +4233,7 @@ func (x *CreateGuestsUpdate) String() string {
 func (*CreateGuestsUpdate) ProtoMessage() {}
 
 func (x *CreateGuestsUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[51]
+	mi := &file_fermata_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4167,7 +4246,7 @@ func (x *CreateGuestsUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateGuestsUpdate.ProtoReflect.Descriptor instead.
 func (*CreateGuestsUpdate) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{51}
+	return file_fermata_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *CreateGuestsUpdate) GetGuest() string {
@@ -4215,7 +4294,7 @@ type StepClocksRequest struct {
 
 func (x *StepClocksRequest) Reset() {
 	*x = StepClocksRequest{}
-	mi := &file_fermata_proto_msgTypes[52]
+	mi := &file_fermata_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4227,7 +4306,7 @@ func (x *StepClocksRequest) String() string {
 func (*StepClocksRequest) ProtoMessage() {}
 
 func (x *StepClocksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[52]
+	mi := &file_fermata_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4240,7 +4319,7 @@ func (x *StepClocksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepClocksRequest.ProtoReflect.Descriptor instead.
 func (*StepClocksRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{52}
+	return file_fermata_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *StepClocksRequest) GetFence() *Fence {
@@ -4266,7 +4345,7 @@ type StepClocksReply struct {
 
 func (x *StepClocksReply) Reset() {
 	*x = StepClocksReply{}
-	mi := &file_fermata_proto_msgTypes[53]
+	mi := &file_fermata_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4278,7 +4357,7 @@ func (x *StepClocksReply) String() string {
 func (*StepClocksReply) ProtoMessage() {}
 
 func (x *StepClocksReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[53]
+	mi := &file_fermata_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4291,7 +4370,7 @@ func (x *StepClocksReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepClocksReply.ProtoReflect.Descriptor instead.
 func (*StepClocksReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{53}
+	return file_fermata_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *StepClocksReply) GetFailed() []string {
@@ -4311,7 +4390,7 @@ type ReleaseGuestsRequest struct {
 
 func (x *ReleaseGuestsRequest) Reset() {
 	*x = ReleaseGuestsRequest{}
-	mi := &file_fermata_proto_msgTypes[54]
+	mi := &file_fermata_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4323,7 +4402,7 @@ func (x *ReleaseGuestsRequest) String() string {
 func (*ReleaseGuestsRequest) ProtoMessage() {}
 
 func (x *ReleaseGuestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[54]
+	mi := &file_fermata_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4336,7 +4415,7 @@ func (x *ReleaseGuestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseGuestsRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseGuestsRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{54}
+	return file_fermata_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ReleaseGuestsRequest) GetFence() *Fence {
@@ -4362,7 +4441,7 @@ type ReleaseGuestsReply struct {
 
 func (x *ReleaseGuestsReply) Reset() {
 	*x = ReleaseGuestsReply{}
-	mi := &file_fermata_proto_msgTypes[55]
+	mi := &file_fermata_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4374,7 +4453,7 @@ func (x *ReleaseGuestsReply) String() string {
 func (*ReleaseGuestsReply) ProtoMessage() {}
 
 func (x *ReleaseGuestsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[55]
+	mi := &file_fermata_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4387,7 +4466,7 @@ func (x *ReleaseGuestsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseGuestsReply.ProtoReflect.Descriptor instead.
 func (*ReleaseGuestsReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{55}
+	return file_fermata_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ReleaseGuestsReply) GetGuests() []*GuestStatus {
@@ -4407,7 +4486,7 @@ type DestroyGuestsRequest struct {
 
 func (x *DestroyGuestsRequest) Reset() {
 	*x = DestroyGuestsRequest{}
-	mi := &file_fermata_proto_msgTypes[56]
+	mi := &file_fermata_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4419,7 +4498,7 @@ func (x *DestroyGuestsRequest) String() string {
 func (*DestroyGuestsRequest) ProtoMessage() {}
 
 func (x *DestroyGuestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[56]
+	mi := &file_fermata_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4432,7 +4511,7 @@ func (x *DestroyGuestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyGuestsRequest.ProtoReflect.Descriptor instead.
 func (*DestroyGuestsRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{56}
+	return file_fermata_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *DestroyGuestsRequest) GetFence() *Fence {
@@ -4457,7 +4536,7 @@ type DestroyGuestsReply struct {
 
 func (x *DestroyGuestsReply) Reset() {
 	*x = DestroyGuestsReply{}
-	mi := &file_fermata_proto_msgTypes[57]
+	mi := &file_fermata_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4469,7 +4548,7 @@ func (x *DestroyGuestsReply) String() string {
 func (*DestroyGuestsReply) ProtoMessage() {}
 
 func (x *DestroyGuestsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[57]
+	mi := &file_fermata_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4482,7 +4561,7 @@ func (x *DestroyGuestsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyGuestsReply.ProtoReflect.Descriptor instead.
 func (*DestroyGuestsReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{57}
+	return file_fermata_proto_rawDescGZIP(), []int{58}
 }
 
 // Round names one run of the protocol. It is the key of idempotence.
@@ -4497,7 +4576,7 @@ type Round struct {
 
 func (x *Round) Reset() {
 	*x = Round{}
-	mi := &file_fermata_proto_msgTypes[58]
+	mi := &file_fermata_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4509,7 +4588,7 @@ func (x *Round) String() string {
 func (*Round) ProtoMessage() {}
 
 func (x *Round) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[58]
+	mi := &file_fermata_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4522,7 +4601,7 @@ func (x *Round) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Round.ProtoReflect.Descriptor instead.
 func (*Round) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{58}
+	return file_fermata_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *Round) GetFence() *Fence {
@@ -4563,7 +4642,7 @@ type PrepareRoundRequest struct {
 
 func (x *PrepareRoundRequest) Reset() {
 	*x = PrepareRoundRequest{}
-	mi := &file_fermata_proto_msgTypes[59]
+	mi := &file_fermata_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4575,7 +4654,7 @@ func (x *PrepareRoundRequest) String() string {
 func (*PrepareRoundRequest) ProtoMessage() {}
 
 func (x *PrepareRoundRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[59]
+	mi := &file_fermata_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4588,7 +4667,7 @@ func (x *PrepareRoundRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareRoundRequest.ProtoReflect.Descriptor instead.
 func (*PrepareRoundRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{59}
+	return file_fermata_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *PrepareRoundRequest) GetRound() *Round {
@@ -4663,7 +4742,7 @@ type PrepareRoundReply struct {
 
 func (x *PrepareRoundReply) Reset() {
 	*x = PrepareRoundReply{}
-	mi := &file_fermata_proto_msgTypes[60]
+	mi := &file_fermata_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4675,7 +4754,7 @@ func (x *PrepareRoundReply) String() string {
 func (*PrepareRoundReply) ProtoMessage() {}
 
 func (x *PrepareRoundReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[60]
+	mi := &file_fermata_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4688,7 +4767,7 @@ func (x *PrepareRoundReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareRoundReply.ProtoReflect.Descriptor instead.
 func (*PrepareRoundReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{60}
+	return file_fermata_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *PrepareRoundReply) GetGuests() []string {
@@ -4707,7 +4786,7 @@ type CutRoundRequest struct {
 
 func (x *CutRoundRequest) Reset() {
 	*x = CutRoundRequest{}
-	mi := &file_fermata_proto_msgTypes[61]
+	mi := &file_fermata_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4719,7 +4798,7 @@ func (x *CutRoundRequest) String() string {
 func (*CutRoundRequest) ProtoMessage() {}
 
 func (x *CutRoundRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[61]
+	mi := &file_fermata_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4732,7 +4811,7 @@ func (x *CutRoundRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CutRoundRequest.ProtoReflect.Descriptor instead.
 func (*CutRoundRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{61}
+	return file_fermata_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *CutRoundRequest) GetRound() *Round {
@@ -4751,7 +4830,7 @@ type CutRoundReply struct {
 
 func (x *CutRoundReply) Reset() {
 	*x = CutRoundReply{}
-	mi := &file_fermata_proto_msgTypes[62]
+	mi := &file_fermata_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4763,7 +4842,7 @@ func (x *CutRoundReply) String() string {
 func (*CutRoundReply) ProtoMessage() {}
 
 func (x *CutRoundReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[62]
+	mi := &file_fermata_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4776,7 +4855,7 @@ func (x *CutRoundReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CutRoundReply.ProtoReflect.Descriptor instead.
 func (*CutRoundReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{62}
+	return file_fermata_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *CutRoundReply) GetGuests() []*GuestReport {
@@ -4795,7 +4874,7 @@ type PersistRoundRequest struct {
 
 func (x *PersistRoundRequest) Reset() {
 	*x = PersistRoundRequest{}
-	mi := &file_fermata_proto_msgTypes[63]
+	mi := &file_fermata_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4807,7 +4886,7 @@ func (x *PersistRoundRequest) String() string {
 func (*PersistRoundRequest) ProtoMessage() {}
 
 func (x *PersistRoundRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[63]
+	mi := &file_fermata_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4820,7 +4899,7 @@ func (x *PersistRoundRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PersistRoundRequest.ProtoReflect.Descriptor instead.
 func (*PersistRoundRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{63}
+	return file_fermata_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *PersistRoundRequest) GetRound() *Round {
@@ -4841,7 +4920,7 @@ type PersistRoundUpdate struct {
 
 func (x *PersistRoundUpdate) Reset() {
 	*x = PersistRoundUpdate{}
-	mi := &file_fermata_proto_msgTypes[64]
+	mi := &file_fermata_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4853,7 +4932,7 @@ func (x *PersistRoundUpdate) String() string {
 func (*PersistRoundUpdate) ProtoMessage() {}
 
 func (x *PersistRoundUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[64]
+	mi := &file_fermata_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4866,7 +4945,7 @@ func (x *PersistRoundUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PersistRoundUpdate.ProtoReflect.Descriptor instead.
 func (*PersistRoundUpdate) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{64}
+	return file_fermata_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *PersistRoundUpdate) GetDoneBytes() uint64 {
@@ -4906,7 +4985,7 @@ type NodeImage struct {
 
 func (x *NodeImage) Reset() {
 	*x = NodeImage{}
-	mi := &file_fermata_proto_msgTypes[65]
+	mi := &file_fermata_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4918,7 +4997,7 @@ func (x *NodeImage) String() string {
 func (*NodeImage) ProtoMessage() {}
 
 func (x *NodeImage) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[65]
+	mi := &file_fermata_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4931,7 +5010,7 @@ func (x *NodeImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeImage.ProtoReflect.Descriptor instead.
 func (*NodeImage) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{65}
+	return file_fermata_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *NodeImage) GetNode() string {
@@ -4998,7 +5077,7 @@ type GuestImage struct {
 
 func (x *GuestImage) Reset() {
 	*x = GuestImage{}
-	mi := &file_fermata_proto_msgTypes[66]
+	mi := &file_fermata_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5010,7 +5089,7 @@ func (x *GuestImage) String() string {
 func (*GuestImage) ProtoMessage() {}
 
 func (x *GuestImage) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[66]
+	mi := &file_fermata_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5023,7 +5102,7 @@ func (x *GuestImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestImage.ProtoReflect.Descriptor instead.
 func (*GuestImage) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{66}
+	return file_fermata_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *GuestImage) GetGuest() string {
@@ -5075,7 +5154,7 @@ type BaseFile struct {
 
 func (x *BaseFile) Reset() {
 	*x = BaseFile{}
-	mi := &file_fermata_proto_msgTypes[67]
+	mi := &file_fermata_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5087,7 +5166,7 @@ func (x *BaseFile) String() string {
 func (*BaseFile) ProtoMessage() {}
 
 func (x *BaseFile) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[67]
+	mi := &file_fermata_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5100,7 +5179,7 @@ func (x *BaseFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BaseFile.ProtoReflect.Descriptor instead.
 func (*BaseFile) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{67}
+	return file_fermata_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *BaseFile) GetDisk() string {
@@ -5152,7 +5231,7 @@ type ImageObject struct {
 
 func (x *ImageObject) Reset() {
 	*x = ImageObject{}
-	mi := &file_fermata_proto_msgTypes[68]
+	mi := &file_fermata_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5164,7 +5243,7 @@ func (x *ImageObject) String() string {
 func (*ImageObject) ProtoMessage() {}
 
 func (x *ImageObject) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[68]
+	mi := &file_fermata_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5177,7 +5256,7 @@ func (x *ImageObject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageObject.ProtoReflect.Descriptor instead.
 func (*ImageObject) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{68}
+	return file_fermata_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ImageObject) GetKind() string {
@@ -5225,7 +5304,7 @@ type FinishRoundRequest struct {
 
 func (x *FinishRoundRequest) Reset() {
 	*x = FinishRoundRequest{}
-	mi := &file_fermata_proto_msgTypes[69]
+	mi := &file_fermata_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5237,7 +5316,7 @@ func (x *FinishRoundRequest) String() string {
 func (*FinishRoundRequest) ProtoMessage() {}
 
 func (x *FinishRoundRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[69]
+	mi := &file_fermata_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5250,7 +5329,7 @@ func (x *FinishRoundRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishRoundRequest.ProtoReflect.Descriptor instead.
 func (*FinishRoundRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{69}
+	return file_fermata_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *FinishRoundRequest) GetRound() *Round {
@@ -5275,7 +5354,7 @@ type FinishRoundReply struct {
 
 func (x *FinishRoundReply) Reset() {
 	*x = FinishRoundReply{}
-	mi := &file_fermata_proto_msgTypes[70]
+	mi := &file_fermata_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5287,7 +5366,7 @@ func (x *FinishRoundReply) String() string {
 func (*FinishRoundReply) ProtoMessage() {}
 
 func (x *FinishRoundReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[70]
+	mi := &file_fermata_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5300,7 +5379,7 @@ func (x *FinishRoundReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishRoundReply.ProtoReflect.Descriptor instead.
 func (*FinishRoundReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{70}
+	return file_fermata_proto_rawDescGZIP(), []int{71}
 }
 
 var File_fermata_proto protoreflect.FileDescriptor
@@ -5538,7 +5617,7 @@ const file_fermata_proto_rawDesc = "" +
 	"\x06Damage\x12\x16\n" +
 	"\x06object\x18\x01 \x01(\tR\x06object\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x16\n" +
-	"\x06guests\x18\x03 \x03(\tR\x06guests\"\x8b\x04\n" +
+	"\x06guests\x18\x03 \x03(\tR\x06guests\"\xf6\x04\n" +
 	"\bNodeInfo\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12%\n" +
@@ -5556,7 +5635,13 @@ const file_fermata_proto_rawDesc = "" +
 	"\aversion\x18\r \x01(\tR\aversion\x12 \n" +
 	"\vincarnation\x18\x0e \x01(\tR\vincarnation\x12\x18\n" +
 	"\abridges\x18\x0f \x03(\tR\abridges\x122\n" +
-	"\auplinks\x18\x10 \x03(\v2\x18.fermata.v1.UplinkStatusR\auplinks\"{\n" +
+	"\auplinks\x18\x10 \x03(\v2\x18.fermata.v1.UplinkStatusR\auplinks\x12-\n" +
+	"\x12repository_problem\x18\x11 \x01(\tR\x11repositoryProblem\x12:\n" +
+	"\fqemu_support\x18\x12 \x01(\v2\x17.fermata.v1.QEMUSupportR\vqemuSupport\"Q\n" +
+	"\vQEMUSupport\x12#\n" +
+	"\rmachine_types\x18\x01 \x03(\tR\fmachineTypes\x12\x1d\n" +
+	"\n" +
+	"cpu_models\x18\x02 \x03(\tR\tcpuModels\"{\n" +
 	"\x06Uplink\x12\x18\n" +
 	"\anetwork\x18\x01 \x01(\tR\anetwork\x12\x16\n" +
 	"\x06bridge\x18\x02 \x01(\tR\x06bridge\x12-\n" +
@@ -5570,9 +5655,10 @@ const file_fermata_proto_rawDesc = "" +
 	"\vframes_sent\x18\x05 \x01(\x04R\n" +
 	"framesSent\x12%\n" +
 	"\x0eframes_waiting\x18\x06 \x01(\x04R\rframesWaiting\x12%\n" +
-	"\x0eframes_dropped\x18\a \x01(\x04R\rframesDropped\";\n" +
+	"\x0eframes_dropped\x18\a \x01(\x04R\rframesDropped\"s\n" +
 	"\x0fRegisterRequest\x12(\n" +
-	"\x04node\x18\x01 \x01(\v2\x14.fermata.v1.NodeInfoR\x04node\"m\n" +
+	"\x04node\x18\x01 \x01(\v2\x14.fermata.v1.NodeInfoR\x04node\x126\n" +
+	"\rnewest_fences\x18\x02 \x03(\v2\x11.fermata.v1.FenceR\fnewestFences\"m\n" +
 	"\rRegisterReply\x12 \n" +
 	"\flease_ttl_ms\x18\x01 \x01(\x04R\n" +
 	"leaseTtlMs\x12:\n" +
@@ -5805,7 +5891,7 @@ func file_fermata_proto_rawDescGZIP() []byte {
 }
 
 var file_fermata_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_fermata_proto_msgTypes = make([]protoimpl.MessageInfo, 74)
+var file_fermata_proto_msgTypes = make([]protoimpl.MessageInfo, 75)
 var file_fermata_proto_goTypes = []any{
 	(Cut)(0),                        // 0: fermata.v1.Cut
 	(CaptureMode)(0),                // 1: fermata.v1.CaptureMode
@@ -5847,53 +5933,54 @@ var file_fermata_proto_goTypes = []any{
 	(*VerifyReport)(nil),            // 37: fermata.v1.VerifyReport
 	(*Damage)(nil),                  // 38: fermata.v1.Damage
 	(*NodeInfo)(nil),                // 39: fermata.v1.NodeInfo
-	(*Uplink)(nil),                  // 40: fermata.v1.Uplink
-	(*UplinkStatus)(nil),            // 41: fermata.v1.UplinkStatus
-	(*RegisterRequest)(nil),         // 42: fermata.v1.RegisterRequest
-	(*RegisterReply)(nil),           // 43: fermata.v1.RegisterReply
-	(*SupersededLife)(nil),          // 44: fermata.v1.SupersededLife
-	(*Fence)(nil),                   // 45: fermata.v1.Fence
-	(*DescribeRequest)(nil),         // 46: fermata.v1.DescribeRequest
-	(*GuestSpec)(nil),               // 47: fermata.v1.GuestSpec
-	(*MemoryRange)(nil),             // 48: fermata.v1.MemoryRange
-	(*DiskSpec)(nil),                // 49: fermata.v1.DiskSpec
-	(*NICSpec)(nil),                 // 50: fermata.v1.NICSpec
-	(*Peer)(nil),                    // 51: fermata.v1.Peer
-	(*PeerCard)(nil),                // 52: fermata.v1.PeerCard
-	(*CreateGuestsRequest)(nil),     // 53: fermata.v1.CreateGuestsRequest
-	(*CheckGuestsRequest)(nil),      // 54: fermata.v1.CheckGuestsRequest
-	(*CheckGuestsUpdate)(nil),       // 55: fermata.v1.CheckGuestsUpdate
-	(*CreateGuestsUpdate)(nil),      // 56: fermata.v1.CreateGuestsUpdate
-	(*StepClocksRequest)(nil),       // 57: fermata.v1.StepClocksRequest
-	(*StepClocksReply)(nil),         // 58: fermata.v1.StepClocksReply
-	(*ReleaseGuestsRequest)(nil),    // 59: fermata.v1.ReleaseGuestsRequest
-	(*ReleaseGuestsReply)(nil),      // 60: fermata.v1.ReleaseGuestsReply
-	(*DestroyGuestsRequest)(nil),    // 61: fermata.v1.DestroyGuestsRequest
-	(*DestroyGuestsReply)(nil),      // 62: fermata.v1.DestroyGuestsReply
-	(*Round)(nil),                   // 63: fermata.v1.Round
-	(*PrepareRoundRequest)(nil),     // 64: fermata.v1.PrepareRoundRequest
-	(*PrepareRoundReply)(nil),       // 65: fermata.v1.PrepareRoundReply
-	(*CutRoundRequest)(nil),         // 66: fermata.v1.CutRoundRequest
-	(*CutRoundReply)(nil),           // 67: fermata.v1.CutRoundReply
-	(*PersistRoundRequest)(nil),     // 68: fermata.v1.PersistRoundRequest
-	(*PersistRoundUpdate)(nil),      // 69: fermata.v1.PersistRoundUpdate
-	(*NodeImage)(nil),               // 70: fermata.v1.NodeImage
-	(*GuestImage)(nil),              // 71: fermata.v1.GuestImage
-	(*BaseFile)(nil),                // 72: fermata.v1.BaseFile
-	(*ImageObject)(nil),             // 73: fermata.v1.ImageObject
-	(*FinishRoundRequest)(nil),      // 74: fermata.v1.FinishRoundRequest
-	(*FinishRoundReply)(nil),        // 75: fermata.v1.FinishRoundReply
-	nil,                             // 76: fermata.v1.StartClusterRequest.OnEntry
-	nil,                             // 77: fermata.v1.RestartRequest.OnEntry
-	nil,                             // 78: fermata.v1.NICStatus.DropsEntry
+	(*QEMUSupport)(nil),             // 40: fermata.v1.QEMUSupport
+	(*Uplink)(nil),                  // 41: fermata.v1.Uplink
+	(*UplinkStatus)(nil),            // 42: fermata.v1.UplinkStatus
+	(*RegisterRequest)(nil),         // 43: fermata.v1.RegisterRequest
+	(*RegisterReply)(nil),           // 44: fermata.v1.RegisterReply
+	(*SupersededLife)(nil),          // 45: fermata.v1.SupersededLife
+	(*Fence)(nil),                   // 46: fermata.v1.Fence
+	(*DescribeRequest)(nil),         // 47: fermata.v1.DescribeRequest
+	(*GuestSpec)(nil),               // 48: fermata.v1.GuestSpec
+	(*MemoryRange)(nil),             // 49: fermata.v1.MemoryRange
+	(*DiskSpec)(nil),                // 50: fermata.v1.DiskSpec
+	(*NICSpec)(nil),                 // 51: fermata.v1.NICSpec
+	(*Peer)(nil),                    // 52: fermata.v1.Peer
+	(*PeerCard)(nil),                // 53: fermata.v1.PeerCard
+	(*CreateGuestsRequest)(nil),     // 54: fermata.v1.CreateGuestsRequest
+	(*CheckGuestsRequest)(nil),      // 55: fermata.v1.CheckGuestsRequest
+	(*CheckGuestsUpdate)(nil),       // 56: fermata.v1.CheckGuestsUpdate
+	(*CreateGuestsUpdate)(nil),      // 57: fermata.v1.CreateGuestsUpdate
+	(*StepClocksRequest)(nil),       // 58: fermata.v1.StepClocksRequest
+	(*StepClocksReply)(nil),         // 59: fermata.v1.StepClocksReply
+	(*ReleaseGuestsRequest)(nil),    // 60: fermata.v1.ReleaseGuestsRequest
+	(*ReleaseGuestsReply)(nil),      // 61: fermata.v1.ReleaseGuestsReply
+	(*DestroyGuestsRequest)(nil),    // 62: fermata.v1.DestroyGuestsRequest
+	(*DestroyGuestsReply)(nil),      // 63: fermata.v1.DestroyGuestsReply
+	(*Round)(nil),                   // 64: fermata.v1.Round
+	(*PrepareRoundRequest)(nil),     // 65: fermata.v1.PrepareRoundRequest
+	(*PrepareRoundReply)(nil),       // 66: fermata.v1.PrepareRoundReply
+	(*CutRoundRequest)(nil),         // 67: fermata.v1.CutRoundRequest
+	(*CutRoundReply)(nil),           // 68: fermata.v1.CutRoundReply
+	(*PersistRoundRequest)(nil),     // 69: fermata.v1.PersistRoundRequest
+	(*PersistRoundUpdate)(nil),      // 70: fermata.v1.PersistRoundUpdate
+	(*NodeImage)(nil),               // 71: fermata.v1.NodeImage
+	(*GuestImage)(nil),              // 72: fermata.v1.GuestImage
+	(*BaseFile)(nil),                // 73: fermata.v1.BaseFile
+	(*ImageObject)(nil),             // 74: fermata.v1.ImageObject
+	(*FinishRoundRequest)(nil),      // 75: fermata.v1.FinishRoundRequest
+	(*FinishRoundReply)(nil),        // 76: fermata.v1.FinishRoundReply
+	nil,                             // 77: fermata.v1.StartClusterRequest.OnEntry
+	nil,                             // 78: fermata.v1.RestartRequest.OnEntry
+	nil,                             // 79: fermata.v1.NICStatus.DropsEntry
 }
 var file_fermata_proto_depIdxs = []int32{
 	30, // 0: fermata.v1.ListClustersReply.clusters:type_name -> fermata.v1.Cluster
-	76, // 1: fermata.v1.StartClusterRequest.on:type_name -> fermata.v1.StartClusterRequest.OnEntry
+	77, // 1: fermata.v1.StartClusterRequest.on:type_name -> fermata.v1.StartClusterRequest.OnEntry
 	1,  // 2: fermata.v1.CheckpointRequest.mode:type_name -> fermata.v1.CaptureMode
 	0,  // 3: fermata.v1.CheckpointRequest.cut:type_name -> fermata.v1.Cut
 	33, // 4: fermata.v1.ListCheckpointsReply.checkpoints:type_name -> fermata.v1.Checkpoint
-	77, // 5: fermata.v1.RestartRequest.on:type_name -> fermata.v1.RestartRequest.OnEntry
+	78, // 5: fermata.v1.RestartRequest.on:type_name -> fermata.v1.RestartRequest.OnEntry
 	39, // 6: fermata.v1.ListNodesReply.nodes:type_name -> fermata.v1.NodeInfo
 	28, // 7: fermata.v1.TraceChunk.frames:type_name -> fermata.v1.TracedFrame
 	30, // 8: fermata.v1.Event.cluster:type_name -> fermata.v1.Cluster
@@ -5902,113 +5989,115 @@ var file_fermata_proto_depIdxs = []int32{
 	37, // 11: fermata.v1.Event.verify:type_name -> fermata.v1.VerifyReport
 	2,  // 12: fermata.v1.Cluster.state:type_name -> fermata.v1.ClusterState
 	31, // 13: fermata.v1.Cluster.guests:type_name -> fermata.v1.GuestStatus
-	41, // 14: fermata.v1.Cluster.uplinks:type_name -> fermata.v1.UplinkStatus
+	42, // 14: fermata.v1.Cluster.uplinks:type_name -> fermata.v1.UplinkStatus
 	31, // 15: fermata.v1.Cluster.leftovers:type_name -> fermata.v1.GuestStatus
 	3,  // 16: fermata.v1.GuestStatus.state:type_name -> fermata.v1.GuestState
 	32, // 17: fermata.v1.GuestStatus.nics:type_name -> fermata.v1.NICStatus
-	78, // 18: fermata.v1.NICStatus.drops:type_name -> fermata.v1.NICStatus.DropsEntry
+	79, // 18: fermata.v1.NICStatus.drops:type_name -> fermata.v1.NICStatus.DropsEntry
 	34, // 19: fermata.v1.Checkpoint.guests:type_name -> fermata.v1.GuestReport
 	0,  // 20: fermata.v1.Checkpoint.cut:type_name -> fermata.v1.Cut
 	36, // 21: fermata.v1.RestartReport.plan:type_name -> fermata.v1.Assignment
 	38, // 22: fermata.v1.VerifyReport.damage:type_name -> fermata.v1.Damage
 	31, // 23: fermata.v1.NodeInfo.guests:type_name -> fermata.v1.GuestStatus
-	41, // 24: fermata.v1.NodeInfo.uplinks:type_name -> fermata.v1.UplinkStatus
-	4,  // 25: fermata.v1.Uplink.outside:type_name -> fermata.v1.Outside
-	40, // 26: fermata.v1.UplinkStatus.uplink:type_name -> fermata.v1.Uplink
-	39, // 27: fermata.v1.RegisterRequest.node:type_name -> fermata.v1.NodeInfo
-	44, // 28: fermata.v1.RegisterReply.superseded:type_name -> fermata.v1.SupersededLife
-	45, // 29: fermata.v1.SupersededLife.fence:type_name -> fermata.v1.Fence
-	49, // 30: fermata.v1.GuestSpec.disks:type_name -> fermata.v1.DiskSpec
-	50, // 31: fermata.v1.GuestSpec.nics:type_name -> fermata.v1.NICSpec
-	48, // 32: fermata.v1.GuestSpec.confidential:type_name -> fermata.v1.MemoryRange
-	52, // 33: fermata.v1.Peer.cards:type_name -> fermata.v1.PeerCard
-	45, // 34: fermata.v1.CreateGuestsRequest.fence:type_name -> fermata.v1.Fence
-	47, // 35: fermata.v1.CreateGuestsRequest.guests:type_name -> fermata.v1.GuestSpec
-	51, // 36: fermata.v1.CreateGuestsRequest.peers:type_name -> fermata.v1.Peer
-	71, // 37: fermata.v1.CreateGuestsRequest.images:type_name -> fermata.v1.GuestImage
-	40, // 38: fermata.v1.CreateGuestsRequest.uplinks:type_name -> fermata.v1.Uplink
-	53, // 39: fermata.v1.CheckGuestsRequest.create:type_name -> fermata.v1.CreateGuestsRequest
-	45, // 40: fermata.v1.StepClocksRequest.fence:type_name -> fermata.v1.Fence
-	45, // 41: fermata.v1.ReleaseGuestsRequest.fence:type_name -> fermata.v1.Fence
-	31, // 42: fermata.v1.ReleaseGuestsReply.guests:type_name -> fermata.v1.GuestStatus
-	45, // 43: fermata.v1.DestroyGuestsRequest.fence:type_name -> fermata.v1.Fence
-	45, // 44: fermata.v1.Round.fence:type_name -> fermata.v1.Fence
-	63, // 45: fermata.v1.PrepareRoundRequest.round:type_name -> fermata.v1.Round
-	1,  // 46: fermata.v1.PrepareRoundRequest.mode:type_name -> fermata.v1.CaptureMode
-	0,  // 47: fermata.v1.PrepareRoundRequest.cut:type_name -> fermata.v1.Cut
-	63, // 48: fermata.v1.CutRoundRequest.round:type_name -> fermata.v1.Round
-	34, // 49: fermata.v1.CutRoundReply.guests:type_name -> fermata.v1.GuestReport
-	63, // 50: fermata.v1.PersistRoundRequest.round:type_name -> fermata.v1.Round
-	70, // 51: fermata.v1.PersistRoundUpdate.image:type_name -> fermata.v1.NodeImage
-	71, // 52: fermata.v1.NodeImage.guests:type_name -> fermata.v1.GuestImage
-	34, // 53: fermata.v1.NodeImage.reports:type_name -> fermata.v1.GuestReport
-	73, // 54: fermata.v1.GuestImage.objects:type_name -> fermata.v1.ImageObject
-	48, // 55: fermata.v1.GuestImage.confidential:type_name -> fermata.v1.MemoryRange
-	72, // 56: fermata.v1.GuestImage.files:type_name -> fermata.v1.BaseFile
-	63, // 57: fermata.v1.FinishRoundRequest.round:type_name -> fermata.v1.Round
-	5,  // 58: fermata.v1.Operator.CreateCluster:input_type -> fermata.v1.CreateClusterRequest
-	6,  // 59: fermata.v1.Operator.ListClusters:input_type -> fermata.v1.ListClustersRequest
-	8,  // 60: fermata.v1.Operator.GetCluster:input_type -> fermata.v1.GetClusterRequest
-	9,  // 61: fermata.v1.Operator.StartCluster:input_type -> fermata.v1.StartClusterRequest
-	10, // 62: fermata.v1.Operator.StopCluster:input_type -> fermata.v1.StopClusterRequest
-	11, // 63: fermata.v1.Operator.DeleteCluster:input_type -> fermata.v1.DeleteClusterRequest
-	13, // 64: fermata.v1.Operator.TakeCheckpoint:input_type -> fermata.v1.CheckpointRequest
-	14, // 65: fermata.v1.Operator.ListCheckpoints:input_type -> fermata.v1.ListCheckpointsRequest
-	16, // 66: fermata.v1.Operator.GetCheckpoint:input_type -> fermata.v1.GetCheckpointRequest
-	17, // 67: fermata.v1.Operator.VerifyCheckpoint:input_type -> fermata.v1.VerifyCheckpointRequest
-	18, // 68: fermata.v1.Operator.DeleteCheckpoint:input_type -> fermata.v1.DeleteCheckpointRequest
-	20, // 69: fermata.v1.Operator.Restart:input_type -> fermata.v1.RestartRequest
-	21, // 70: fermata.v1.Operator.ListNodes:input_type -> fermata.v1.ListNodesRequest
-	23, // 71: fermata.v1.Operator.GetNode:input_type -> fermata.v1.GetNodeRequest
-	24, // 72: fermata.v1.Operator.Console:input_type -> fermata.v1.ConsoleRequest
-	26, // 73: fermata.v1.Operator.Trace:input_type -> fermata.v1.TraceRequest
-	42, // 74: fermata.v1.Registry.Register:input_type -> fermata.v1.RegisterRequest
-	46, // 75: fermata.v1.Node.Describe:input_type -> fermata.v1.DescribeRequest
-	54, // 76: fermata.v1.Node.CheckGuests:input_type -> fermata.v1.CheckGuestsRequest
-	53, // 77: fermata.v1.Node.CreateGuests:input_type -> fermata.v1.CreateGuestsRequest
-	57, // 78: fermata.v1.Node.StepClocks:input_type -> fermata.v1.StepClocksRequest
-	59, // 79: fermata.v1.Node.ReleaseGuests:input_type -> fermata.v1.ReleaseGuestsRequest
-	61, // 80: fermata.v1.Node.DestroyGuests:input_type -> fermata.v1.DestroyGuestsRequest
-	24, // 81: fermata.v1.Node.ReadConsole:input_type -> fermata.v1.ConsoleRequest
-	26, // 82: fermata.v1.Node.TraceFrames:input_type -> fermata.v1.TraceRequest
-	64, // 83: fermata.v1.Node.PrepareRound:input_type -> fermata.v1.PrepareRoundRequest
-	66, // 84: fermata.v1.Node.CutRound:input_type -> fermata.v1.CutRoundRequest
-	68, // 85: fermata.v1.Node.PersistRound:input_type -> fermata.v1.PersistRoundRequest
-	74, // 86: fermata.v1.Node.FinishRound:input_type -> fermata.v1.FinishRoundRequest
-	30, // 87: fermata.v1.Operator.CreateCluster:output_type -> fermata.v1.Cluster
-	7,  // 88: fermata.v1.Operator.ListClusters:output_type -> fermata.v1.ListClustersReply
-	30, // 89: fermata.v1.Operator.GetCluster:output_type -> fermata.v1.Cluster
-	29, // 90: fermata.v1.Operator.StartCluster:output_type -> fermata.v1.Event
-	29, // 91: fermata.v1.Operator.StopCluster:output_type -> fermata.v1.Event
-	12, // 92: fermata.v1.Operator.DeleteCluster:output_type -> fermata.v1.DeleteClusterReply
-	29, // 93: fermata.v1.Operator.TakeCheckpoint:output_type -> fermata.v1.Event
-	15, // 94: fermata.v1.Operator.ListCheckpoints:output_type -> fermata.v1.ListCheckpointsReply
-	33, // 95: fermata.v1.Operator.GetCheckpoint:output_type -> fermata.v1.Checkpoint
-	29, // 96: fermata.v1.Operator.VerifyCheckpoint:output_type -> fermata.v1.Event
-	19, // 97: fermata.v1.Operator.DeleteCheckpoint:output_type -> fermata.v1.DeleteCheckpointReply
-	29, // 98: fermata.v1.Operator.Restart:output_type -> fermata.v1.Event
-	22, // 99: fermata.v1.Operator.ListNodes:output_type -> fermata.v1.ListNodesReply
-	39, // 100: fermata.v1.Operator.GetNode:output_type -> fermata.v1.NodeInfo
-	25, // 101: fermata.v1.Operator.Console:output_type -> fermata.v1.ConsoleChunk
-	27, // 102: fermata.v1.Operator.Trace:output_type -> fermata.v1.TraceChunk
-	43, // 103: fermata.v1.Registry.Register:output_type -> fermata.v1.RegisterReply
-	39, // 104: fermata.v1.Node.Describe:output_type -> fermata.v1.NodeInfo
-	55, // 105: fermata.v1.Node.CheckGuests:output_type -> fermata.v1.CheckGuestsUpdate
-	56, // 106: fermata.v1.Node.CreateGuests:output_type -> fermata.v1.CreateGuestsUpdate
-	58, // 107: fermata.v1.Node.StepClocks:output_type -> fermata.v1.StepClocksReply
-	60, // 108: fermata.v1.Node.ReleaseGuests:output_type -> fermata.v1.ReleaseGuestsReply
-	62, // 109: fermata.v1.Node.DestroyGuests:output_type -> fermata.v1.DestroyGuestsReply
-	25, // 110: fermata.v1.Node.ReadConsole:output_type -> fermata.v1.ConsoleChunk
-	27, // 111: fermata.v1.Node.TraceFrames:output_type -> fermata.v1.TraceChunk
-	65, // 112: fermata.v1.Node.PrepareRound:output_type -> fermata.v1.PrepareRoundReply
-	67, // 113: fermata.v1.Node.CutRound:output_type -> fermata.v1.CutRoundReply
-	69, // 114: fermata.v1.Node.PersistRound:output_type -> fermata.v1.PersistRoundUpdate
-	75, // 115: fermata.v1.Node.FinishRound:output_type -> fermata.v1.FinishRoundReply
-	87, // [87:116] is the sub-list for method output_type
-	58, // [58:87] is the sub-list for method input_type
-	58, // [58:58] is the sub-list for extension type_name
-	58, // [58:58] is the sub-list for extension extendee
-	0,  // [0:58] is the sub-list for field type_name
+	42, // 24: fermata.v1.NodeInfo.uplinks:type_name -> fermata.v1.UplinkStatus
+	40, // 25: fermata.v1.NodeInfo.qemu_support:type_name -> fermata.v1.QEMUSupport
+	4,  // 26: fermata.v1.Uplink.outside:type_name -> fermata.v1.Outside
+	41, // 27: fermata.v1.UplinkStatus.uplink:type_name -> fermata.v1.Uplink
+	39, // 28: fermata.v1.RegisterRequest.node:type_name -> fermata.v1.NodeInfo
+	46, // 29: fermata.v1.RegisterRequest.newest_fences:type_name -> fermata.v1.Fence
+	45, // 30: fermata.v1.RegisterReply.superseded:type_name -> fermata.v1.SupersededLife
+	46, // 31: fermata.v1.SupersededLife.fence:type_name -> fermata.v1.Fence
+	50, // 32: fermata.v1.GuestSpec.disks:type_name -> fermata.v1.DiskSpec
+	51, // 33: fermata.v1.GuestSpec.nics:type_name -> fermata.v1.NICSpec
+	49, // 34: fermata.v1.GuestSpec.confidential:type_name -> fermata.v1.MemoryRange
+	53, // 35: fermata.v1.Peer.cards:type_name -> fermata.v1.PeerCard
+	46, // 36: fermata.v1.CreateGuestsRequest.fence:type_name -> fermata.v1.Fence
+	48, // 37: fermata.v1.CreateGuestsRequest.guests:type_name -> fermata.v1.GuestSpec
+	52, // 38: fermata.v1.CreateGuestsRequest.peers:type_name -> fermata.v1.Peer
+	72, // 39: fermata.v1.CreateGuestsRequest.images:type_name -> fermata.v1.GuestImage
+	41, // 40: fermata.v1.CreateGuestsRequest.uplinks:type_name -> fermata.v1.Uplink
+	54, // 41: fermata.v1.CheckGuestsRequest.create:type_name -> fermata.v1.CreateGuestsRequest
+	46, // 42: fermata.v1.StepClocksRequest.fence:type_name -> fermata.v1.Fence
+	46, // 43: fermata.v1.ReleaseGuestsRequest.fence:type_name -> fermata.v1.Fence
+	31, // 44: fermata.v1.ReleaseGuestsReply.guests:type_name -> fermata.v1.GuestStatus
+	46, // 45: fermata.v1.DestroyGuestsRequest.fence:type_name -> fermata.v1.Fence
+	46, // 46: fermata.v1.Round.fence:type_name -> fermata.v1.Fence
+	64, // 47: fermata.v1.PrepareRoundRequest.round:type_name -> fermata.v1.Round
+	1,  // 48: fermata.v1.PrepareRoundRequest.mode:type_name -> fermata.v1.CaptureMode
+	0,  // 49: fermata.v1.PrepareRoundRequest.cut:type_name -> fermata.v1.Cut
+	64, // 50: fermata.v1.CutRoundRequest.round:type_name -> fermata.v1.Round
+	34, // 51: fermata.v1.CutRoundReply.guests:type_name -> fermata.v1.GuestReport
+	64, // 52: fermata.v1.PersistRoundRequest.round:type_name -> fermata.v1.Round
+	71, // 53: fermata.v1.PersistRoundUpdate.image:type_name -> fermata.v1.NodeImage
+	72, // 54: fermata.v1.NodeImage.guests:type_name -> fermata.v1.GuestImage
+	34, // 55: fermata.v1.NodeImage.reports:type_name -> fermata.v1.GuestReport
+	74, // 56: fermata.v1.GuestImage.objects:type_name -> fermata.v1.ImageObject
+	49, // 57: fermata.v1.GuestImage.confidential:type_name -> fermata.v1.MemoryRange
+	73, // 58: fermata.v1.GuestImage.files:type_name -> fermata.v1.BaseFile
+	64, // 59: fermata.v1.FinishRoundRequest.round:type_name -> fermata.v1.Round
+	5,  // 60: fermata.v1.Operator.CreateCluster:input_type -> fermata.v1.CreateClusterRequest
+	6,  // 61: fermata.v1.Operator.ListClusters:input_type -> fermata.v1.ListClustersRequest
+	8,  // 62: fermata.v1.Operator.GetCluster:input_type -> fermata.v1.GetClusterRequest
+	9,  // 63: fermata.v1.Operator.StartCluster:input_type -> fermata.v1.StartClusterRequest
+	10, // 64: fermata.v1.Operator.StopCluster:input_type -> fermata.v1.StopClusterRequest
+	11, // 65: fermata.v1.Operator.DeleteCluster:input_type -> fermata.v1.DeleteClusterRequest
+	13, // 66: fermata.v1.Operator.TakeCheckpoint:input_type -> fermata.v1.CheckpointRequest
+	14, // 67: fermata.v1.Operator.ListCheckpoints:input_type -> fermata.v1.ListCheckpointsRequest
+	16, // 68: fermata.v1.Operator.GetCheckpoint:input_type -> fermata.v1.GetCheckpointRequest
+	17, // 69: fermata.v1.Operator.VerifyCheckpoint:input_type -> fermata.v1.VerifyCheckpointRequest
+	18, // 70: fermata.v1.Operator.DeleteCheckpoint:input_type -> fermata.v1.DeleteCheckpointRequest
+	20, // 71: fermata.v1.Operator.Restart:input_type -> fermata.v1.RestartRequest
+	21, // 72: fermata.v1.Operator.ListNodes:input_type -> fermata.v1.ListNodesRequest
+	23, // 73: fermata.v1.Operator.GetNode:input_type -> fermata.v1.GetNodeRequest
+	24, // 74: fermata.v1.Operator.Console:input_type -> fermata.v1.ConsoleRequest
+	26, // 75: fermata.v1.Operator.Trace:input_type -> fermata.v1.TraceRequest
+	43, // 76: fermata.v1.Registry.Register:input_type -> fermata.v1.RegisterRequest
+	47, // 77: fermata.v1.Node.Describe:input_type -> fermata.v1.DescribeRequest
+	55, // 78: fermata.v1.Node.CheckGuests:input_type -> fermata.v1.CheckGuestsRequest
+	54, // 79: fermata.v1.Node.CreateGuests:input_type -> fermata.v1.CreateGuestsRequest
+	58, // 80: fermata.v1.Node.StepClocks:input_type -> fermata.v1.StepClocksRequest
+	60, // 81: fermata.v1.Node.ReleaseGuests:input_type -> fermata.v1.ReleaseGuestsRequest
+	62, // 82: fermata.v1.Node.DestroyGuests:input_type -> fermata.v1.DestroyGuestsRequest
+	24, // 83: fermata.v1.Node.ReadConsole:input_type -> fermata.v1.ConsoleRequest
+	26, // 84: fermata.v1.Node.TraceFrames:input_type -> fermata.v1.TraceRequest
+	65, // 85: fermata.v1.Node.PrepareRound:input_type -> fermata.v1.PrepareRoundRequest
+	67, // 86: fermata.v1.Node.CutRound:input_type -> fermata.v1.CutRoundRequest
+	69, // 87: fermata.v1.Node.PersistRound:input_type -> fermata.v1.PersistRoundRequest
+	75, // 88: fermata.v1.Node.FinishRound:input_type -> fermata.v1.FinishRoundRequest
+	30, // 89: fermata.v1.Operator.CreateCluster:output_type -> fermata.v1.Cluster
+	7,  // 90: fermata.v1.Operator.ListClusters:output_type -> fermata.v1.ListClustersReply
+	30, // 91: fermata.v1.Operator.GetCluster:output_type -> fermata.v1.Cluster
+	29, // 92: fermata.v1.Operator.StartCluster:output_type -> fermata.v1.Event
+	29, // 93: fermata.v1.Operator.StopCluster:output_type -> fermata.v1.Event
+	12, // 94: fermata.v1.Operator.DeleteCluster:output_type -> fermata.v1.DeleteClusterReply
+	29, // 95: fermata.v1.Operator.TakeCheckpoint:output_type -> fermata.v1.Event
+	15, // 96: fermata.v1.Operator.ListCheckpoints:output_type -> fermata.v1.ListCheckpointsReply
+	33, // 97: fermata.v1.Operator.GetCheckpoint:output_type -> fermata.v1.Checkpoint
+	29, // 98: fermata.v1.Operator.VerifyCheckpoint:output_type -> fermata.v1.Event
+	19, // 99: fermata.v1.Operator.DeleteCheckpoint:output_type -> fermata.v1.DeleteCheckpointReply
+	29, // 100: fermata.v1.Operator.Restart:output_type -> fermata.v1.Event
+	22, // 101: fermata.v1.Operator.ListNodes:output_type -> fermata.v1.ListNodesReply
+	39, // 102: fermata.v1.Operator.GetNode:output_type -> fermata.v1.NodeInfo
+	25, // 103: fermata.v1.Operator.Console:output_type -> fermata.v1.ConsoleChunk
+	27, // 104: fermata.v1.Operator.Trace:output_type -> fermata.v1.TraceChunk
+	44, // 105: fermata.v1.Registry.Register:output_type -> fermata.v1.RegisterReply
+	39, // 106: fermata.v1.Node.Describe:output_type -> fermata.v1.NodeInfo
+	56, // 107: fermata.v1.Node.CheckGuests:output_type -> fermata.v1.CheckGuestsUpdate
+	57, // 108: fermata.v1.Node.CreateGuests:output_type -> fermata.v1.CreateGuestsUpdate
+	59, // 109: fermata.v1.Node.StepClocks:output_type -> fermata.v1.StepClocksReply
+	61, // 110: fermata.v1.Node.ReleaseGuests:output_type -> fermata.v1.ReleaseGuestsReply
+	63, // 111: fermata.v1.Node.DestroyGuests:output_type -> fermata.v1.DestroyGuestsReply
+	25, // 112: fermata.v1.Node.ReadConsole:output_type -> fermata.v1.ConsoleChunk
+	27, // 113: fermata.v1.Node.TraceFrames:output_type -> fermata.v1.TraceChunk
+	66, // 114: fermata.v1.Node.PrepareRound:output_type -> fermata.v1.PrepareRoundReply
+	68, // 115: fermata.v1.Node.CutRound:output_type -> fermata.v1.CutRoundReply
+	70, // 116: fermata.v1.Node.PersistRound:output_type -> fermata.v1.PersistRoundUpdate
+	76, // 117: fermata.v1.Node.FinishRound:output_type -> fermata.v1.FinishRoundReply
+	89, // [89:118] is the sub-list for method output_type
+	60, // [60:89] is the sub-list for method input_type
+	60, // [60:60] is the sub-list for extension type_name
+	60, // [60:60] is the sub-list for extension extendee
+	0,  // [0:60] is the sub-list for field type_name
 }
 
 func init() { file_fermata_proto_init() }
@@ -6029,7 +6118,7 @@ func file_fermata_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fermata_proto_rawDesc), len(file_fermata_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   74,
+			NumMessages:   75,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

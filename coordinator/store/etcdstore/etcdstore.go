@@ -2,7 +2,8 @@
 //
 // Keys, below the prefix:
 //
-//	store              identity of the store, hexadecimal, written once
+//	store              identity of the store, hexadecimal
+//	etcd               the etcd cluster's own, hexadecimal: another one was restored
 //	leader/LEASE       the election (package leader)
 //	clusters/NAME      JSON record of a cluster
 //	specs/NAME         its specification, YAML

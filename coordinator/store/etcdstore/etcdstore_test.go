@@ -199,6 +199,29 @@ func TestIdentity_WrittenOnceAStore(t *testing.T) {
 	}
 }
 
+// A snapshot restored as another etcd cluster is another store: the first may come back.
+func TestIdentity_ChangesWithTheEtcdCluster(t *testing.T) {
+	client := etcdtest.Client(t)
+	f := elect(t, client, "", "lease")
+	if again := elect(t, client, "", "lease"); again.Store != f.Store {
+		t.Errorf("identity %x, then %x of the same etcd", f.Store, again.Store)
+	}
+	if _, err := client.Put(t.Context(), "/fermata/etcd", "0123456789abcdef"); err != nil {
+		t.Fatal(err)
+	}
+	if restored := elect(t, client, "", "lease"); restored.Store == f.Store || restored.Store == 0 {
+		t.Errorf("identity %x of another etcd cluster, want another than %x", restored.Store, f.Store)
+	}
+	f = elect(t, client, "", "lease")
+	// Written by a program that did not note the etcd cluster.
+	if _, err := client.Delete(t.Context(), "/fermata/etcd"); err != nil {
+		t.Fatal(err)
+	}
+	if old := elect(t, client, "", "lease"); old.Store != f.Store {
+		t.Errorf("identity %x after an upgrade, want %x", old.Store, f.Store)
+	}
+}
+
 func TestRead_DamagedRecords(t *testing.T) {
 	client := etcdtest.Client(t)
 	s := open(t, client, "")

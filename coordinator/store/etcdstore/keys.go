@@ -8,9 +8,11 @@ import (
 	"strconv"
 	"strings"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"fermata/coordinator/store"
+	"fermata/protocol/fault"
 )
 
 // keys are the places of records. Names never hold a slash (store.CheckName),
@@ -18,13 +20,14 @@ import (
 type keys struct {
 	prefix   string
 	identity string
+	origin   string // the etcd cluster that the identity belongs to
 }
 
 func keysBelow(prefix string) keys {
 	if prefix == "" {
 		prefix = defaultPrefix
 	}
-	return keys{prefix: prefix, identity: prefix + "/store"}
+	return keys{prefix: prefix, identity: prefix + "/store", origin: prefix + "/etcd"}
 }
 
 func (k keys) clusters() string               { return k.prefix + "/clusters/" }
@@ -51,35 +54,58 @@ func checkPrefix(prefix string) error {
 // ElectionPrefix is where the leaders of the store below prefix are elected.
 func ElectionPrefix(prefix string) string { return keysBelow(prefix).prefix + "/leader" }
 
-// Identity returns the identity of the store below prefix, and gives it one if
-// it is new. An etcd that was lost and made anew gets another one, which tells
-// its fences from those of the old one although its revisions begin again.
+// Identity returns the identity of the store below prefix, and gives it one if it is
+// new. An etcd that was lost and made anew gets another one, which tells its fences
+// from those of the old one although its revisions begin again. So does one that was
+// restored from a snapshot as another etcd cluster: the first may come back.
 func Identity(ctx context.Context, client *clientv3.Client, prefix string) (uint64, error) {
-	id, err := newIdentity()
+	k := keysBelow(prefix)
+	for range maxAttempts {
+		id, done, err := k.identify(ctx, client)
+		if err != nil || done {
+			return id, err
+		}
+	}
+	return 0, fault.Wrap(fault.Busy, store.ErrConflict, "identity of store")
+}
+
+// identify reads the identity, and writes what is missing or of another etcd. done is
+// false if somebody else was quicker.
+func (k keys) identify(ctx context.Context, client *clientv3.Client) (id uint64, done bool, err error) {
+	read, err := client.Txn(ctx).Then(clientv3.OpGet(k.identity), clientv3.OpGet(k.origin)).Commit()
 	if err != nil {
-		return 0, err
+		return 0, false, fmt.Errorf("read identity of store: %w", Explain(client.Endpoints(), err))
 	}
-	key := keysBelow(prefix).identity
-	resp, err := client.Txn(ctx).
-		If(clientv3.Compare(clientv3.CreateRevision(key), "=", 0)).
-		Then(clientv3.OpPut(key, formatIdentity(id))).
-		Else(clientv3.OpGet(key)).
-		Commit()
+	here := formatIdentity(read.Header.ClusterId)
+	was, wasHere := read.Responses[0].GetResponseRange().GetKvs(), read.Responses[1].GetResponseRange().GetKvs()
+	if len(was) == 1 && len(wasHere) == 1 && string(wasHere[0].Value) == here {
+		if id, err = strconv.ParseUint(string(was[0].Value), 16, 64); err != nil {
+			return 0, false, store.Corrupt(k.identity, err)
+		}
+		return id, true, nil
+	}
+	puts := []clientv3.Op{clientv3.OpPut(k.origin, here)}
+	// A store of a program that did not note the etcd cluster keeps its identity.
+	if len(was) == 0 || len(wasHere) == 1 {
+		if id, err = newIdentity(); err != nil {
+			return 0, false, err
+		}
+		puts = append(puts, clientv3.OpPut(k.identity, formatIdentity(id)))
+	}
+	_, err = client.Txn(ctx).If(unchanged(k.identity, was), unchanged(k.origin, wasHere)).Then(puts...).Commit()
 	if err != nil {
-		return 0, fmt.Errorf("read identity of store: %w", Explain(client.Endpoints(), err))
+		return 0, false, fmt.Errorf("write identity of store: %w", Explain(client.Endpoints(), err))
 	}
-	if resp.Succeeded {
-		return id, nil
+	return 0, false, nil // read again
+}
+
+// unchanged is the condition that a key is as it was read.
+func unchanged(key string, was []*mvccpb.KeyValue) clientv3.Cmp {
+	var revision int64 // zero: absent
+	if len(was) == 1 {
+		revision = was[0].ModRevision
 	}
-	kvs := resp.Responses[0].GetResponseRange().GetKvs()
-	if len(kvs) != 1 {
-		return 0, store.Corrupt(key, fmt.Errorf("%d values", len(kvs)))
-	}
-	id, err = strconv.ParseUint(string(kvs[0].Value), 16, 64)
-	if err != nil {
-		return 0, store.Corrupt(key, err)
-	}
-	return id, nil
+	return clientv3.Compare(clientv3.ModRevision(key), "=", revision)
 }
 
 func newIdentity() (uint64, error) {
