@@ -27,13 +27,19 @@ func (m *maker) adopt(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	return fitToAdopt(g.spec, status, m.image != nil)
+}
+
+// fitToAdopt refuses a QEMU that does not do what it must do to be adopted: run, or
+// wait for the state that restores it.
+func fitToAdopt(spec *api.GuestSpec, status vmm.Status, restored bool) error {
 	switch {
-	case m.image == nil && status == vmm.StatusIncoming:
-		return fault.New(fault.Invalid, "the QEMU at %s waits for a state: use restart", g.spec.Adopt)
-	case m.image == nil && status != vmm.StatusRunning:
-		return fault.New(fault.Invalid, "the guest at %s is %s: resume it first, or whoever paused it would see it run", g.spec.Adopt, status)
-	case m.image != nil && status != vmm.StatusIncoming:
-		return fault.New(fault.Invalid, "the QEMU at %s is %s and cannot be set back: end it and start its like there, with -S -incoming defer", g.spec.Adopt, status)
+	case !restored && status == vmm.StatusIncoming:
+		return fault.New(fault.Invalid, "the QEMU at %s waits for a state: use restart", spec.Adopt)
+	case !restored && status != vmm.StatusRunning:
+		return fault.New(fault.Invalid, "the guest at %s is %s: resume it first, or whoever paused it would see it run", spec.Adopt, status)
+	case restored && status != vmm.StatusIncoming:
+		return fault.New(fault.Invalid, "the QEMU at %s is %s and cannot be set back: end it and start its like there, with -S -incoming defer", spec.Adopt, status)
 	}
 	return nil
 }

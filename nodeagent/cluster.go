@@ -51,6 +51,7 @@ type guest struct {
 	process  *qemu.State    // of a process that exists and could not be reached; else nil
 	nics     []*api.NICSpec // those on the fabric
 	injected uint64         // frames, on its restart
+	epoch    uint64         // in which its life began
 
 	confidential *confidential // nil until it has its machine
 	endTool      func()        // nil: it has no tool

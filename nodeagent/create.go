@@ -137,11 +137,10 @@ func (a *Agent) reserve(c *cluster, req *api.CreateGuestsRequest, missing []int)
 	for _, i := range missing {
 		spec := req.Guests[i]
 		if spec.MemoryBytes > free || need+spec.MemoryBytes > free {
-			return nil, fault.New(fault.NoSpace, "guest %s of cluster %s needs %d MiB, node %s has %d MiB free for the cluster's guests",
-				spec.Name, c.name, spec.MemoryBytes>>20, a.cfg.Name, (free-need)>>20)
+			return nil, a.noRoom(c.name, spec, free-need)
 		}
 		need += spec.MemoryBytes
-		m := &maker{agent: a, cluster: c, guest: &guest{cluster: c.name, spec: spec, dir: a.guestDir(c.name, spec.Name)}}
+		m := &maker{agent: a, cluster: c, guest: &guest{cluster: c.name, spec: spec, dir: a.guestDir(c.name, spec.Name), epoch: req.Epoch}}
 		if len(req.Images) > 0 {
 			m.image = req.Images[i]
 		}
@@ -310,7 +309,7 @@ func (m *maker) make(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	rec := journal.Guest{Cluster: m.cluster.name, Name: g.spec.Name, Spec: spec}
+	rec := journal.Guest{Cluster: m.cluster.name, Name: g.spec.Name, Spec: spec, Epoch: g.epoch}
 	if err := a.journal.PutGuest(rec); err != nil {
 		return err
 	}

@@ -71,7 +71,7 @@ func (a *Agent) lostGuests(c *cluster) []*api.GuestStatus {
 func (a *Agent) statusOf(g *guest) *api.GuestStatus {
 	return &api.GuestStatus{
 		Cluster: g.cluster, Name: g.spec.Name, Node: a.cfg.Name, State: api.GuestState_GUEST_STATE_UNKNOWN,
-		MemoryBytes: g.spec.MemoryBytes, Vcpus: g.spec.Vcpus, Adopted: adopted(g),
+		MemoryBytes: g.spec.MemoryBytes, Vcpus: g.spec.Vcpus, Adopted: adopted(g), Epoch: g.epoch,
 	}
 }
 

@@ -1,6 +1,7 @@
 package nodeagent
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -144,7 +145,7 @@ func (a *Agent) recoverGuest(ctx context.Context, rec journal.Guest) error {
 	if err != nil {
 		return err
 	}
-	g := &guest{cluster: rec.Cluster, spec: spec, dir: a.guestDir(rec.Cluster, rec.Name)}
+	g := &guest{cluster: rec.Cluster, spec: spec, dir: a.guestDir(rec.Cluster, rec.Name), epoch: cmp.Or(rec.Epoch, c.record().Epoch)}
 	g.boot = bootFiles{Kernel: state.Config.Kernel, Initrd: state.Config.Initrd}
 	if state.PID != 0 {
 		g.process = &state

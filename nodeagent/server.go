@@ -29,6 +29,10 @@ func (s *nodeServer) Describe(ctx context.Context, _ *api.DescribeRequest) (*api
 	return s.agent.Describe(ctx)
 }
 
+func (s *nodeServer) CheckGuests(req *api.CheckGuestsRequest, stream grpc.ServerStreamingServer[api.CheckGuestsUpdate]) error {
+	return s.agent.CheckGuests(stream.Context(), req, stream.Send)
+}
+
 func (s *nodeServer) CreateGuests(req *api.CreateGuestsRequest, stream grpc.ServerStreamingServer[api.CreateGuestsUpdate]) error {
 	return s.agent.CreateGuests(stream.Context(), req, stream.Send)
 }

@@ -27,13 +27,9 @@ const defaultMTU = 1500
 //
 // Source: Documentation/networking/tuntap.rst of the kernel.
 func (a *Agent) openTAP(bridge string, mtu uint32) (_ *os.File, err error) {
-	device, offered := a.cfg.Bridges[bridge]
-	if !offered {
-		return nil, fault.New(fault.Mismatch, "node %s offers no bridge %s: name it under bridges in its agent.yaml", a.cfg.Name, bridge)
-	}
-	master, err := netlink.LinkByName(device)
+	master, err := a.bridge(bridge)
 	if err != nil {
-		return nil, fault.Wrap(fault.Mismatch, err, "bridge %s of node %s (%s)", bridge, a.cfg.Name, device)
+		return nil, err
 	}
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -51,7 +47,7 @@ func (a *Agent) openTAP(bridge string, mtu uint32) (_ *os.File, err error) {
 	f := os.NewFile(uintptr(fd), request.Name())
 	defer func() {
 		if err != nil {
-			err = errors.Join(fmt.Errorf("join TAP device to bridge %s: %w", device, err), f.Close())
+			err = errors.Join(fmt.Errorf("join TAP device to bridge %s: %w", master.Attrs().Name, err), f.Close())
 		}
 	}()
 	link, err := netlink.LinkByName(request.Name())
@@ -62,6 +58,19 @@ func (a *Agent) openTAP(bridge string, mtu uint32) (_ *os.File, err error) {
 		mtu = defaultMTU
 	}
 	return f, errors.Join(netlink.LinkSetMTU(link, int(mtu)), netlink.LinkSetMaster(link, master), netlink.LinkSetUp(link))
+}
+
+// bridge finds the device behind a bridge of the configuration.
+func (a *Agent) bridge(name string) (netlink.Link, error) {
+	device, offered := a.cfg.Bridges[name]
+	if !offered {
+		return nil, fault.New(fault.Mismatch, "node %s offers no bridge %s: name it under bridges in its agent.yaml", a.cfg.Name, name)
+	}
+	link, err := netlink.LinkByName(device)
+	if err != nil {
+		return nil, fault.Wrap(fault.Mismatch, err, "bridge %s of node %s (%s)", name, a.cfg.Name, device)
+	}
+	return link, nil
 }
 
 // tapStatus is what a card on a bridge has carried.

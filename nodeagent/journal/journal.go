@@ -68,6 +68,7 @@ type Uplink struct {
 type Guest struct {
 	Cluster string `json:"cluster"`
 	Name    string `json:"name"`
+	Epoch   uint64 `json:"epoch,omitempty"` // in which its life began; 0: that of its cluster, says an older journal
 	// Spec is the guest's specification, as protobuf JSON.
 	Spec json.RawMessage `json:"spec"`
 	// Machine is the driver's record of the running process. Empty while the

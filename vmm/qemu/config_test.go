@@ -135,7 +135,7 @@ func TestFitForRAM(t *testing.T) {
 		{"too huge pages", unix.Statfs_t{Type: unix.HUGETLBFS_MAGIC, Bsize: 1024 * mib, Blocks: 4, Bavail: 4}, "not whole pages"},
 		{"ext4", unix.Statfs_t{Type: unix.EXT4_SUPER_MAGIC, Bsize: 4096, Blocks: 1 << 20, Bavail: 1 << 20}, "unfit"},
 	} {
-		err := fitForRAM(c, k.fs)
+		err := fitForRAM(c, k.fs, 0)
 		if (err != nil) != (k.want != "") || (err != nil && !strings.Contains(err.Error(), k.want)) {
 			t.Errorf("%s: error %v, want %q", k.name, err, k.want)
 		}

@@ -24,7 +24,7 @@ func createRAM(c Config) error {
 	if err := unix.Statfs(c.MemoryDir, &fs); err != nil {
 		return fmt.Errorf("memory dir %s: %w", c.MemoryDir, err)
 	}
-	if err := fitForRAM(c, fs); err != nil {
+	if err := fitForRAM(c, fs, 0); err != nil {
 		return fmt.Errorf("memory dir %s: %w", c.MemoryDir, err)
 	}
 	path := c.memoryPath()
@@ -39,7 +39,9 @@ func createRAM(c Config) error {
 	return nil
 }
 
-func fitForRAM(c Config, fs unix.Statfs_t) error {
+// fitForRAM refuses a file system on which the guest's memory has no room, counting
+// freed bytes that others are about to give back.
+func fitForRAM(c Config, fs unix.Statfs_t, freed uint64) error {
 	switch fs.Type {
 	case unix.TMPFS_MAGIC:
 	case unix.HUGETLBFS_MAGIC:
@@ -59,8 +61,8 @@ func fitForRAM(c Config, fs unix.Statfs_t) error {
 			return err
 		}
 	}
-	if free < c.MemoryBytes {
-		return fmt.Errorf("%w: %d bytes wanted, %d free", vmm.ErrNoSpace, c.MemoryBytes, free)
+	if free+freed < c.MemoryBytes {
+		return fmt.Errorf("%w: %d bytes wanted, %d free", vmm.ErrNoSpace, c.MemoryBytes, free+freed)
 	}
 	return nil
 }
