@@ -70,11 +70,11 @@ func (t *term) checkpoint(ctx context.Context, req *api.CheckpointRequest, p pro
 	if err != nil {
 		return nil, err
 	}
-	epoch, err := t.nextEpoch(ctx, name)
+	epoch, err := t.nextEpoch(ctx, name, nil)
 	if err != nil {
 		return nil, err
 	}
-	op, err := t.begin(ctx, store.Checkpoint, name, epoch, nil)
+	op, err := t.begin(ctx, store.Checkpoint, name, epoch, nil, nil)
 	if err != nil {
 		return nil, err
 	}

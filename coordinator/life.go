@@ -80,7 +80,6 @@ func asked(ctx context.Context, err error) error {
 
 // start boots every guest of a cluster afresh.
 func (t *term) start(ctx context.Context, req *api.StartClusterRequest, p progress) (*api.Event, error) {
-	begun := time.Now()
 	name := req.GetName()
 	release, err := t.ops.begin(name, string(store.Start))
 	if err != nil {
@@ -94,67 +93,46 @@ func (t *term) start(ctx context.Context, req *api.StartClusterRequest, p progre
 	if c.State == api.ClusterState_CLUSTER_STATE_RUNNING {
 		return nil, fault.New(fault.Busy, "cluster %s is running", name)
 	}
-	s, err := specOf(c)
-	if err != nil {
-		return nil, err
+	r := t.starting(req, p)
+	if err := r.boot(ctx); err != nil {
+		return nil, r.fail(asked(ctx, err))
 	}
-	seen, err := t.survey(ctx)
-	if err != nil {
-		return nil, err
-	}
-	parts, where, err := plan(s, seen, restriction{on: req.GetOn(), replaces: name})
-	if err != nil {
-		return nil, err
-	}
-	epoch, err := t.nextEpoch(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	id, err := t.begin(ctx, store.Start, name, epoch, func(c *store.Cluster) error {
-		c.State, c.Reason, c.Assignments = api.ClusterState_CLUSTER_STATE_STARTING, "", where
-		c.Incarnation++
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	life := t.life(name, epoch)
-	if err := t.clear(ctx, life, seen, parts, p); err != nil {
-		return nil, t.tearDown(life, id, partNodes(parts), asked(ctx, err))
-	}
-	if _, err := t.bringUp(ctx, life, parts, false, p); err != nil {
-		return nil, t.tearDown(life, id, partNodes(parts), asked(ctx, err))
-	}
-	if err := t.end(name, id, settle(api.ClusterState_CLUSTER_STATE_RUNNING, "")); err != nil {
-		return nil, err
-	}
-	t.c.log.Info("cluster runs", "cluster", name, "epoch", epoch, "guests", len(s.Guests), "elapsed", time.Since(begun))
 	return t.clusterEvent(ctx, name)
 }
 
-// clear ends what an earlier life of the cluster may have left, on every node
-// that answers. Where guests are to be made it must succeed; elsewhere a
-// failure is only noted, as agents refuse frames of an older life. A node that
-// does not answer is left alone: a call that reaches it late would end guests
-// of the new life.
-func (t *term) clear(ctx context.Context, life deploy.Life, seen *survey, parts []deploy.Part, p progress) error {
-	p(&api.Event{Step: deploy.StepDestroy})
-	var needed, others []deploy.Node
-	for _, v := range seen.usable() {
-		if slices.ContainsFunc(parts, func(part deploy.Part) bool { return part.Node.Name == v.info.GetName() }) {
-			needed = append(needed, v.node())
-		} else {
-			others = append(others, v.node())
-		}
+func (t *term) starting(req *api.StartClusterRequest, p progress) *raising {
+	return &raising{t: t, kind: store.Start, cluster: req.GetName(), request: req, p: p, begun: time.Now()}
+}
+
+// boot plans, checks and does what a start is asked for.
+func (r *raising) boot(ctx context.Context) error {
+	c, err := r.t.c.store.Cluster(ctx, r.cluster)
+	if err != nil {
+		return err
 	}
-	rest := make(chan error, 1)
-	go func() { rest <- t.c.deployer.Destroy(ctx, life, others) }()
-	err := t.c.deployer.Destroy(ctx, life, needed)
-	if restErr := <-rest; restErr != nil {
-		t.c.log.Warn("an earlier life of the cluster may be left on a node that is not used now",
-			"cluster", life.Cluster, "epoch", life.Epoch, "error", restErr)
+	s, err := specOf(c)
+	if err != nil {
+		return err
 	}
-	return err
+	if r.seen, err = r.t.survey(ctx); err != nil {
+		return err
+	}
+	var tg target
+	on := r.request.(*api.StartClusterRequest).GetOn()
+	if tg.parts, tg.where, err = plan(s, r.seen, restriction{on: on, replaces: r.cluster}); err != nil {
+		return err
+	}
+	if err := r.check(ctx, tg); err != nil {
+		return err
+	}
+	if _, err := r.raise(ctx, tg); err != nil {
+		return err
+	}
+	if err := r.succeed(); err != nil {
+		return err
+	}
+	r.t.c.log.Info("cluster runs", "cluster", r.cluster, "epoch", r.life.Epoch, "guests", len(s.Guests), "elapsed", time.Since(r.begun))
+	return nil
 }
 
 func partNodes(parts []deploy.Part) []deploy.Node {
@@ -179,7 +157,7 @@ func (t *term) stop(ctx context.Context, req *api.StopClusterRequest, p progress
 	if err != nil {
 		return nil, err
 	}
-	id, err := t.begin(ctx, store.Stop, name, 0, func(c *store.Cluster) error {
+	id, err := t.begin(ctx, store.Stop, name, 0, nil, func(c *store.Cluster) error {
 		c.State, c.Reason = api.ClusterState_CLUSTER_STATE_STOPPING, ""
 		return nil
 	})

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"time"
 
 	"fermata/coordinator/deploy"
 	"fermata/coordinator/placement"
@@ -103,13 +102,8 @@ func split(s *spec.Spec, seen *survey, where map[string]string) []deploy.Part {
 func (s *survey) requireUsable(names []string) error {
 	for _, name := range names {
 		v := s.find(name)
-		switch {
-		case v == nil, v.answered:
-		case v.alive:
-			return fault.New(fault.Unavailable, "node %s does not answer", name)
-		default:
-			return fault.New(fault.Unavailable, "node %s has not been heard of since %s",
-				name, time.Unix(0, v.info.GetLastSeenUnixNs()).UTC().Format(time.RFC3339))
+		if v != nil && !v.answered {
+			return fault.New(fault.Unavailable, "node %s %s", name, v.silence())
 		}
 	}
 	return nil

@@ -71,20 +71,47 @@ func (t *term) recoverInBackground(cluster, id string, release func()) {
 }
 
 func (t *term) recoverOperation(ctx context.Context, cluster, id string) error {
+	op, runs, err := t.operation(ctx, cluster, id)
+	if err != nil || !runs {
+		return err
+	}
+	t.c.log.Warn("recovering an operation that was left unfinished", "cluster", cluster, "operation", id, "epoch", op.Epoch)
+	switch op.Kind {
+	case store.Checkpoint:
+		return t.recoverRound(ctx, op)
+	case store.Start:
+		req := &api.StartClusterRequest{}
+		return t.carryOn(ctx, op, req, func(intent) (*raising, func(context.Context) error) {
+			r := t.starting(req, func(*api.Event) {})
+			return r, func(ctx context.Context) error {
+				if err := r.boot(ctx); err != nil {
+					return r.fail(err)
+				}
+				return nil
+			}
+		})
+	case store.Restart:
+		req := &api.RestartRequest{}
+		return t.carryOn(ctx, op, req, func(in intent) (*raising, func(context.Context) error) {
+			r := t.restarting(req, func(*api.Event) {})
+			return &r.raising, func(ctx context.Context) error { return r.redo(ctx, in) }
+		})
+	default:
+		return t.recoverStop(ctx, op)
+	}
+}
+
+// operation finds an operation in the store; runs is false when it has ended.
+func (t *term) operation(ctx context.Context, cluster, id string) (op store.Operation, runs bool, err error) {
 	ops, err := t.c.store.Operations(ctx)
 	if err != nil {
-		return fmt.Errorf("list operations: %w", err)
+		return op, false, fmt.Errorf("list operations: %w", err)
 	}
 	i := slices.IndexFunc(ops, func(op store.Operation) bool { return op.Cluster == cluster && op.ID == id })
 	if i < 0 {
-		return nil // it has ended
+		return op, false, nil
 	}
-	op := ops[i]
-	t.c.log.Warn("recovering an operation that was left unfinished", "cluster", cluster, "operation", id, "epoch", op.Epoch)
-	if op.Kind == store.Checkpoint {
-		return t.recoverRound(ctx, op)
-	}
-	return t.recoverLife(ctx, op)
+	return ops[i], true, nil
 }
 
 // recoverRound brings a round that was left in flight to an outcome: aborted,
@@ -129,9 +156,13 @@ func (t *term) recoverRound(ctx context.Context, op store.Operation) error {
 	return nil
 }
 
-// recoverLife ends the guests of a start, stop or restart that was left half
-// way: which of them were made, and which run, nobody knows.
-func (t *term) recoverLife(ctx context.Context, op store.Operation) error {
+// recoverStop ends what a stop that was interrupted has left.
+func (t *term) recoverStop(ctx context.Context, op store.Operation) error {
+	return t.endInterrupted(ctx, op, "")
+}
+
+// endInterrupted ends the guests of an operation that nobody can carry on.
+func (t *term) endInterrupted(ctx context.Context, op store.Operation, why string) error {
 	c, err := t.c.store.Cluster(ctx, op.Cluster)
 	if err != nil {
 		return err
@@ -141,10 +172,10 @@ func (t *term) recoverLife(ctx context.Context, op store.Operation) error {
 		return errors.Join(context.Cause(ctx), err)
 	}
 	state := api.ClusterState_CLUSTER_STATE_STOPPED
-	reason := fmt.Sprintf("%s was interrupted: its coordinator was lost; the guests were ended", op.Kind)
+	reason := fmt.Sprintf("%s was interrupted: its coordinator was lost%s; the guests were ended", op.Kind, why)
 	if err != nil {
 		state = api.ClusterState_CLUSTER_STATE_BROKEN
-		reason = fmt.Sprintf("%s was interrupted: its coordinator was lost; ending the guests: %s", op.Kind, err)
+		reason = fmt.Sprintf("%s was interrupted: its coordinator was lost%s; ending the guests: %s", op.Kind, why, err)
 	}
 	return t.end(op.Cluster, op.ID, settle(state, reason))
 }

@@ -10,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"fermata/coordinator/deploy"
 	"fermata/coordinator/record"
 	"fermata/coordinator/spec"
 	"fermata/coordinator/store"
@@ -21,13 +20,8 @@ import (
 
 // restart is one restart while it is made.
 type restart struct {
-	t     *term
-	req   *api.RestartRequest
-	p     progress
-	begun time.Time
-	seen  *survey
-
-	op      string   // of the operation in the store; empty: not begun
+	raising
+	req     *api.RestartRequest
 	skipped []string // newer checkpoints found damaged
 }
 
@@ -35,8 +29,7 @@ type restart struct {
 type source struct {
 	manifest *manifest.Manifest
 	spec     *spec.Spec
-	parts    []deploy.Part
-	where    map[string]string // guest to node
+	target   target
 }
 
 // restart puts a cluster back from a checkpoint. It needs nothing but the
@@ -57,18 +50,32 @@ func (t *term) restart(ctx context.Context, req *api.RestartRequest, p progress)
 		return nil, err
 	}
 	defer release()
-	r := &restart{t: t, req: req, p: p, begun: time.Now()}
-	report, err := r.run(ctx, epoch)
+	report, err := t.restarting(req, p).run(ctx, epoch, 0)
 	if err != nil {
 		return nil, err
 	}
 	return &api.Event{Result: &api.Event_Restart{Restart: report}}, nil
 }
 
+func (t *term) restarting(req *api.RestartRequest, p progress) *restart {
+	return &restart{req: req, raising: raising{
+		t: t, kind: store.Restart, cluster: req.GetCluster(), request: req, stepClock: req.GetStepClock(), p: p, begun: time.Now(),
+	}}
+}
+
 // run tries the checkpoint of an epoch or, when that is zero, all of them from
-// the newest on, until one proves intact.
-func (r *restart) run(ctx context.Context, epoch uint64) (*api.RestartReport, error) {
-	candidates, err := r.candidates(ctx, epoch)
+// the newest on, until one proves intact. Of several it leaves out those newer than
+// newest, unless that is zero.
+func (r *restart) run(ctx context.Context, epoch, newest uint64) (*api.RestartReport, error) {
+	report, err := r.attempt(ctx, epoch, newest)
+	if err != nil {
+		return nil, r.fail(asked(ctx, err))
+	}
+	return report, nil
+}
+
+func (r *restart) attempt(ctx context.Context, epoch, newest uint64) (*api.RestartReport, error) {
+	candidates, err := r.candidates(ctx, epoch, newest)
 	if err != nil {
 		return nil, err
 	}
@@ -85,7 +92,7 @@ func (r *restart) run(ctx context.Context, epoch uint64) (*api.RestartReport, er
 			return report, nil
 		}
 		if epoch != 0 || fault.ClassOf(err) != fault.Corrupt || ctx.Err() != nil {
-			return nil, r.giveUp(asked(ctx, err))
+			return nil, r.withSkipped(err)
 		}
 		id := record.ID(r.req.GetCluster(), candidate)
 		r.skipped = append(r.skipped, fmt.Sprintf("%s: %s", id, oneLine(err)))
@@ -93,11 +100,19 @@ func (r *restart) run(ctx context.Context, epoch uint64) (*api.RestartReport, er
 		r.p(&api.Event{Step: string(store.Restart), Text: fmt.Sprintf("%s is damaged, going on with the one before: %s", id, oneLine(err))})
 		lastDamage = err
 	}
-	return nil, r.giveUp(fault.Wrap(fault.Corrupt, lastDamage, "no intact checkpoint of cluster %s among %d", r.req.GetCluster(), len(candidates)))
+	return nil, r.withSkipped(fault.Wrap(fault.Corrupt, lastDamage, "no intact checkpoint of cluster %s among %d", r.req.GetCluster(), len(candidates)))
+}
+
+// withSkipped adds to an error the checkpoints that were passed over before it.
+func (r *restart) withSkipped(err error) error {
+	if len(r.skipped) == 0 {
+		return err
+	}
+	return fmt.Errorf("%w (damaged and skipped: %s)", err, strings.Join(r.skipped, "; "))
 }
 
 // candidates lists the epochs to try, in order.
-func (r *restart) candidates(ctx context.Context, epoch uint64) ([]uint64, error) {
+func (r *restart) candidates(ctx context.Context, epoch, newest uint64) ([]uint64, error) {
 	if epoch != 0 {
 		return []uint64{epoch}, nil
 	}
@@ -110,7 +125,9 @@ func (r *restart) candidates(ctx context.Context, epoch uint64) ([]uint64, error
 	}
 	var epochs []uint64
 	for _, e := range entries {
-		epochs = append(epochs, e.Epoch)
+		if newest == 0 || e.Epoch <= newest {
+			epochs = append(epochs, e.Epoch)
+		}
 	}
 	slices.SortFunc(epochs, func(a, b uint64) int { return cmp.Compare(b, a) })
 	return epochs, nil
@@ -120,7 +137,7 @@ func (r *restart) candidates(ctx context.Context, epoch uint64) ([]uint64, error
 // counts is what the nodes say: the store may know nothing of a cluster that
 // runs, and may believe in one whose guests are long dead.
 func (r *restart) checkIdle(ctx context.Context) error {
-	if r.req.GetRollback() {
+	if r.req.GetRollback() || r.op != "" {
 		return nil
 	}
 	name := r.req.GetCluster()
@@ -132,8 +149,7 @@ func (r *restart) checkIdle(ctx context.Context) error {
 		return err
 	}
 	for _, g := range r.seen.guests(name) {
-		switch g.GetState() {
-		case api.GuestState_GUEST_STATE_RUNNING, api.GuestState_GUEST_STATE_PAUSED, api.GuestState_GUEST_STATE_UNKNOWN:
+		if mayRun(g) {
 			return fault.New(fault.Busy, "cluster %s is running (guest %s on node %s); use rollback", name, g.GetName(), g.GetNode())
 		}
 	}
@@ -145,6 +161,10 @@ func (r *restart) checkIdle(ctx context.Context) error {
 	return nil
 }
 
+// maxRaises is how often a restart is tried that has ended guests and then met a node
+// that was lost: the others may have room.
+const maxRaises = 3
+
 // try restarts from one checkpoint. On an error of class corrupt nothing of the
 // attempt is left on the nodes, and another may follow.
 func (r *restart) try(ctx context.Context, epoch uint64) (*api.RestartReport, error) {
@@ -152,38 +172,58 @@ func (r *restart) try(ctx context.Context, epoch uint64) (*api.RestartReport, er
 	if err != nil {
 		return nil, err
 	}
-	report := &api.RestartReport{
-		CheckpointId: record.ID(r.req.GetCluster(), epoch), DryRun: r.req.GetDryRun(), Skipped: r.skipped, Plan: assignments(src),
+	if err := r.check(ctx, src.target); err != nil {
+		return nil, fmt.Errorf("restart from %s: %w", record.ID(r.cluster, epoch), err)
 	}
 	if r.req.GetDryRun() {
-		return report, nil
+		return r.report(src), nil
 	}
-	if err := r.claim(ctx, src); err != nil {
+	if err := r.fitRecord(ctx, src); err != nil {
 		return nil, err
 	}
-	life, err := r.life(ctx)
+	up, err := r.raise(ctx, src.target)
+	for n := 1; n < maxRaises && isUncertain(err) && r.replaces() && r.t.ctx.Err() == nil; n++ {
+		again, lookErr := r.lookAgain(epoch)
+		if lookErr != nil {
+			return nil, errors.Join(err, lookErr)
+		}
+		r.t.c.log.Warn("restart begins again after its guests were ended", "cluster", r.cluster, "checkpoint", record.ID(r.cluster, epoch), "error", err)
+		src = again
+		up, err = r.raise(r.t.ctx, src.target)
+	}
 	if err != nil {
-		return nil, err
-	}
-	if err := r.t.clear(ctx, life, r.seen, src.parts, r.p); err != nil {
-		return nil, err
-	}
-	up, err := r.t.bringUp(ctx, life, src.parts, r.req.GetStepClock(), r.p)
-	if err != nil {
-		err = fmt.Errorf("restart from %s: %w", report.GetCheckpointId(), err)
-		if fault.ClassOf(err) == fault.Corrupt {
-			err = errors.Join(err, r.t.c.deployer.Destroy(r.t.ctx, life, partNodes(src.parts)))
+		err = fmt.Errorf("restart from %s: %w", record.ID(r.cluster, epoch), err)
+		if fault.ClassOf(err) == fault.Corrupt && r.op != "" {
+			err = errors.Join(err, r.t.c.deployer.Destroy(r.t.ctx, r.life, partNodes(src.target.parts)))
 		}
 		return nil, err
 	}
-	report.RestartUs, report.FramesInjected = uint64(time.Since(r.begun).Microseconds()), up.framesInjected
-	report.ClockStepped, report.ClockNotStepped = r.req.GetStepClock(), up.clockNotStepped
-	if err := r.t.end(life.Cluster, r.op, settle(api.ClusterState_CLUSTER_STATE_RUNNING, "")); err != nil {
+	if err := r.succeed(); err != nil {
 		return nil, err
 	}
-	r.t.c.log.Info("cluster restarted", "cluster", life.Cluster, "epoch", life.Epoch, "checkpoint", report.CheckpointId,
+	report := r.report(src)
+	report.RestartUs, report.FramesInjected = uint64(time.Since(r.begun).Microseconds()), up.framesInjected
+	report.ClockStepped, report.ClockNotStepped = r.stepClock, up.clockNotStepped
+	r.t.c.log.Info("cluster restarted", "cluster", r.cluster, "epoch", r.life.Epoch, "checkpoint", report.CheckpointId,
 		"frames-injected", up.framesInjected, "elapsed", time.Since(r.begun))
 	return report, nil
+}
+
+func (r *restart) report(src *source) *api.RestartReport {
+	return &api.RestartReport{
+		CheckpointId: record.ID(r.cluster, src.target.checkpoint), DryRun: r.req.GetDryRun(),
+		Skipped: r.skipped, Plan: assignments(src), NotEnded: r.notEnded,
+	}
+}
+
+// lookAgain plans anew with the nodes that answer now.
+func (r *restart) lookAgain(epoch uint64) (src *source, err error) {
+	seen, err := r.t.survey(r.t.ctx)
+	if err != nil {
+		return nil, err
+	}
+	r.seen = seen
+	return r.inspect(r.t.ctx, epoch)
 }
 
 // inspect looks at what is cheap to see of a checkpoint, and plans. It changes
@@ -204,7 +244,8 @@ func (r *restart) inspect(ctx context.Context, epoch uint64) (*source, error) {
 	if err := r.checkClocks(s); err != nil {
 		return nil, err
 	}
-	parts, where, err := plan(s, r.seen, restriction{on: r.req.GetOn(), nodes: r.req.GetNodes(), replaces: name})
+	tg := target{checkpoint: epoch}
+	tg.parts, tg.where, err = plan(s, r.seen, restriction{on: r.req.GetOn(), nodes: r.req.GetNodes(), replaces: name})
 	if err != nil {
 		return nil, err
 	}
@@ -212,17 +253,17 @@ func (r *restart) inspect(ctx context.Context, epoch uint64) (*source, error) {
 	for _, g := range m.Guests {
 		images[g.Name] = record.Image(g)
 	}
-	for i := range parts {
-		for _, g := range parts[i].Guests {
+	for i := range tg.parts {
+		for _, g := range tg.parts[i].Guests {
 			image := images[g.GetName()]
 			if image == nil {
 				return nil, fault.New(fault.Corrupt, "checkpoint %s has no image of guest %s", record.ID(name, epoch), g.GetName())
 			}
-			parts[i].Images = append(parts[i].Images, image)
+			tg.parts[i].Images = append(tg.parts[i].Images, image)
 		}
-		parts[i].Packs = m.Packs
+		tg.parts[i].Packs = m.Packs
 	}
-	return &source{manifest: m, spec: s, parts: parts, where: where}, nil
+	return &source{manifest: m, spec: s, target: tg}, nil
 }
 
 // checkClocks refuses to step clocks of guests that cannot be told.
@@ -260,77 +301,38 @@ func (r *restart) checkMachines(ctx context.Context, then *spec.Spec) error {
 	return sameMachines(now, then)
 }
 
-// claim makes the cluster's record fit the checkpoint and begins the operation.
-func (r *restart) claim(ctx context.Context, src *source) error {
-	name := r.req.GetCluster()
-	c, err := r.t.c.store.Cluster(ctx, name)
+// fitRecord makes the cluster's record fit the checkpoint.
+func (r *restart) fitRecord(ctx context.Context, src *source) error {
+	c, err := r.t.c.store.Cluster(ctx, r.cluster)
 	known := err == nil
 	switch {
 	case err != nil && !errors.Is(err, store.ErrNotFound):
 		return err
-	case known && r.op != "" && bytes.Equal(c.Spec, src.manifest.Spec):
-		return r.t.surely(ctx, func(ctx context.Context) error {
-			return r.t.c.store.UpdateCluster(ctx, r.t.fence, name, func(c *store.Cluster) error {
-				c.Assignments = src.where
-				return nil
-			})
-		})
-	case known && r.op != "":
+	case known && bytes.Equal(c.Spec, src.manifest.Spec):
+		return nil
+	case !known:
+		c.Created = time.Now()
+		return r.t.storeCluster(ctx, r.cluster, src.manifest.Spec, c.Created)
+	}
+	if r.op != "" {
 		// An older checkpoint of a cluster that had another specification.
-		if err := r.t.end(name, r.op, settle(api.ClusterState_CLUSTER_STATE_STOPPED, "")); err != nil {
+		if err := r.t.end(r.cluster, r.op, settle(api.ClusterState_CLUSTER_STATE_STOPPED, "")); err != nil {
 			return err
 		}
 		r.op = ""
 	}
-	if known && !bytes.Equal(c.Spec, src.manifest.Spec) {
-		r.t.c.log.Warn("the cluster's specification becomes that of the checkpoint", "cluster", name, "epoch", src.manifest.Epoch)
-		if err := r.t.surely(ctx, func(ctx context.Context) error { return r.t.c.store.DeleteCluster(ctx, r.t.fence, name) }); err != nil {
-			return err
-		}
+	r.t.c.log.Warn("the cluster's specification becomes that of the checkpoint", "cluster", r.cluster, "epoch", src.manifest.Epoch)
+	if err := r.t.surely(ctx, func(ctx context.Context) error { return r.t.c.store.DeleteCluster(ctx, r.t.fence, r.cluster) }); err != nil {
+		return err
 	}
-	if !known || !bytes.Equal(c.Spec, src.manifest.Spec) {
-		if !known {
-			c.Created = time.Now()
-		}
-		if err := r.t.storeCluster(ctx, name, src.manifest.Spec, c.Created); err != nil {
-			return err
-		}
-	}
-	r.op, err = r.t.begin(ctx, store.Restart, name, src.manifest.Epoch, func(c *store.Cluster) error {
-		c.State, c.Reason, c.Assignments = api.ClusterState_CLUSTER_STATE_STARTING, "", src.where
-		c.Incarnation++
-		return nil
-	})
-	return err
-}
-
-// life draws the epoch in which the guests are restored.
-func (r *restart) life(ctx context.Context) (deploy.Life, error) {
-	epoch, err := r.t.nextEpoch(ctx, r.req.GetCluster())
-	return r.t.life(r.req.GetCluster(), epoch), err
-}
-
-// giveUp ends a restart that failed. Before the operation began nothing has
-// been touched; afterwards nothing is left to run by half.
-func (r *restart) giveUp(cause error) error {
-	if len(r.skipped) > 0 {
-		cause = fmt.Errorf("%w (damaged and skipped: %s)", cause, strings.Join(r.skipped, "; "))
-	}
-	if r.op == "" {
-		return cause
-	}
-	c, err := r.t.c.store.Cluster(r.t.ctx, r.req.GetCluster())
-	if err != nil {
-		return errors.Join(cause, err)
-	}
-	return r.t.tearDown(r.t.life(c.Name, c.Epoch), r.op, nodesOf(r.seen.usable()), cause)
+	return r.t.storeCluster(ctx, r.cluster, src.manifest.Spec, c.Created)
 }
 
 func assignments(src *source) []*api.Assignment {
 	var plan []*api.Assignment
 	for _, g := range src.spec.GuestSpecs() {
 		plan = append(plan, &api.Assignment{
-			Guest: g.GetName(), Node: src.where[g.GetName()], MemoryBytes: g.GetMemoryBytes(), Vcpus: g.GetVcpus(),
+			Guest: g.GetName(), Node: src.target.where[g.GetName()], MemoryBytes: g.GetMemoryBytes(), Vcpus: g.GetVcpus(),
 		})
 	}
 	return plan

@@ -29,6 +29,14 @@ type nodeView struct {
 
 func (v *nodeView) node() deploy.Node { return nodeOf(v.info) }
 
+// silence says in words that the node does not answer, and since when.
+func (v *nodeView) silence() string {
+	if v.alive {
+		return "does not answer"
+	}
+	return "has not been heard of since " + time.Unix(0, v.info.GetLastSeenUnixNs()).UTC().Format(time.RFC3339)
+}
+
 // survey asks every node that is alive for its present state. A node that does
 // not answer is in the result, as registered.
 func (t *term) survey(ctx context.Context) (*survey, error) {
@@ -138,6 +146,9 @@ func (s *survey) named(names []string) ([]*nodeView, error) {
 // guests returns what the nodes that answered say of the cluster's guests.
 func (s *survey) guests(cluster string) []*api.GuestStatus {
 	var out []*api.GuestStatus
+	if s == nil {
+		return nil
+	}
 	for _, v := range s.nodes {
 		if !v.answered {
 			continue

@@ -70,16 +70,32 @@ func (t *term) life(cluster string, epoch uint64) deploy.Life {
 	return deploy.Life{Cluster: cluster, Epoch: epoch, Fence: t.fence.API()}
 }
 
-// nextEpoch draws a number that neither the store nor the repository has seen:
-// a store that was lost and made anew must not use an epoch twice.
-func (t *term) nextEpoch(ctx context.Context, cluster string) (uint64, error) {
+// unusedEpoch is an epoch that neither the repository nor a guest of the survey (nil: none)
+// has seen. The store may have seen it.
+func (t *term) unusedEpoch(ctx context.Context, cluster string, seen *survey) (uint64, error) {
 	last, err := t.c.repo.LastEpoch(ctx, cluster)
 	if err != nil {
 		return 0, fmt.Errorf("last epoch of cluster %s in the repository: %w", cluster, RepositoryFault(err))
 	}
+	for _, g := range seen.guests(cluster) {
+		last = max(last, g.GetEpoch())
+	}
+	if err := store.CheckEpoch(cluster, last); err != nil {
+		return 0, fmt.Errorf("draw epoch of cluster %s: %w", cluster, err)
+	}
+	return last + 1, nil
+}
+
+// nextEpoch draws an epoch that neither the store nor the repository nor a guest of the
+// survey has seen: a store that was lost and made anew must not use an epoch twice.
+func (t *term) nextEpoch(ctx context.Context, cluster string, seen *survey) (uint64, error) {
+	unused, err := t.unusedEpoch(ctx, cluster, seen)
+	if err != nil {
+		return 0, err
+	}
 	var epoch uint64
 	err = t.surely(ctx, func(ctx context.Context) (err error) {
-		epoch, err = t.c.store.NextEpoch(ctx, t.fence, cluster, last+1)
+		epoch, err = t.c.store.NextEpoch(ctx, t.fence, cluster, unused)
 		return err
 	})
 	if err != nil {
@@ -105,15 +121,15 @@ func (t *term) surely(ctx context.Context, write func(context.Context) error) er
 	}
 }
 
-// begin records that an operation runs. change, which may be nil, is made to
-// the cluster's record at the same time.
-func (t *term) begin(ctx context.Context, kind store.Kind, cluster string, epoch uint64, change func(*store.Cluster) error) (id string, err error) {
+// begin records that an operation runs. phase, which may be nil, is what a successor needs
+// to carry it on; change, which may be nil, is made to the cluster's record at the same time.
+func (t *term) begin(ctx context.Context, kind store.Kind, cluster string, epoch uint64, phase []byte, change func(*store.Cluster) error) (id string, err error) {
 	random := make([]byte, 8)
 	if _, err := rand.Read(random); err != nil {
 		return "", fmt.Errorf("name the operation: %w", err)
 	}
 	id = fmt.Sprintf("%s-%s", kind, hex.EncodeToString(random))
-	op := store.Operation{ID: id, Kind: kind, Cluster: cluster, Epoch: epoch, Started: time.Now()}
+	op := store.Operation{ID: id, Kind: kind, Cluster: cluster, Epoch: epoch, Phase: phase, Started: time.Now()}
 	err = t.surely(ctx, func(ctx context.Context) error { return t.c.store.BeginOperation(ctx, t.fence, op, change) })
 	if err != nil {
 		return "", fmt.Errorf("begin %s: %w", kind, err)

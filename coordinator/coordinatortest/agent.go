@@ -292,6 +292,7 @@ func (a *Agent) info() *api.NodeInfo {
 			spec := c.guests[g].spec
 			info.Guests = append(info.Guests, &api.GuestStatus{
 				Cluster: name, Name: g, Node: a.cfg.Name, State: state, MemoryBytes: spec.GetMemoryBytes(), Vcpus: spec.GetVcpus(), Pid: 1,
+				Epoch: c.epoch,
 			})
 		}
 	}
@@ -304,9 +305,17 @@ func (a *Agent) info() *api.NodeInfo {
 func (a *Agent) used() uint64 {
 	var sum uint64
 	for _, c := range a.clusters {
-		for _, g := range c.guests {
-			sum += g.spec.GetMemoryBytes()
-		}
+		sum += c.memory()
+	}
+	return sum
+}
+
+// memory is what the cluster's guests have.
+//
+// Preconditions: the agent's mu is held.
+func (c *cluster) memory() (sum uint64) {
+	for _, g := range c.guests {
+		sum += g.spec.GetMemoryBytes()
 	}
 	return sum
 }

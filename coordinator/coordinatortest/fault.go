@@ -15,6 +15,7 @@ type Call string
 // The calls.
 const (
 	Describe   Call = "Describe"
+	Check      Call = "CheckGuests"
 	Create     Call = "CreateGuests"
 	StepClocks Call = "StepClocks"
 	Release    Call = "ReleaseGuests"

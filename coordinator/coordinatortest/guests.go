@@ -65,6 +65,59 @@ func (a *Agent) Describe(ctx context.Context, _ *api.DescribeRequest) (info *api
 	return info, err
 }
 
+// CheckGuests implements api.NodeServer. It finds what making the guests would, but for
+// damaged bytes, which it looks for only on request.
+func (a *Agent) CheckGuests(req *api.CheckGuestsRequest, stream grpc.ServerStreamingServer[api.CheckGuestsUpdate]) error {
+	return a.meet(stream.Context(), Check, func() error {
+		create := req.GetCreate()
+		a.mu.Lock()
+		free := a.cfg.MemoryBytes - a.used()
+		if c := a.clusters[create.GetCluster()]; c != nil {
+			free += c.memory()
+		}
+		a.mu.Unlock()
+		for _, spec := range create.GetGuests() {
+			if spec.GetMemoryBytes() > free {
+				return fault.New(fault.NoSpace, "guest %s of cluster %s does not fit", spec.GetName(), create.GetCluster())
+			}
+			free -= spec.GetMemoryBytes()
+		}
+		if err := a.checkImages(stream.Context(), req); err != nil {
+			return err
+		}
+		return stream.Send(&api.CheckGuestsUpdate{Checked: true})
+	})
+}
+
+func (a *Agent) checkImages(ctx context.Context, req *api.CheckGuestsRequest) error {
+	create := req.GetCreate()
+	if len(create.GetImages()) == 0 {
+		return nil
+	}
+	if req.GetReadData() {
+		_, err := a.makeGuests(ctx, create)
+		return err
+	}
+	if err := a.repo.Refresh(ctx); err != nil {
+		return class(err)
+	}
+	reader, err := a.repo.NewReader(ctx, create.GetPacks())
+	if err != nil {
+		return class(err)
+	}
+	for i, image := range create.GetImages() {
+		if err := compatible(create.GetGuests()[i], image); err != nil {
+			return err
+		}
+		for _, o := range image.GetObjects() {
+			if _, err := reader.UniquePages(ctx, []repository.Ref{refOf(o)}); err != nil {
+				return class(err)
+			}
+		}
+	}
+	return nil
+}
+
 // CreateGuests implements api.NodeServer.
 func (a *Agent) CreateGuests(req *api.CreateGuestsRequest, stream grpc.ServerStreamingServer[api.CreateGuestsUpdate]) error {
 	return a.meet(stream.Context(), Create, func() error {
@@ -137,17 +190,28 @@ func (a *Agent) makeGuests(ctx context.Context, req *api.CreateGuestsRequest) (m
 	return made, nil
 }
 
-func (g *guest) restore(ctx context.Context, reader *repository.Reader, image *api.GuestImage) error {
+// compatible refuses an image of another machine.
+func compatible(spec *api.GuestSpec, image *api.GuestImage) error {
 	var was, is any
-	if err := errors.Join(json.Unmarshal(image.GetMachine(), &was), json.Unmarshal(machine(g.spec), &is)); err != nil {
-		return fault.Wrap(fault.Invalid, err, "machine of guest %s", g.spec.GetName())
+	if err := errors.Join(json.Unmarshal(image.GetMachine(), &was), json.Unmarshal(machine(spec), &is)); err != nil {
+		return fault.Wrap(fault.Invalid, err, "machine of guest %s", spec.GetName())
 	}
-	if image.GetGuest() != g.spec.GetName() || !jsonEqual(was, is) {
-		return fault.New(fault.Mismatch, "guest %s: machine was %s, is %s", g.spec.GetName(), image.GetMachine(), machine(g.spec))
+	if image.GetGuest() != spec.GetName() || !jsonEqual(was, is) {
+		return fault.New(fault.Mismatch, "guest %s: machine was %s, is %s", spec.GetName(), image.GetMachine(), machine(spec))
+	}
+	return nil
+}
+
+func refOf(o *api.ImageObject) repository.Ref {
+	return repository.Ref{ID: object.ID(o.GetId()), Size: int64(o.GetSizeBytes())}
+}
+
+func (g *guest) restore(ctx context.Context, reader *repository.Reader, image *api.GuestImage) error {
+	if err := compatible(g.spec, image); err != nil {
+		return err
 	}
 	for _, o := range image.GetObjects() {
-		ref := repository.Ref{ID: object.ID(o.GetId()), Size: int64(o.GetSizeBytes())}
-		data, err := reader.ReadBytes(ctx, ref, MemoryBytes)
+		data, err := reader.ReadBytes(ctx, refOf(o), MemoryBytes)
 		if err != nil {
 			return class(err)
 		}

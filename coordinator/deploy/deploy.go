@@ -1,6 +1,6 @@
 // Package deploy puts the guests of one cluster on nodes, lets them run
-// together and ends them: the four calls of the Node service that are no part
-// of a round, each made on many nodes at once.
+// together and ends them: the calls of the Node service that are no part of a
+// round, each made on many nodes at once.
 //
 // It decides nothing: where guests go, and what happens after a failure, is
 // the caller's business. Every call is bounded and idempotent, and an error
@@ -28,6 +28,7 @@ import (
 
 // The steps, as they are called in events, logs and errors.
 const (
+	StepCheck   = "check-guests"
 	StepCreate  = "create-guests"
 	StepClocks  = "step-clocks"
 	StepRelease = "release-guests"
@@ -132,10 +133,7 @@ func (d *Deployer) createOn(ctx context.Context, life Life, p Part, peers []*api
 	if err != nil {
 		return 0, err
 	}
-	req := &api.CreateGuestsRequest{
-		Fence: life.Fence, Cluster: life.Cluster, Epoch: life.Epoch,
-		Guests: p.Guests, Peers: peers, Images: p.Images, Packs: p.Packs, Uplinks: p.Uplinks,
-	}
+	req := requestFor(life, p, peers)
 	created := make(map[string]bool, len(p.Guests))
 	frames := make(map[string]uint64, len(p.Guests)) // a stream opened again repeats itself
 	err = nodeconn.Follow(ctx, d.cfg.Create, func(ctx context.Context) (grpc.ServerStreamingClient[api.CreateGuestsUpdate], error) {
@@ -158,6 +156,14 @@ func (d *Deployer) createOn(ctx context.Context, life Life, p Part, peers []*api
 		injected += frames[spec.GetName()]
 	}
 	return injected, nil
+}
+
+// requestFor is what a node is asked to make.
+func requestFor(life Life, p Part, peers []*api.Peer) *api.CreateGuestsRequest {
+	return &api.CreateGuestsRequest{
+		Fence: life.Fence, Cluster: life.Cluster, Epoch: life.Epoch,
+		Guests: p.Guests, Peers: peers, Images: p.Images, Packs: p.Packs, Uplinks: p.Uplinks,
+	}
 }
 
 // peersOf lists the other nodes with guests of the cluster, and their NICs.
@@ -226,8 +232,23 @@ func (d *Deployer) Destroy(ctx context.Context, life Life, nodes []Node) error {
 	})
 }
 
+// DestroyEach is Destroy with the error of each node, in the order of nodes.
+func (d *Deployer) DestroyEach(ctx context.Context, life Life, nodes []Node) []error {
+	errs := make([]error, len(nodes))
+	var wg sync.WaitGroup
+	for i, n := range nodes {
+		wg.Go(func() { errs[i] = d.Destroy(ctx, life, []Node{n}) })
+	}
+	wg.Wait()
+	return errs
+}
+
 // onEach calls every node at once and joins the errors in the order of nodes.
 func (d *Deployer) onEach(life Life, nodes []Node, step string, call func(api.NodeClient) error) error {
+	return d.onEachNode(life, nodes, step, func(_ Node, client api.NodeClient) error { return call(client) })
+}
+
+func (d *Deployer) onEachNode(life Life, nodes []Node, step string, call func(Node, api.NodeClient) error) error {
 	errs := make([]error, len(nodes))
 	var wg sync.WaitGroup
 	for i, n := range nodes {
@@ -237,7 +258,7 @@ func (d *Deployer) onEach(life Life, nodes []Node, step string, call func(api.No
 				if err != nil {
 					return err
 				}
-				return call(client)
+				return call(n, client)
 			})
 		})
 	}

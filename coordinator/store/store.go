@@ -52,7 +52,10 @@ type Cluster struct {
 	Reason      string            // of a broken state
 	Incarnation uint64            // counts starts and restarts
 	Assignments map[string]string // guest to node
-	Epoch       uint64            // last used; changed by NextEpoch alone
+	// Life is the epoch in which the present life of the guests began: guests of an older
+	// one are leftovers. 0: nobody has started the cluster.
+	Life  uint64
+	Epoch uint64 // last used; changed by NextEpoch alone
 }
 
 // Kind is what an operation does.

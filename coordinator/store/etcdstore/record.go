@@ -26,6 +26,7 @@ type clusterRecord struct {
 	Reason      string            `json:"reason,omitempty"`
 	Incarnation uint64            `json:"incarnation"`
 	Assignments map[string]string `json:"assignments,omitempty"`
+	Life        uint64            `json:"life,omitempty"`
 }
 
 type operationRecord struct {
@@ -75,6 +76,7 @@ func encodeCluster(c store.Cluster) (string, error) {
 		Reason:      c.Reason,
 		Incarnation: c.Incarnation,
 		Assignments: c.Assignments,
+		Life:        c.Life,
 	})
 }
 
@@ -96,6 +98,7 @@ func decodeCluster(name string, kv, spec, epoch *mvccpb.KeyValue) (store.Cluster
 		Reason:      r.Reason,
 		Incarnation: r.Incarnation,
 		Assignments: r.Assignments,
+		Life:        r.Life,
 	}
 	if spec != nil {
 		c.Spec = spec.Value
