@@ -57,9 +57,7 @@ func (c Config) arguments() []string {
 			args = append(args, "-append", c.Cmdline)
 		}
 	}
-	for i, d := range c.Disks {
-		args = append(args, "-blockdev", d.blockdev(i))
-	}
+	args = append(args, c.diskArguments()...)
 	for i, n := range c.NICs {
 		backend := "dgram,id=%s,local.type=fd,local.str=%d"
 		if n.TAP {
@@ -144,21 +142,6 @@ func (c Config) memoryObject() string {
 		"size":     c.MemoryBytes,
 		"mem-path": c.memoryPath(),
 		"share":    true,
-	})
-}
-
-func (d Disk) blockdev(i int) string {
-	return jsonArgument(map[string]any{
-		"driver":    string(d.Format),
-		"node-name": blockNode(i),
-		"read-only": d.ReadOnly,
-		"discard":   "unmap",
-		"file": map[string]any{
-			"driver":    "file",
-			"filename":  d.Path,
-			"read-only": d.ReadOnly,
-			"discard":   "unmap",
-		},
 	})
 }
 

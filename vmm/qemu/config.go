@@ -115,6 +115,23 @@ type Disk struct {
 	Path     string     `json:"path"`
 	Format   DiskFormat `json:"format"`
 	ReadOnly bool       `json:"read_only,omitempty"`
+
+	// Backing is the image that holds what Path, an overlay, does not. QEMU reads it
+	// instead of the file that the overlay's header names; nil: the header must name none.
+	Backing *Image `json:"backing,omitempty"`
+
+	// File is Path as the caller has opened it: for reading if ReadOnly, else for
+	// reading and writing. It stays the caller's. Optional: without it Launch opens Path.
+	File *os.File `json:"-"`
+}
+
+// Image is a read-only layer below a disk's.
+type Image struct {
+	Path    string     `json:"path"`
+	Format  DiskFormat `json:"format"`
+	Backing *Image     `json:"backing,omitempty"`
+
+	File *os.File `json:"-"` // as Disk.File, open for reading
 }
 
 // NIC is a virtio-net card. Its place on the bus is its place in Config.NICs.

@@ -12,7 +12,7 @@ func goodConfig() Config {
 		Name: "a1", Accel: TCG, Machine: "pc-q35-7.2", CPU: "qemu64", MemoryBytes: 64 * mib, VCPUs: 2,
 		Kernel: "/boot/vm,linuz", Initrd: "/boot/initrd", Cmdline: "console=ttyS0 quiet",
 		Disks: []Disk{
-			{Name: "root", Path: "/disks/root, the first.qcow2", Format: QCOW2},
+			{Name: "root", Path: "/disks/root, the first.qcow2", Format: QCOW2, Backing: &Image{Path: "/disks/base", Format: Raw}},
 			{Name: "data", Path: "/disks/data.img", Format: Raw, ReadOnly: true},
 		},
 		NICs: []NIC{{Name: "eth0", MAC: "02:00:00:00:00:0A"}, {Name: "eth1", MAC: "02:00:00:00:00:0b", MTU: 9000}},
@@ -47,6 +47,10 @@ func TestConfig_Validate(t *testing.T) {
 		{"disk format", func(c *Config) { c.Disks[0].Format = "vmdk" }, "disk root: format"},
 		{"disk twice", func(c *Config) { c.Disks[1].Name = "root" }, `name "root" is taken`},
 		{"disk path", func(c *Config) { c.Disks[1].Path = "data.img" }, "disk data: path"},
+		{"backing of a raw disk", func(c *Config) { c.Disks[1].Backing = &Image{Path: "/a", Format: Raw} }, "disk data: format"},
+		{"backing of a raw image", func(c *Config) { c.Disks[0].Backing.Backing = &Image{Path: "/a", Format: Raw} }, "backing image /disks/base: format"},
+		{"backing format", func(c *Config) { c.Disks[0].Backing.Format = "" }, "backing image /disks/base: format"},
+		{"backing without end", func(c *Config) { b := &Image{Path: "/a", Format: QCOW2}; b.Backing = b; c.Disks[0].Backing = b }, "more than 16"},
 		{"card twice", func(c *Config) { c.NICs[1].Name = "eth0" }, `name "eth0" is taken`},
 		{"address twice", func(c *Config) { c.NICs[1].MAC = "02:00:00:00:00:0a" }, "02:00:00:00:00:0a is taken"},
 		{"group address", func(c *Config) { c.NICs[0].MAC = "03:00:00:00:00:00" }, "no unicast"},
@@ -100,7 +104,17 @@ func TestConfig_Arguments(t *testing.T) {
 		"-global\nICH9-LPC.disable_s3=1",
 		"file,id=console,append=on,path=/run/fermata/a,,1/console.log",
 		"-kernel\n/boot/vm,linuz\n-initrd\n/boot/initrd\n-append\nconsole=ttyS0 quiet",
-		`"filename":"/disks/root, the first.qcow2"`,
+		`-add-fd
+fd=9,set=9
+-add-fd
+fd=10,set=10
+-blockdev
+{"backing":{"driver":"raw","file":{"driver":"file","filename":"/dev/fdset/10","read-only":true},"read-only":true},` +
+			`"discard":"unmap","driver":"qcow2","file":{"discard":"unmap","driver":"file","filename":"/dev/fdset/9","read-only":false},"node-name":"disk0","read-only":false}
+-add-fd
+fd=11,set=11
+-blockdev
+{"driver":"raw","file":{"driver":"file","filename":"/dev/fdset/11","read-only":true},"node-name":"disk1","read-only":true}`,
 		"dgram,id=net-eth0,local.type=fd,local.str=5",
 		"dgram,id=net-eth1,local.type=fd,local.str=7",
 		"-incoming\ndefer",

@@ -64,7 +64,7 @@ func rig(t *testing.T, accel qemu.Accel, save qemu.SaveMethod) vmmtest.Rig {
 		LaunchBroken: func(ctx context.Context, s vmmtest.Spec) error {
 			c := config(s)
 			// QEMU itself finds this out, when RAM, sockets and process exist.
-			c.Disks = []qemu.Disk{{Name: "absent", Path: filepath.Join(s.Dir, "absent"), Format: qemu.Raw}}
+			c.CPU += ",fermata-absent=on"
 			m, err := qemu.Launch(ctx, c)
 			if err == nil {
 				return errors.Join(errors.New("launched"), m.Kill(ctx))

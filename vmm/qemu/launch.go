@@ -185,6 +185,12 @@ func (c Config) start(undo *undoList) (*process, error) {
 		}
 		order = append(order, n.File, keep) // guestFD, keepFD
 	}
+	layers, opened, err := c.openLayers()
+	files = append(files, opened...)
+	if err != nil {
+		return nil, err
+	}
+	order = append(order, layers...) // firstLayerFD
 	proc, err := startProcess(c.Binary, c.arguments(), order)
 	if err != nil {
 		return nil, err

@@ -82,6 +82,16 @@ func (c Config) validateDisks(p *problems) {
 		seen[d.Name] = true
 		p.unless(d.Format == Raw || d.Format == QCOW2, "disk %s: format %q: want raw or qcow2", d.Name, d.Format)
 		p.unless(filepath.IsAbs(d.Path), "disk %s: path %q: want an absolute path", d.Name, d.Path)
+		p.unless(d.Backing == nil || d.Format == QCOW2, "disk %s: format %q: only qcow2 can lie on another image", d.Name, d.Format)
+		depth := 0
+		for b := d.Backing; b != nil; b = b.Backing {
+			p.unless(b.Format == Raw || b.Format == QCOW2, "disk %s: backing image %s: format %q: want raw or qcow2", d.Name, b.Path, b.Format)
+			p.unless(b.Backing == nil || b.Format == QCOW2, "disk %s: backing image %s: format %q: only qcow2 can lie on another image", d.Name, b.Path, b.Format)
+			if depth++; depth > MaxBacking {
+				p.unless(false, "disk %s: more than %d backing images", d.Name, MaxBacking)
+				break
+			}
+		}
 	}
 }
 
