@@ -2,6 +2,7 @@ package nodeagent
 
 import (
 	"context"
+	"fmt"
 	"path/filepath"
 
 	"fermata/protocol/api"
@@ -15,6 +16,9 @@ import (
 // for its state.
 func (m *maker) adopt(ctx context.Context) error {
 	g := m.guest
+	if err := m.agent.paths.checkSocket(g.spec.Adopt); err != nil {
+		return fmt.Errorf("adopt: %w", err)
+	}
 	if err := freshDirectories(g.dir); err != nil {
 		return err
 	}

@@ -54,7 +54,8 @@ import (
 //
 // Concurrency: its methods may be called by several goroutines while Run runs.
 type Agent struct {
-	cfg         Config // immutable
+	cfg         Config    // immutable
+	paths       pathRules // immutable
 	log         hclog.Logger
 	incarnation string // immutable; new with every start of the agent
 
@@ -91,6 +92,7 @@ func New(cfg Config) (*Agent, error) {
 		incarnation: hex.EncodeToString(id),
 		clusters:    map[string]*cluster{},
 		pacer:       newPacer(),
+		paths:       pathRules{allowed: cfg.AllowedPaths, reserved: []string{cfg.StateDir, cfg.MemoryDir}},
 	}, nil
 }
 

@@ -96,7 +96,7 @@ func newRig(t *testing.T, names ...string) *rig {
 	for _, name := range names {
 		r.nodes[name] = &rigNode{name: name, cfg: Config{
 			Name: name, StateDir: filepath.Join(t.TempDir(), name), MemoryDir: filepath.Join(mem, name), Repository: repository.Config{Dir: r.repo},
-			Listen: freeAddress(t), FabricListen: freeAddress(t), Plaintext: true,
+			Listen: freeAddress(t), FabricListen: freeAddress(t), Plaintext: true, AllowedPaths: []string{"/"},
 			MemoryBytes: 1 << 30, CaptureBytes: 1 << 30, Guard: []string{exe, "guard"}, DestroyOnExit: true,
 			Logger: hclog.New(&hclog.LoggerOptions{Name: name, Level: hclog.Debug, Output: testWriter{t}}),
 		}}

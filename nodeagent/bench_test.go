@@ -130,7 +130,7 @@ func newBench(t *testing.T, guests int) *bench {
 	a, err := New(Config{
 		Name: "n1", StateDir: filepath.Join(dir, "state"), MemoryDir: filepath.Join(dir, "memory"),
 		Repository: repository.Config{Dir: filepath.Join(dir, "repository")}, Listen: "127.0.0.1:1", FabricListen: "127.0.0.1:1",
-		Plaintext: true, MemoryBytes: 1 << 30, CaptureBytes: 1 << 30, Logger: hclog.NewNullLogger(),
+		Plaintext: true, AllowedPaths: []string{"/"}, MemoryBytes: 1 << 30, CaptureBytes: 1 << 30, Logger: hclog.NewNullLogger(),
 	})
 	must(err)
 	a.journal, err = journal.Open(a.cfg.StateDir)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -41,6 +42,11 @@ type Config struct {
 	MemoryBytes  int64 // for guests, in all. Default: 80 % of what is available at start
 	CaptureBytes int64 // for copies of stopped guests. Default: 50 % of what remains beside MemoryBytes
 
+	// AllowedPaths are the directories from which specifications may name files of this
+	// node: kernels, RAM disks, disk images, and sockets of QEMUs to be adopted.
+	// Default: /srv and /boot.
+	AllowedPaths []string
+
 	// Bridges are the Linux bridges of this node that clusters may be joined to, by the
 	// names that specifications know them by. None: clusters are closed here.
 	Bridges map[string]string
@@ -72,6 +78,9 @@ func (c *Config) applyDefaults() error {
 	}
 	if c.DrainBudget == 0 {
 		c.DrainBudget = 2 * time.Second
+	}
+	if c.AllowedPaths == nil {
+		c.AllowedPaths = defaultAllowedPaths
 	}
 	if c.Logger == nil {
 		c.Logger = hclog.NewNullLogger()
@@ -121,6 +130,11 @@ func (c *Config) Validate() error {
 		errs = append(errs, errors.New("certificate: missing (or ask for plain text on loopback)"))
 	case c.Identity != nil && c.Identity.Peer().Name != c.Name:
 		errs = append(errs, fmt.Errorf("name: %q, but the certificate is for %s", c.Name, c.Identity.Peer()))
+	}
+	for _, dir := range c.AllowedPaths {
+		if !filepath.IsAbs(dir) {
+			errs = append(errs, fmt.Errorf("allowed_paths: %q is not absolute", dir))
+		}
 	}
 	for name, device := range c.Bridges {
 		if err := checkName("bridge", name); err != nil {

@@ -375,7 +375,11 @@ func (m *maker) launch(ctx context.Context) (err error) {
 	if err := freshDirectories(g.dir, memDir); err != nil {
 		return err
 	}
-	files, err := m.placeFiles(ctx)
+	if err := m.placeFiles(ctx); err != nil {
+		return err
+	}
+	disks, err := m.placeDisks(ctx)
+	defer func() { err = errors.Join(err, closeDisks(disks)) }()
 	if err != nil {
 		return err
 	}
@@ -384,7 +388,7 @@ func (m *maker) launch(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	cfg := a.machineConfig(g, files, cards, memDir)
+	cfg := a.machineConfig(g, disks, cards, memDir)
 	cfg.Incoming = m.image != nil
 	launched, err := qemu.Launch(ctx, cfg)
 	if err != nil {

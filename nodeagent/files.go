@@ -6,15 +6,9 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
-
-	"golang.org/x/sys/unix"
 
 	"fermata/protocol/api"
-	"fermata/protocol/fault"
-	"fermata/vmm/qemu"
 )
 
 // Kinds of image objects, as the manifest names them.
@@ -32,9 +26,9 @@ const (
 	bootInitrd = "initrd"
 )
 
-// placeFiles puts the guest's boot files and disk overlays where QEMU will look
-// for them: from the image when there is one, else from the specification.
-func (m *maker) placeFiles(ctx context.Context) ([]qemu.Disk, error) {
+// placeFiles puts the guest's boot files where QEMU will look for them: from the
+// image when there is one, else from the specification.
+func (m *maker) placeFiles(ctx context.Context) error {
 	g := m.guest
 	for _, f := range []struct {
 		name, source string
@@ -44,57 +38,18 @@ func (m *maker) placeFiles(ctx context.Context) ([]qemu.Disk, error) {
 		switch obj := findObject(m.image, kindBootFile, f.name); {
 		case obj != nil:
 			if err := m.readFile(ctx, obj, target); err != nil {
-				return nil, err
+				return err
 			}
 		case m.image == nil && f.source != "":
 			// A copy of its own, so that the checkpoint holds what this guest was
 			// booted from even after the node's files have changed.
-			if err := copyFile(f.source, target); err != nil {
-				return nil, fmt.Errorf("copy %s: %w", f.name, err)
+			if err := m.copyFile(f.source, target); err != nil {
+				return fmt.Errorf("copy %s: %w", f.name, err)
 			}
 		default:
 			continue
 		}
 		*f.path = target
-	}
-	var disks []qemu.Disk
-	for _, d := range g.spec.Disks {
-		if d.ReadOnly {
-			disks = append(disks, qemu.Disk{Name: d.Name, Path: d.Path, Format: qemu.DiskFormat(d.Format), ReadOnly: true})
-			continue
-		}
-		path := overlayPath(g.dir, d.Name)
-		if m.image == nil {
-			if err := createOverlay(ctx, path, d); err != nil {
-				return nil, err
-			}
-		} else {
-			obj := findObject(m.image, kindDisk, d.Name)
-			if obj == nil {
-				return nil, fault.New(fault.Corrupt, "image of guest %s lacks disk %s", g.spec.Name, d.Name)
-			}
-			if err := m.readFile(ctx, obj, path); err != nil {
-				return nil, err
-			}
-		}
-		disks = append(disks, qemu.Disk{Name: d.Name, Path: path, Format: qemu.QCOW2})
-	}
-	return disks, nil
-}
-
-// createOverlay makes the copy-on-write file that takes a guest's writes to a
-// disk, so that the base image is never written.
-func createOverlay(ctx context.Context, path string, d *api.DiskSpec) error {
-	if _, err := os.Stat(d.Path); err != nil {
-		return fault.Wrap(fault.Invalid, err, "disk %s", d.Name)
-	}
-	cmd := exec.CommandContext(ctx, "qemu-img", "create", "-q", "-f", "qcow2", "-F", d.Format, "-b", d.Path, path)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		class := fault.Invalid
-		if strings.Contains(string(out), unix.ENOSPC.Error()) { // all that a tool can tell
-			class = fault.NoSpace
-		}
-		return fault.Wrap(class, err, "create overlay of disk %s: %s", d.Name, strings.TrimSpace(string(out)))
 	}
 	return nil
 }
@@ -116,15 +71,8 @@ func (m *maker) readFile(ctx context.Context, obj *api.ImageObject, path string)
 }
 
 // copyFile copies an ordinary file that the specification names.
-func copyFile(from, to string) error {
-	fi, err := os.Stat(from)
-	if err != nil {
-		return fault.Wrap(fault.Invalid, err, "")
-	}
-	if !fi.Mode().IsRegular() {
-		return fault.New(fault.Invalid, "%s is not a regular file", from)
-	}
-	src, err := os.Open(from)
+func (m *maker) copyFile(from, to string) error {
+	src, err := m.agent.paths.open(from)
 	if err != nil {
 		return err
 	}

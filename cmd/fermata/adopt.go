@@ -34,7 +34,7 @@ refused.
 Checkpoints are taken as of any cluster. To restart from one, start the like
 of each QEMU at the same socket with -S -incoming defer, then use
 "fermata restart". "fermata release" lets go of the guests; they run on.`,
-		Example: `  fermata adopt job42 a=node1:/run/a.qmp b=node2:/run/b.qmp
+		Example: `  fermata adopt job42 a=node1:/run/job42/a.qmp b=node2:/run/job42/b.qmp
   fermata checkpoint job42
   fermata release job42`,
 		Args: cobra.MinimumNArgs(2),

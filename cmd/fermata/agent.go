@@ -52,6 +52,8 @@ type agentFile struct {
 
 	FabricPlaintext bool `yaml:"fabric_plaintext"`
 
+	AllowedPaths []string `yaml:"allowed_paths"`
+
 	Bridges map[string]string `yaml:"bridges"`
 }
 
@@ -69,7 +71,7 @@ func (f agentFile) config(ctx context.Context, log hclog.Logger) (nodeagent.Conf
 		Listen: f.Listen, Advertise: f.Advertise, FabricListen: f.FabricListen, FabricAdvertise: f.FabricAdvertise,
 		Coordinators: f.Coordinators, Plaintext: f.Plaintext,
 		MemoryBytes: f.MemoryMiB << 20, CaptureBytes: f.CaptureMiB << 20,
-		QEMU: f.QEMU, DrainBudget: f.DrainBudget, Bridges: f.Bridges, FabricPlaintext: f.FabricPlaintext, Logger: log, Version: app.Version(),
+		QEMU: f.QEMU, DrainBudget: f.DrainBudget, Bridges: f.Bridges, FabricPlaintext: f.FabricPlaintext, AllowedPaths: f.AllowedPaths, Logger: log, Version: app.Version(),
 	}
 	if f.Plaintext {
 		return cfg, nil

@@ -317,6 +317,8 @@ type agentSettings struct {
 	Bridges map[string]string `yaml:"bridges,omitempty"`
 
 	FabricPlaintext bool `yaml:"fabric_plaintext,omitempty"`
+
+	AllowedPaths []string `yaml:"allowed_paths"`
 }
 
 func (l *lab) startAgent(name string, n nodeNet) (*process, error) {
@@ -334,6 +336,8 @@ func (l *lab) startAgent(name string, n nodeNet) (*process, error) {
 		Certificate:  certs + ".crt", Key: certs + ".key", CA: filepath.Join(l.layout.certs(), identity.CACertFile),
 		MemoryMiB: l.cfg.NodeMemoryMiB, CaptureMiB: l.cfg.NodeCaptureMiB, Bridges: bridges,
 		FabricPlaintext: l.cfg.FabricPlaintext,
+		// Whoever runs a lab is root here, and alone has its operator's certificate.
+		AllowedPaths: []string{"/"},
 	})
 	if err != nil {
 		return nil, err
