@@ -21,6 +21,9 @@ var (
 	ErrExists = errors.New("repository exists")
 	// ErrOutcomeDecided is matched by *DecidedError.
 	ErrOutcomeDecided = errors.New("outcome is decided")
+	// ErrMaybeRecorded says that an outcome was handed to the file system, which
+	// did not say that it has it: it may be recorded, or may still be.
+	ErrMaybeRecorded = errors.New("may have been recorded")
 	// ErrPackMissing says that a pack which a round relies on is not there:
 	// it was swept before the round claimed it. The round must be aborted; the
 	// next one stores the pages again.

@@ -73,7 +73,7 @@ func (img *Image) checkBase(r *Repository, size int64) error {
 	switch {
 	case img.Ref.Size != size:
 		return fmt.Errorf("base of %d bytes for an image of %d", img.Ref.Size, size)
-	case img.r != r:
+	case img.r.index != r.index:
 		return fmt.Errorf("base was put through another opening of a repository: %w", ErrBaseGone)
 	case !img.settled.Load():
 		return fmt.Errorf("writer of the base has not finished: %w", ErrBaseGone)

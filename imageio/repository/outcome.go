@@ -102,7 +102,8 @@ func decodeOutcome(e epochKey, data []byte) (outcomeRecord, error) {
 // ErrOutcomeDecided. It fails with ErrPackMissing, changing nothing, if a pack
 // that m names has not been finalised.
 //
-// On any other error the outcome is unknown: ask Outcome, or ask again.
+// With ErrMaybeRecorded the outcome is unknown: ask Outcome, or ask again. On
+// any other error nothing was recorded, and nothing will be.
 func (r *Repository) Commit(ctx context.Context, m *manifest.Manifest) error {
 	data, err := manifest.Encode(m)
 	if err != nil {
@@ -119,8 +120,8 @@ func (r *Repository) Commit(ctx context.Context, m *manifest.Manifest) error {
 
 // Abort rules that an epoch has no checkpoint. Aborting again succeeds.
 //
-// On error: ErrOutcomeDecided if there is or was a checkpoint; otherwise the
-// outcome is unknown, as for Commit.
+// On error: ErrOutcomeDecided if there is or was a checkpoint; ErrMaybeRecorded
+// as for Commit.
 func (r *Repository) Abort(ctx context.Context, cluster string, epoch uint64, reason string) error {
 	e := epochKey{cluster, epoch}
 	data, err := manifest.EncodeTombstone(manifest.Tombstone{Cluster: cluster, Epoch: epoch, Verdict: manifest.Aborted, Reason: reason})
@@ -182,7 +183,11 @@ func (r *Repository) tryDecide(e epochKey, data []byte) (outcomeRecord, error) {
 		}
 		return outcomeRecord{}, err
 	}
-	return r.readOutcome(e)
+	rec, err := r.readOutcome(e)
+	if err != nil {
+		return outcomeRecord{}, fmt.Errorf("%w: %w", ErrMaybeRecorded, err)
+	}
+	return rec, nil
 }
 
 // errTaken says that createExclusive found its name in use.
@@ -195,6 +200,9 @@ var errTaken = errors.New("name is taken")
 // The contents are durable before the name appears, link(2) gives the name to
 // exactly one of all callers on all nodes, and the name is durable before
 // anybody is told, also when it is somebody else's.
+//
+// On error: with ErrMaybeRecorded the name may exist, or come to; otherwise, but
+// for errTaken, it does not, of this caller.
 func createExclusive(fsys vfs.FS, dir, temp, name string, data []byte) error {
 	tempPath := filepath.Join(dir, temp)
 	if err := vfs.WriteFile(fsys, tempPath, data); err != nil {
@@ -205,7 +213,7 @@ func createExclusive(fsys vfs.FS, dir, temp, name string, data []byte) error {
 	case errors.Is(linkErr, fs.ErrExist):
 		linkErr = errTaken
 	case linkErr != nil:
-		linkErr = fmt.Errorf("link: %w", linkErr)
+		linkErr = fmt.Errorf("link: %w: %w", ErrMaybeRecorded, linkErr)
 	}
 	// A second name that stays behind does no harm; Sweep removes it.
 	_ = fsys.Remove(tempPath)
@@ -213,7 +221,7 @@ func createExclusive(fsys vfs.FS, dir, temp, name string, data []byte) error {
 		return linkErr
 	}
 	if err := fsys.SyncDir(dir); err != nil {
-		return fmt.Errorf("sync directory: %w", err)
+		return fmt.Errorf("sync directory: %w: %w", ErrMaybeRecorded, err)
 	}
 	return linkErr
 }

@@ -38,6 +38,7 @@ import (
 	"io/fs"
 	"runtime"
 	"sync"
+	"time"
 
 	"fermata/imageio/damage"
 	"fermata/imageio/frame"
@@ -157,7 +158,19 @@ type Repository struct {
 
 	domain *seal.Domain // immutable; nil: not encrypted
 
-	randomMu sync.Mutex // guards cfg.Random
+	randomMu *sync.Mutex // guards cfg.Random; shared with what Within makes
+
+	bounds *vfs.Bounds // of fs
+}
+
+// Within is the same repository for somebody who cannot wait for ever: its file
+// operations end with ctx, and after limit (0: no limit) with vfs.ErrNoAnswer,
+// whatever the file system does. What it makes, writers and readers, is bounded
+// in the same way.
+func (r *Repository) Within(ctx context.Context, limit time.Duration) *Repository {
+	w := *r
+	w.fs = r.bounds.Within(ctx, r.cfg.FS, limit)
+	return &w
 }
 
 // record is the body of the file that makes a directory a repository.
@@ -187,7 +200,7 @@ func Create(ctx context.Context, cfg Config) (*Repository, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("create repository: %w", err)
 	}
-	r := &Repository{cfg: cfg, fs: cfg.FS, index: index.New(), seed: maphash.MakeSeed()}
+	r := &Repository{cfg: cfg, fs: cfg.FS, index: index.New(), seed: maphash.MakeSeed(), randomMu: &sync.Mutex{}, bounds: &vfs.Bounds{}}
 	if err := r.create(ctx); err != nil {
 		return nil, fmt.Errorf("create repository %s: %w", cfg.Dir, err)
 	}
@@ -242,7 +255,7 @@ func Open(_ context.Context, cfg Config) (*Repository, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("open repository: %w", err)
 	}
-	r := &Repository{cfg: cfg, fs: cfg.FS, index: index.New(), seed: maphash.MakeSeed()}
+	r := &Repository{cfg: cfg, fs: cfg.FS, index: index.New(), seed: maphash.MakeSeed(), randomMu: &sync.Mutex{}, bounds: &vfs.Bounds{}}
 	data, err := vfs.ReadFile(r.fs, r.recordPath(), recordKind(plainRecord).MaxLen())
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("open repository %s: %w", cfg.Dir, errors.Join(ErrNotRepository, err))

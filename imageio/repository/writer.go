@@ -257,12 +257,18 @@ func (w *Writer) store(wk *worker, b *runBuilder) error {
 	if len(b.objects) == 0 {
 		return nil
 	}
+	if err := w.firstErr(); err != nil {
+		return err
+	}
 	enc, err := w.encoder.Encode(wk.compressed, b.raw)
 	if err != nil {
 		return w.fail(err)
 	}
 	full, err := w.append(enc, b)
 	b.reset()
+	if err != nil { // a write that was given up may still read them
+		wk.compressed, b.raw = nil, nil
+	}
 	if full != nil {
 		w.finals <- struct{}{}
 		w.finalising.Go(func() {
