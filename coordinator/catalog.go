@@ -24,13 +24,13 @@ func (c *Coordinator) listCheckpoints(ctx context.Context, cluster string) (*api
 	clusters := []string{cluster}
 	if cluster == "" {
 		var err error
-		if clusters, err = c.repo.Clusters(ctx); err != nil {
+		if clusters, err = c.storage(ctx).Clusters(ctx); err != nil {
 			return nil, fmt.Errorf("list checkpoints: %w", RepositoryFault(err))
 		}
 	}
 	reply := &api.ListCheckpointsReply{}
 	for _, name := range clusters {
-		entries, err := c.repo.Checkpoints(ctx, name)
+		entries, err := c.storage(ctx).Checkpoints(ctx, name)
 		if err != nil {
 			return nil, fmt.Errorf("list checkpoints of cluster %s: %w", name, RepositoryFault(err))
 		}
@@ -63,7 +63,7 @@ func entryOf(cluster string, e repository.Entry) *api.Checkpoint {
 // showCheckpoint is one checkpoint as it was reported when it was taken, with
 // its distinct pages counted. One whose manifest or packs are damaged says so.
 func (c *Coordinator) showCheckpoint(ctx context.Context, cluster string, epoch uint64) (*api.Checkpoint, error) {
-	m, err := c.repo.Manifest(ctx, cluster, epoch)
+	m, err := c.storage(ctx).Manifest(ctx, cluster, epoch)
 	switch {
 	case errors.Is(err, repository.ErrCorrupt):
 		return entryOf(cluster, repository.Entry{Epoch: epoch, Err: err}), nil
@@ -71,7 +71,7 @@ func (c *Coordinator) showCheckpoint(ctx context.Context, cluster string, epoch 
 		return nil, fmt.Errorf("show checkpoint %s: %w", record.ID(cluster, epoch), RepositoryFault(err))
 	}
 	out := entryOf(cluster, repository.Entry{Epoch: epoch, Manifest: m})
-	switch out.UniqueBytes, err = uniqueBytes(ctx, c.repo, m); {
+	switch out.UniqueBytes, err = uniqueBytes(ctx, c.storage(ctx), m); {
 	case errors.Is(err, repository.ErrCorrupt):
 		out.Damage = oneLine(err)
 	case err != nil:
@@ -83,9 +83,9 @@ func (c *Coordinator) showCheckpoint(ctx context.Context, cluster string, epoch 
 // intactManifest reads the manifest of a checkpoint and looks whether its packs
 // are there and describe themselves. It does not read the pages.
 func (c *Coordinator) intactManifest(ctx context.Context, cluster string, epoch uint64) (*manifest.Manifest, error) {
-	m, err := c.repo.Manifest(ctx, cluster, epoch)
+	m, err := c.storage(ctx).Manifest(ctx, cluster, epoch)
 	if err == nil {
-		_, err = c.repo.NewReader(ctx, m.Packs)
+		_, err = c.storage(ctx).NewReader(ctx, m.Packs)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("checkpoint %s: %w", record.ID(cluster, epoch), RepositoryFault(err))
@@ -118,7 +118,7 @@ func (t *term) verifyCheckpoint(ctx context.Context, cluster string, epoch uint6
 	defer end()
 	p(&api.Event{Step: stepVerify})
 	out := &api.VerifyReport{CheckpointId: id}
-	m, err := t.c.repo.Manifest(ctx, cluster, epoch)
+	m, err := t.c.storage(ctx).Manifest(ctx, cluster, epoch)
 	switch {
 	case errors.Is(err, repository.ErrCorrupt):
 		out.Damage = append(out.Damage, &api.Damage{Object: "manifest " + id, Reason: oneLine(err)})
@@ -126,7 +126,7 @@ func (t *term) verifyCheckpoint(ctx context.Context, cluster string, epoch uint6
 	case err != nil:
 		return nil, fmt.Errorf("verify checkpoint %s: %w", id, RepositoryFault(err))
 	}
-	report, err := t.c.repo.Verify(ctx, m, repository.VerifyOptions{Progress: func(done, total int64) {
+	report, err := t.c.storage(ctx).Verify(ctx, m, repository.VerifyOptions{Progress: func(done, total int64) {
 		p(&api.Event{Step: stepVerify, DoneBytes: uint64(done), TotalBytes: uint64(total)})
 	}})
 	if err != nil {
@@ -150,7 +150,7 @@ func (t *term) deleteCheckpoint(ctx context.Context, cluster string, epoch uint6
 		return nil, err
 	}
 	defer end()
-	freed, err := t.c.repo.Delete(ctx, cluster, epoch)
+	freed, err := t.c.storage(ctx).Delete(ctx, cluster, epoch)
 	if err != nil {
 		return nil, asked(ctx, RepositoryFault(err))
 	}
@@ -167,7 +167,7 @@ func (t *term) deleteCheckpoint(ctx context.Context, cluster string, epoch uint6
 // in the store before its first pack is written, so asking the store after the
 // repository misses none.
 func (t *term) sweepAbandoned(ctx context.Context) (freed uint64, err error) {
-	report, err := t.c.repo.Sweep(ctx)
+	report, err := t.c.storage(ctx).Sweep(ctx)
 	if err != nil {
 		return 0, RepositoryFault(err)
 	}
@@ -185,7 +185,7 @@ func (t *term) sweepAbandoned(ctx context.Context) (freed uint64, err error) {
 		if driven {
 			continue
 		}
-		err := t.c.repo.Abort(ctx, r.Cluster, r.Epoch, "abandoned: no coordinator knows of the round any more")
+		err := t.c.storage(ctx).Abort(ctx, r.Cluster, r.Epoch, "abandoned: no coordinator knows of the round any more")
 		if err != nil && !errors.Is(err, repository.ErrOutcomeDecided) {
 			return freed, RepositoryFault(err)
 		}
@@ -195,6 +195,6 @@ func (t *term) sweepAbandoned(ctx context.Context) (freed uint64, err error) {
 	if abandoned == 0 {
 		return freed, nil
 	}
-	report, err = t.c.repo.Sweep(ctx)
+	report, err = t.c.storage(ctx).Sweep(ctx)
 	return freed + report.FreedBytes, RepositoryFault(err)
 }

@@ -31,12 +31,7 @@ func (t *term) checkpoint(ctx context.Context, req *api.CheckpointRequest, p pro
 	if err != nil {
 		return nil, err
 	}
-	handedOver := false
-	defer func() {
-		if !handedOver {
-			release()
-		}
-	}()
+	defer release()
 	c, err := t.c.store.Cluster(ctx, name)
 	if err != nil {
 		return nil, err
@@ -70,6 +65,9 @@ func (t *term) checkpoint(ctx context.Context, req *api.CheckpointRequest, p pro
 	if err != nil {
 		return nil, err
 	}
+	if err := t.settleBefore(ctx, name); err != nil {
+		return nil, err
+	}
 	epoch, err := t.nextEpoch(ctx, name, nil)
 	if err != nil {
 		return nil, err
@@ -91,15 +89,11 @@ func (t *term) checkpoint(ctx context.Context, req *api.CheckpointRequest, p pro
 		Round: id, Fence: t.fence.API(), Members: members,
 		Options:    options,
 		CheckImage: func(image *api.NodeImage) error { return record.CheckImage(image, guestsOn(c, image.GetNode())) },
-		Ledger:     &ledger{store: t.c.store, fence: t.fence, id: op},
+		Ledger:     &ledger{store: t.c.store, fence: t.fence, id: op, aside: t.noteAside},
 		Judge:      verdict,
 		Progress:   p,
 	})
 	if err != nil {
-		if fault.ClassOf(err) == fault.Unknown && t.ctx.Err() == nil {
-			handedOver = true
-			t.recoverInBackground(name, op, release)
-		}
 		return nil, err
 	}
 	done, err := record.Checkpoint(verdict.manifest)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"syscall"
@@ -112,9 +113,7 @@ func TestCheckpoint_FailureAborts(t *testing.T) {
 					t.Errorf("%s was told committed=%v, told=%v", name, committed, told)
 				}
 			}
-			if outcome, err := l.repo.Outcome(t.Context(), "web", l.lastEpoch("web")); outcome != repository.OutcomeAborted {
-				t.Errorf("the repository says %v, %v", outcome, err)
-			}
+			l.awaitOutcome("web", l.lastEpoch("web"), repository.OutcomeAborted)
 			if l.runningGuests("web") != 2 {
 				t.Errorf("%d guests run, want 2", l.runningGuests("web"))
 			}
@@ -136,9 +135,7 @@ func TestCheckpoint_PointsTooFarApart(t *testing.T) {
 	l.agents["n2"].SetAhead(6 * time.Second) // the default budget is 5 s
 	_, err := c.checkpoint("web")
 	wantFault(t, err, fault.Deadline, "skew_budget")
-	if outcome, err := l.repo.Outcome(t.Context(), "web", l.lastEpoch("web")); outcome != repository.OutcomeAborted {
-		t.Errorf("the repository says %v, %v", outcome, err)
-	}
+	l.awaitOutcome("web", l.lastEpoch("web"), repository.OutcomeAborted)
 	if l.runningGuests("web") != 2 {
 		t.Errorf("%d guests run, want 2", l.runningGuests("web"))
 	}
@@ -167,6 +164,16 @@ func (c *client) mustStartWithPause(name, budget string) {
 	if _, err := c.startCluster(name); err != nil {
 		c.lab.t.Fatal(err)
 	}
+}
+
+// awaitOutcome waits until the repository holds this outcome of an epoch. That of
+// an abort follows the round.
+func (l *lab) awaitOutcome(cluster string, epoch uint64, want repository.Outcome) {
+	l.t.Helper()
+	l.await(fmt.Sprintf("%s@%d is %s", cluster, epoch, want), func() bool {
+		got, err := l.repo.Outcome(l.t.Context(), cluster, epoch)
+		return err == nil && got == want
+	})
 }
 
 // lastEpoch is the cluster's last epoch in the store.
@@ -280,9 +287,7 @@ func TestCheckpoint_CoordinatorReplacedInMidRound(t *testing.T) {
 			if call == coordinatortest.Finish {
 				want = repository.OutcomeCommitted
 			}
-			if got, err := l.repo.Outcome(t.Context(), "web", epoch); got != want {
-				t.Errorf("epoch %d is %v, %v, want %v", epoch, got, err, want)
-			}
+			l.awaitOutcome("web", epoch, want)
 			for name, a := range l.agents {
 				if committed, told := a.Outcome("web", epoch); !told || committed != (want == repository.OutcomeCommitted) {
 					t.Errorf("%s was told committed=%v, told=%v", name, committed, told)
@@ -359,9 +364,8 @@ func TestCheckpoint_ShutdownAbortsTheRound(t *testing.T) {
 	<-arrived
 	c.stop()
 	wantFault(t, <-ended, fault.Aborted, "the coordinator is ending")
-	if outcome, err := l.repo.Outcome(t.Context(), "web", l.lastEpoch("web")); outcome != repository.OutcomeAborted {
-		t.Errorf("the repository says %v, %v", outcome, err)
-	}
+	l.start(1) // records what the first one had no time for
+	l.awaitOutcome("web", l.lastEpoch("web"), repository.OutcomeAborted)
 	if committed, told := l.agents["n1"].Outcome("web", l.lastEpoch("web")); committed || !told {
 		t.Errorf("n1 was told committed=%v, told=%v", committed, told)
 	}

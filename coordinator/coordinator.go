@@ -60,7 +60,7 @@ type Coordinator struct {
 	// Made by Run before anything is served, immutable afterwards.
 	store    store.Store
 	elector  Elector
-	repo     *repository.Repository
+	repo     *repository.Repository // see storage
 	nodes    *nodeconn.Pool
 	deployer *deploy.Deployer
 
@@ -140,19 +140,6 @@ func (c *Coordinator) run(ctx context.Context, listeners []net.Listener) (err er
 		return nil
 	})
 	return g.Wait()
-}
-
-// openRepository opens the repository, and makes one where there is none. Two
-// coordinators may do so at once.
-func openRepository(ctx context.Context, cfg repository.Config) (*repository.Repository, error) {
-	r, err := repository.Open(ctx, cfg)
-	if !errors.Is(err, repository.ErrNotRepository) {
-		return r, RepositoryFault(err)
-	}
-	if r, err = repository.Create(ctx, cfg); errors.Is(err, repository.ErrExists) {
-		r, err = repository.Open(ctx, cfg)
-	}
-	return r, RepositoryFault(err)
 }
 
 func (c *Coordinator) noteAddresses(listeners []net.Listener) {
@@ -265,11 +252,15 @@ func (c *Coordinator) lead(ctx context.Context, f store.Fence) error {
 	if err != nil {
 		return err
 	}
-	t := &term{c: c, ctx: termCtx, fence: f, ops: newOperations(), drive: drive, begun: time.Now(), incarnations: map[string]string{}}
+	t := &term{
+		c: c, ctx: termCtx, fence: f, ops: newOperations(), drive: drive, begun: time.Now(), incarnations: map[string]string{},
+		aside: make(chan struct{}, 1),
+	}
 	c.log.Info("this coordinator leads", "fence", f.Token, "store", fmt.Sprintf("%x", f.Store))
 	t.work.Go(t.maintain)
 	err = t.adopt(termCtx)
 	if err == nil {
+		t.settleInBackground()
 		c.setTerm(t)
 		<-ctx.Done()
 		c.setTerm(nil)

@@ -16,6 +16,7 @@ type ledger struct {
 	store store.Store // immutable
 	fence store.Fence // immutable
 	id    string      // of the operation; immutable
+	aside func()      // called when the round was set aside; immutable
 }
 
 var _ rounds.Ledger = (*ledger)(nil)
@@ -29,9 +30,20 @@ func (l *ledger) PutRound(ctx context.Context, r round.Record) error {
 	return l.store.AdvanceOperation(ctx, l.fence, r.Round.Cluster, l.id, phase)
 }
 
-// DeleteRound implements rounds.Ledger.
-func (l *ledger) DeleteRound(ctx context.Context, id round.ID) error {
-	return l.store.EndOperation(ctx, l.fence, id.Cluster, l.id, nil)
+// EndRound implements rounds.Ledger.
+func (l *ledger) EndRound(ctx context.Context, r round.Record) error {
+	if !r.Unsettled() {
+		return l.store.EndOperation(ctx, l.fence, r.Round.Cluster, l.id, nil)
+	}
+	phase, err := json.Marshal(r)
+	if err != nil {
+		return fault.Wrap(fault.Internal, err, "encode record of round %s", r.Round)
+	}
+	if err := l.store.SetAside(ctx, l.fence, r.Round.Cluster, l.id, phase); err != nil {
+		return err
+	}
+	l.aside()
+	return nil
 }
 
 // decodeRound reads the record of a round that another coordinator left.

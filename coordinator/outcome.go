@@ -12,6 +12,7 @@ import (
 	"fermata/coordinator/rounds"
 	"fermata/imageio/manifest"
 	"fermata/imageio/repository"
+	"fermata/imageio/vfs"
 	"fermata/protocol/fault"
 	"fermata/protocol/round"
 )
@@ -33,6 +34,8 @@ func RepositoryFault(err error) error {
 		return fault.Wrap(fault.Exists, err, "")
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
 		return fault.Wrap(fault.NoSpace, err, "")
+	case errors.Is(err, vfs.ErrNoAnswer), errors.Is(err, unix.EROFS):
+		return fault.Wrap(fault.Unavailable, err, "")
 	case errors.Is(err, repository.ErrNewerFormat):
 		return fault.Wrap(fault.Mismatch, err, "")
 	case errors.Is(err, repository.ErrPackMissing):
@@ -65,7 +68,7 @@ func (j *judge) Commit(ctx context.Context, e rounds.Evidence) (round.Outcome, e
 		}
 		j.manifest = m
 	}
-	return outcomeOf(round.Committed, j.repo.Commit(ctx, j.manifest))
+	return outcomeOf(round.Committed, j.repo.Within(ctx, storagePatience).Commit(ctx, j.manifest))
 }
 
 // compose makes the commit record. It reads the trees of all new images, and so
@@ -87,7 +90,7 @@ func (j *judge) compose(ctx context.Context, e rounds.Evidence) (*manifest.Manif
 
 // Abort implements rounds.Judge.
 func (j *judge) Abort(ctx context.Context, reason string) (round.Outcome, error) {
-	return outcomeOf(round.Aborted, j.repo.Abort(ctx, j.id.Cluster, uint64(j.id.Epoch), reason))
+	return outcomeOf(round.Aborted, j.repo.Within(ctx, storagePatience).Abort(ctx, j.id.Cluster, uint64(j.id.Epoch), reason))
 }
 
 // outcomeOf tells which outcome stands after the repository was asked for want.
@@ -96,6 +99,8 @@ func outcomeOf(want round.Outcome, err error) (round.Outcome, error) {
 	switch {
 	case err == nil:
 		return want, nil
+	case errors.Is(err, repository.ErrMaybeRecorded):
+		return round.OutcomeNone, fmt.Errorf("%w: %w", rounds.ErrUnheard, RepositoryFault(err))
 	case !errors.As(err, &decided):
 		return round.OutcomeNone, RepositoryFault(err)
 	case decided.Outcome == repository.OutcomeAborted:

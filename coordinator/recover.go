@@ -125,9 +125,33 @@ func (t *term) recoverRound(ctx context.Context, op store.Operation) error {
 	if err != nil {
 		return err
 	}
+	members, err := t.roundMembers(ctx, rec)
+	if err != nil {
+		return err
+	}
+	outcome, err := t.drive.Recover(ctx, rec, rounds.Job{
+		Round: rec.Round, Fence: t.fence.API(), Members: members, Options: rec.Options,
+		CheckImage: func(*api.NodeImage) error { return fault.New(fault.Internal, "a recovered round persists nothing") },
+		Ledger:     &ledger{store: t.c.store, fence: t.fence, id: op.ID, aside: t.noteAside},
+		Judge:      &judge{repo: t.c.repo, id: rec.Round},
+		Progress:   func(*api.Event) {},
+	})
+	if t.ctx.Err() == nil && fault.ClassOf(err) == fault.Unknown {
+		t.c.log.Warn("round set aside: the repository does not say how it ended", "cluster", op.Cluster, "epoch", op.Epoch, "error", err)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	t.c.log.Info("round recovered", "cluster", op.Cluster, "epoch", op.Epoch, "outcome", outcome)
+	return nil
+}
+
+// roundMembers are the nodes of a round that is in the store.
+func (t *term) roundMembers(ctx context.Context, rec round.Record) ([]deploy.Node, error) {
 	infos, err := t.c.store.Nodes(ctx)
 	if err != nil {
-		return fmt.Errorf("list nodes: %w", err)
+		return nil, fmt.Errorf("list nodes: %w", err)
 	}
 	var members []deploy.Node
 	for _, m := range rec.Members {
@@ -139,21 +163,7 @@ func (t *term) recoverRound(ctx context.Context, op store.Operation) error {
 		}
 		members = append(members, member)
 	}
-	outcome, err := t.drive.Recover(ctx, rec, rounds.Job{
-		Round: rec.Round, Fence: t.fence.API(), Members: members, Options: rec.Options,
-		CheckImage: func(*api.NodeImage) error { return fault.New(fault.Internal, "a recovered round persists nothing") },
-		Ledger:     &ledger{store: t.c.store, fence: t.fence, id: op.ID},
-		Judge:      &judge{repo: t.c.repo, id: rec.Round},
-		Progress:   func(*api.Event) {},
-	})
-	if err != nil {
-		return err
-	}
-	t.c.log.Info("round recovered", "cluster", op.Cluster, "epoch", op.Epoch, "outcome", outcome)
-	if outcome == round.OutcomeNone {
-		return fault.New(fault.Unknown, "round %s: outcome not known", rec.Round)
-	}
-	return nil
+	return members, nil
 }
 
 // recoverStop ends what a stop that was interrupted has left.

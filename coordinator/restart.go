@@ -116,7 +116,11 @@ func (r *restart) candidates(ctx context.Context, epoch, newest uint64) ([]uint6
 	if epoch != 0 {
 		return []uint64{epoch}, nil
 	}
-	entries, err := r.t.c.repo.Checkpoints(ctx, r.req.GetCluster())
+	// Which checkpoint is the newest should not change afterwards.
+	if err := r.t.settle(ctx, r.req.GetCluster()); err != nil {
+		r.t.c.log.Warn("restart does not wait for a round that is not settled", "cluster", r.req.GetCluster(), "error", err)
+	}
+	entries, err := r.t.c.storage(ctx).Checkpoints(ctx, r.req.GetCluster())
 	if err != nil {
 		return nil, fmt.Errorf("list checkpoints: %w", RepositoryFault(err))
 	}

@@ -37,7 +37,8 @@ type term struct {
 	// the term that all its operations share, whichever call began them.
 	ctx context.Context
 
-	work sync.WaitGroup // calls and recoveries of this term
+	work  sync.WaitGroup // calls, recoveries and the settling of this term
+	aside chan struct{}  // buffered 1; raised when a round was set aside
 
 	mu           sync.Mutex
 	over         bool              // guarded by mu; no work begins any more
@@ -73,7 +74,9 @@ func (t *term) life(cluster string, epoch uint64) deploy.Life {
 // unusedEpoch is an epoch that neither the repository nor a guest of the survey (nil: none)
 // has seen. The store may have seen it.
 func (t *term) unusedEpoch(ctx context.Context, cluster string, seen *survey) (uint64, error) {
-	last, err := t.c.repo.LastEpoch(ctx, cluster)
+	glance, cancel := t.c.glance(ctx)
+	defer cancel()
+	last, err := t.c.storage(glance).LastEpoch(glance, cluster)
 	if err != nil {
 		return 0, fmt.Errorf("last epoch of cluster %s in the repository: %w", cluster, RepositoryFault(err))
 	}

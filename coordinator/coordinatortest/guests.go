@@ -171,10 +171,11 @@ func (a *Agent) makeGuests(ctx context.Context, req *api.CreateGuestsRequest) (m
 	var reader *repository.Reader
 	if len(req.GetImages()) > 0 {
 		var err error
-		if err = a.repo.Refresh(ctx); err != nil {
+		repo := a.repo.Within(ctx, 0)
+		if err = repo.Refresh(ctx); err != nil {
 			return nil, class(err)
 		}
-		if reader, err = a.repo.NewReader(ctx, req.GetPacks()); err != nil {
+		if reader, err = repo.NewReader(ctx, req.GetPacks()); err != nil {
 			return nil, class(err)
 		}
 	}

@@ -163,10 +163,11 @@ func (a *Agent) PersistRound(req *api.PersistRoundRequest, stream grpc.ServerStr
 
 // persist writes the node's images.
 func (a *Agent) persist(ctx context.Context, id *api.Round, c *cluster, r *roundState) (*api.NodeImage, error) {
-	if err := a.repo.Refresh(ctx); err != nil {
+	repo := a.repo.Within(ctx, 0)
+	if err := repo.Refresh(ctx); err != nil {
 		return nil, class(err)
 	}
-	w, err := a.repo.NewWriter(repository.WriterConfig{Cluster: id.GetCluster(), Epoch: id.GetEpoch(), Node: a.cfg.Name})
+	w, err := repo.NewWriter(repository.WriterConfig{Cluster: id.GetCluster(), Epoch: id.GetEpoch(), Node: a.cfg.Name})
 	if err != nil {
 		return nil, err
 	}

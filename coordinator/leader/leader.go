@@ -35,6 +35,10 @@ const (
 	maxAddress = 512
 	// retryPause spaces campaigns that met an error, such as no etcd.
 	retryPause = time.Second
+	// returnGrace is how long a leader whose time is over may take to return
+	// before the lease is given back under it. Nothing it still does can do harm:
+	// its writes are fenced.
+	returnGrace = 5 * time.Second
 	// resignTimeout bounds the revocation of the lease at the end; what is not
 	// revoked in time runs out.
 	resignTimeout = 2 * time.Second
@@ -93,7 +97,7 @@ var ErrNoLeader = errors.New("no coordinator leads")
 // only when lead has returned may this process be elected again. Run returns
 // when ctx ends, or with lead's result when lead returns as the leader. It
 // resigns before it returns, so that the next leader need not wait for the
-// lease to run out.
+// lease to run out; a lead that does not return in time does not delay that.
 func (c *Candidate) Run(ctx context.Context, lead func(ctx context.Context, f store.Fence) error) error {
 	var complained time.Time
 	for {
@@ -112,7 +116,7 @@ func (c *Candidate) Run(ctx context.Context, lead func(ctx context.Context, f st
 			continue
 		}
 		c.logger.Info("elected", "fence", t.fence.Token)
-		err = t.serve(ctx, lead)
+		err = t.serve(ctx, lead, c.logger)
 		// A refused write is how a leader often learns it first.
 		lost := ctx.Err() == nil && (t.lost.Err() != nil || errors.Is(err, store.ErrFenced))
 		endErr := t.end(ctx)
@@ -139,6 +143,7 @@ type term struct {
 	fence   store.Fence          // immutable
 	lost    context.Context      // ends when leadership is lost
 	cancel  context.CancelFunc   // ends lost and the renewal of the lease
+	ended   bool                 // the lease was given back
 }
 
 // campaign waits until this candidate leads. On error nothing is left behind,
@@ -184,7 +189,7 @@ func (c *Candidate) campaign(ctx context.Context) (t *term, err error) {
 }
 
 // serve runs lead until it returns, with a context that ends with leadership.
-func (t *term) serve(ctx context.Context, lead func(context.Context, store.Fence) error) error {
+func (t *term) serve(ctx context.Context, lead func(context.Context, store.Fence) error, log hclog.Logger) error {
 	leading, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	defer context.AfterFunc(t.lost, func() { stop(ErrLost) })()
@@ -202,7 +207,25 @@ func (t *term) serve(ctx context.Context, lead func(context.Context, store.Fence
 		unwatch()
 		<-watched
 	}()
-	return lead(leading, t.fence)
+	returned := make(chan error, 1)
+	go func() { returned <- lead(leading, t.fence) }()
+	select {
+	case err := <-returned:
+		return err
+	case <-leading.Done():
+	}
+	late := time.NewTimer(returnGrace)
+	defer late.Stop()
+	select {
+	case err := <-returned:
+		return err
+	case <-late.C:
+	}
+	log.Warn("the leader's work does not end; another coordinator may lead from now on", "fence", t.fence.Token)
+	if err := t.end(ctx); err != nil {
+		log.Warn("lease not given back", "error", err)
+	}
+	return <-returned
 }
 
 // awaitRemoval returns when the leader's key is gone or ctx has ended. When
@@ -242,9 +265,10 @@ func (t *term) watchRemoval(ctx context.Context, revision int64) bool {
 
 // end gives the lease back, and with it the leader's key.
 func (t *term) end(ctx context.Context) error {
-	if t == nil {
+	if t == nil || t.ended {
 		return nil
 	}
+	t.ended = true
 	defer t.cancel()
 	if t.session == nil {
 		return nil

@@ -177,6 +177,37 @@ func loseLeadership(t *testing.T, client *clientv3.Client, take func(l leadershi
 	}
 }
 
+// TestRun_LeadThatDoesNotReturn tells a leader to end whose work hangs: another one
+// is elected although the first has not returned.
+func TestRun_LeadThatDoesNotReturn(t *testing.T) {
+	client := etcdtest.Client(t)
+	c, err := leader.New(leader.Config{Client: client, Address: "a", TTL: 2 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, end := context.WithCancel(context.Background())
+	hang, leads, first := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	go func() {
+		first <- c.Run(ctx, func(ctx context.Context, _ store.Fence) error {
+			close(leads)
+			<-ctx.Done()
+			<-hang
+			return context.Cause(ctx)
+		})
+	}()
+	receive(t, leads, "first leader")
+	second := campaign(t, client, "b")
+	end()
+	receive(t, second.elected, "second leader")
+	select {
+	case err := <-first:
+		t.Errorf("the first one has returned: %v", err)
+	default:
+	}
+	close(hang)
+	receive(t, first, "end of the first leader")
+}
+
 func TestRun_LeaseRevoked(t *testing.T) {
 	client := etcdtest.Client(t)
 	loseLeadership(t, client, func(l leadership) {

@@ -26,9 +26,14 @@ import (
 // whose answer was lost is repeated.
 const tick = 100 * time.Millisecond
 
-// decideBudget is how long the repository may take for each of commit and
-// abort. A parallel filesystem that fails over takes a minute or two.
-const decideBudget = 3 * time.Minute
+// decideBudget is how long a round waits for a repository that does not say
+// whether a commit was made. A round that has waited in vain is set aside, and
+// settled when the repository answers again.
+const decideBudget = time.Minute
+
+// commitPatience is how long a commit is tried again that the repository has
+// refused for a reason that may pass, as while it fails over.
+const commitPatience = 30 * time.Second
 
 // decidePause is how long the repository is left alone after it failed.
 const decidePause = time.Second
@@ -43,11 +48,18 @@ const persistBudget = 24 * time.Hour
 // coordinator leads now.
 type Ledger interface {
 	PutRound(ctx context.Context, r round.Record) error
-	DeleteRound(ctx context.Context, id round.ID) error
+	// EndRound forgets a round that is over, or sets it aside if it is unsettled.
+	EndRound(ctx context.Context, r round.Record) error
 }
+
+// ErrUnheard says that the repository may hold the outcome that it was given, or
+// may come to.
+var ErrUnheard = errors.New("the repository may have recorded it")
 
 // Judge has the outcome of one epoch recorded in the repository, exclusively:
 // both methods return the outcome that the repository holds, whoever wrote it.
+// Both end soon after ctx, whatever the repository does. An error without
+// ErrUnheard means that nothing was recorded of it nor will be.
 type Judge interface {
 	Commit(ctx context.Context, e Evidence) (round.Outcome, error)
 	Abort(ctx context.Context, reason string) (round.Outcome, error)
@@ -85,8 +97,7 @@ type Driver struct {
 	// turns holds a value for each node that writes. Nil: nobody waits for a turn.
 	turns chan struct{}
 
-	// decisions are the calls of the repository. They may outlive their round:
-	// a filesystem that hangs cannot be told to stop.
+	// decisions are the calls of the repository. They may outlive their round.
 	decisions sync.WaitGroup
 }
 
@@ -170,20 +181,43 @@ func (d *Driver) Run(ctx, asked context.Context, job Job) error {
 }
 
 // Recover drives a round that another coordinator left to its end and returns
-// its outcome. job.Judge is asked for an abort only.
+// its outcome. job.Judge is asked for an abort only, and not for long: a
+// cluster waits for it.
 //
-// On error: the outcome is not known, and the record stays in the store.
+// On error: the outcome is not known. The round was set aside, unless this
+// coordinator does not lead any more.
 func (d *Driver) Recover(ctx context.Context, rec round.Record, job Job) (round.Outcome, error) {
 	lead, err := round.RecoverLead(rec, round.Token(job.Fence.GetToken()), d.budgets(rec.Options))
 	if err != nil {
 		return round.OutcomeNone, fmt.Errorf("recover round %s: %w", rec.Round, err)
 	}
+	lead.Cancel("") // shortens the wait for a repository that does not answer
 	run := d.newRun(lead, job)
 	run.loop(ctx, context.WithoutCancel(ctx))
 	if run.result.Outcome == round.OutcomeNone {
 		return round.OutcomeNone, run.failure()
 	}
 	return run.result.Outcome, nil
+}
+
+// Tell tells the nodes of a round that is over how it ended, and waits for their
+// answers. It tries once: a node that is not reached learns with its next round
+// that this one is over.
+func (d *Driver) Tell(ctx context.Context, job Job, outcome round.Outcome) {
+	r := d.newRun(nil, job)
+	var calls sync.WaitGroup
+	for id, node := range r.nodes {
+		calls.Go(func() {
+			client, err := d.cfg.Nodes.Client(node.Name, node.Address)
+			if err == nil {
+				err = r.finish(ctx, client, round.Request{Call: round.CallFinish, Round: job.Round, To: id, Outcome: outcome})
+			}
+			if err != nil {
+				r.log.Info("node not told how a round ended", "node", node.Name, "outcome", outcome, "error", err)
+			}
+		})
+	}
+	calls.Wait()
 }
 
 func (d *Driver) drive(ctx, asked context.Context, lead *round.Lead, job Job) error {

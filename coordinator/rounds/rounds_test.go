@@ -3,6 +3,7 @@ package rounds_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -30,6 +31,7 @@ type book struct {
 	mu      sync.Mutex
 	phases  []round.Phase // guarded by mu; stored, in order
 	deleted bool          // guarded by mu
+	aside   bool          // guarded by mu
 	outcome round.Outcome // guarded by mu
 	puts    []error       // guarded by mu; what the next puts meet
 	commits []error       // guarded by mu; what the next commits meet
@@ -49,10 +51,10 @@ func (b *book) PutRound(_ context.Context, r round.Record) error {
 	return nil
 }
 
-func (b *book) DeleteRound(context.Context, round.ID) error {
+func (b *book) EndRound(_ context.Context, r round.Record) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.deleted = true
+	b.deleted, b.aside = true, r.Unsettled()
 	return nil
 }
 
@@ -191,19 +193,33 @@ func TestRun_StoreSaysFenced(t *testing.T) {
 	}
 }
 
-func TestRun_CommitThatFailsIsAskedFor(t *testing.T) {
-	for name, done := range map[string]bool{"not written": false, "written all the same": true} {
-		t.Run(name, func(t *testing.T) {
-			b := &book{commits: []error{fault.New(fault.NoSpace, "full")}, done: done}
+// TestRun_CommitThatFails asks a repository that may have taken a commit what
+// became of it, and needs nothing of one that surely did not take it.
+func TestRun_CommitThatFails(t *testing.T) {
+	full := fault.New(fault.NoSpace, "full")
+	for _, tc := range []struct {
+		name     string
+		err      error
+		done     bool
+		want     fault.Class
+		recorded round.Outcome
+		aside    bool
+	}{
+		{"refused", full, false, fault.NoSpace, round.OutcomeNone, true},
+		{"lost and not written", fmt.Errorf("%w: %w", rounds.ErrUnheard, full), false, fault.NoSpace, round.Aborted, false},
+		{"written all the same", fmt.Errorf("%w: %w", rounds.ErrUnheard, full), true, fault.None, round.Committed, false},
+		{"refused for a reason that passes", fault.New(fault.Unavailable, "failing over"), false, fault.None, round.Committed, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			b := &book{commits: []error{tc.err}, done: tc.done}
 			f := newField(t, b)
-			err := f.driver.Run(t.Context(), t.Context(), f.job)
-			if done && err != nil {
-				t.Errorf("Run = %v, but the repository holds the commit", err)
+			if err := f.driver.Run(t.Context(), t.Context(), f.job); fault.ClassOf(err) != tc.want {
+				t.Errorf("Run = %v (%v), want %v", err, fault.ClassOf(err), tc.want)
 			}
-			if !done && fault.ClassOf(err) != fault.NoSpace {
-				t.Errorf("Run = %v (%v), want no-space", err, fault.ClassOf(err))
+			if b.outcome != tc.recorded || b.aside != tc.aside {
+				t.Errorf("the repository holds %v, set aside %t; want %v, %t", b.outcome, b.aside, tc.recorded, tc.aside)
 			}
-			if committed, told := f.agent.Outcome("c", 2); !told || committed != done {
+			if committed, told := f.agent.Outcome("c", 2); !told || committed != (tc.want == fault.None) {
 				t.Errorf("the node was told committed=%v, told=%v", committed, told)
 			}
 		})
@@ -211,25 +227,30 @@ func TestRun_CommitThatFailsIsAskedFor(t *testing.T) {
 }
 
 func TestRecover_AbortsWhatWasNotCommitted(t *testing.T) {
-	for _, before := range []round.Outcome{round.OutcomeNone, round.Committed} {
-		t.Run(before.String(), func(t *testing.T) {
-			b := &book{outcome: before}
+	for _, tc := range []struct {
+		phase    round.Phase
+		recorded round.Outcome // before
+		want     round.Outcome
+		aside    bool
+	}{
+		{round.PhaseCut, round.OutcomeNone, round.Aborted, true},
+		{round.PhaseCommit, round.OutcomeNone, round.Aborted, false},
+		{round.PhaseCommit, round.Committed, round.Committed, false},
+	} {
+		t.Run(fmt.Sprintf("%s/%s", tc.phase, tc.recorded), func(t *testing.T) {
+			b := &book{outcome: tc.recorded}
 			f := newField(t, b)
-			rec := round.Record{Round: f.job.Round, Token: 1, Members: []round.NodeID{"n1"}, Options: f.job.Options, Phase: round.PhaseCut}
+			rec := round.Record{Round: f.job.Round, Token: 1, Members: []round.NodeID{"n1"}, Options: f.job.Options, Phase: tc.phase}
 			f.job.Fence = &api.Fence{Token: 2, Store: 1}
-			want := before
-			if before == round.OutcomeNone {
-				want = round.Aborted
-			}
-			if before == round.Committed {
+			if tc.recorded == round.Committed {
 				// A node whose image is committed has persisted it.
 				f.persisted(t)
 			}
 			got, err := f.driver.Recover(t.Context(), rec, f.job)
-			if err != nil || got != want || !b.deleted {
-				t.Errorf("Recover = %v, %v, deleted %v, want %v", got, err, b.deleted, want)
+			if err != nil || got != tc.want || !b.deleted || b.aside != tc.aside {
+				t.Errorf("Recover = %v, %v, deleted %v, set aside %v, want %+v", got, err, b.deleted, b.aside, tc)
 			}
-			if committed, told := f.agent.Outcome("c", 2); !told || committed != (want == round.Committed) {
+			if committed, told := f.agent.Outcome("c", 2); !told || committed != (tc.want == round.Committed) {
 				t.Errorf("the node was told committed=%v, told=%v", committed, told)
 			}
 		})

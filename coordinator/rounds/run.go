@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"golang.org/x/sys/unix"
 
 	"fermata/coordinator/deploy"
 	"fermata/protocol/api"
@@ -104,7 +105,6 @@ func (r *run) loop(ctx, asked context.Context) {
 // perform does what the Lead has ready, in the order that package round demands.
 func (r *run) perform(ctx context.Context, post func(func())) {
 	for r.lead.HasReady() {
-		before := r.lead.Phase()
 		ready := r.lead.Ready()
 		if ready.Persist != nil {
 			if !r.store(ctx, *ready.Persist) {
@@ -126,7 +126,7 @@ func (r *run) perform(ctx context.Context, post func(func())) {
 		if ready.Done != nil {
 			r.result = *ready.Done
 			r.log.Info("round decided", "outcome", ready.Done.Outcome, "reason", ready.Done.Reason,
-				"phase", before, "elapsed", time.Since(r.begun))
+				"elapsed", time.Since(r.begun))
 		}
 	}
 }
@@ -138,7 +138,7 @@ func (r *run) store(ctx context.Context, rec round.Record) bool {
 	for {
 		var err error
 		if rec.Phase == round.PhaseOver {
-			err = r.job.Ledger.DeleteRound(ctx, rec.Round)
+			err = r.job.Ledger.EndRound(ctx, rec)
 		} else {
 			err = r.job.Ledger.PutRound(ctx, rec)
 		}
@@ -160,15 +160,13 @@ func (r *run) store(ctx context.Context, rec round.Record) bool {
 // enter notes that a phase has begun.
 func (r *run) enter(rec round.Record) {
 	now := time.Now()
-	switch rec.Phase {
-	case round.PhasePersist:
+	if rec.Phase == round.PhasePersist {
 		for id := range r.nodes {
 			r.heard[id] = now
 		}
-	case round.PhaseAbort:
-		if r.cause == nil {
-			r.cause = r.timeUp(rec.Reason)
-		}
+	}
+	if r.cause == nil && (rec.Phase == round.PhaseAbort || rec.Outcome == round.Aborted) {
+		r.cause = r.timeUp(rec.Reason)
 	}
 	if rec.Phase >= round.PhaseCommit {
 		// Whoever still works on an earlier phase need not any more.
@@ -202,7 +200,7 @@ func (r *run) giveUp(err error) {
 func (r *run) noteCause(input func(), err error) {
 	before := r.lead.Phase()
 	input()
-	if before < round.PhaseAbort && r.lead.Phase() == round.PhaseAbort || before == round.PhaseIdle && r.lead.Over() {
+	if before < round.PhaseCommit && r.lead.Phase() >= round.PhaseAbort {
 		r.cause = err
 	}
 }
@@ -263,32 +261,65 @@ func (r *run) decideNext(ctx context.Context, post func(func())) {
 
 // decision is how a decision ended.
 type decision struct {
-	got   round.Outcome // none: not known
-	cause error         // why it is not a commit, or not known
+	got     round.Outcome // none: not known
+	cause   error         // why it is not a commit, or not known
+	refused bool          // nothing was recorded nor will be
 }
 
-// decide asks the repository. A commit that fails is followed by the request to
-// abort: it tells what became of the commit, and ends a round whose commit
-// cannot succeed, say because the filesystem is full.
+// decide asks the repository. A commit of which it is not known whether it was
+// made is followed by the request to abort, whose answer tells.
 func (r *run) decide(ctx context.Context, want round.Outcome, e Evidence, reason string) decision {
 	var commitErr error
 	if want == round.Committed {
-		got, err := r.job.Judge.Commit(ctx, e)
+		got, err := r.commit(ctx, e)
 		if err == nil {
 			return decision{got: got}
 		}
 		commitErr = fmt.Errorf("%s: %w", round.StepCommit, err)
+		if !errors.Is(err, ErrUnheard) {
+			return decision{cause: commitErr, refused: true}
+		}
 		reason = commitErr.Error()
 	}
 	got, err := r.job.Judge.Abort(ctx, reason)
 	if err == nil {
 		return decision{got: got, cause: commitErr}
 	}
-	select { // the Lead asks again at its next tick; the repository gets longer
-	case <-ctx.Done():
-	case <-time.After(decidePause):
-	}
+	pause(ctx) // the Lead asks again at its next tick; the repository gets longer
 	return decision{cause: errors.Join(commitErr, fmt.Errorf("%s: %w", round.StepAbort, err))}
+}
+
+// commit asks for a commit, again if the reason of a refusal may pass.
+func (r *run) commit(ctx context.Context, e Evidence) (round.Outcome, error) {
+	begun := time.Now()
+	for {
+		got, err := r.job.Judge.Commit(ctx, e)
+		if err == nil || errors.Is(err, ErrUnheard) || !mayPass(err) || time.Since(begun) > commitPatience || !pause(ctx) {
+			return got, err
+		}
+		r.log.Warn("commit refused, trying again", "error", err)
+	}
+}
+
+// mayPass reports whether the reason of an error may go away by itself soon: an
+// error without a class of its own is what a file system says while it fails over.
+func mayPass(err error) bool {
+	switch fault.ClassOf(err) {
+	case fault.Unavailable, fault.Unknown, fault.Busy, fault.Internal:
+		return !errors.Is(err, unix.EROFS)
+	default:
+		return false
+	}
+}
+
+// pause waits a little, and returns false when ctx ends.
+func pause(ctx context.Context) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(decidePause):
+		return true
+	}
 }
 
 func (r *run) decided(d decision) {
@@ -296,14 +327,15 @@ func (r *run) decided(d decision) {
 	if r.cause == nil {
 		r.cause = d.cause
 	}
-	if d.got == round.OutcomeNone {
+	switch {
+	case d.got != round.OutcomeNone:
+		r.lead.Decided(d.got)
+	case d.refused:
+		r.log.Warn("the repository did not take the commit", "error", d.cause)
+		r.lead.DecideRefused(d.cause.Error())
+	default:
 		r.log.Warn("outcome not recorded", "error", d.cause)
 		r.lead.DecideFailed(d.cause.Error())
-		return
-	}
-	if err := r.lead.Decided(d.got); err != nil {
-		r.log.Error("repository contradicts the round", "error", err)
-		r.cause = fault.Wrap(fault.Internal, err, "")
 	}
 }
 
@@ -321,10 +353,11 @@ func (r *run) imagesInOrder() []*api.NodeImage {
 func (r *run) failure() error {
 	switch {
 	case r.result.Outcome == round.OutcomeNone:
+		const said = "round %s: it is not known yet whether the checkpoint was made: %s; the guests run on, and the coordinator finds out when the repository answers"
 		if r.cause != nil {
-			return fault.Wrap(fault.Unknown, r.cause, "round %s: outcome not known: %s", r.job.Round, r.result.Reason)
+			return fault.Wrap(fault.Unknown, r.cause, said, r.job.Round, r.result.Reason)
 		}
-		return fault.New(fault.Unknown, "round %s: outcome not known: %s", r.job.Round, r.result.Reason)
+		return fault.New(fault.Unknown, said, r.job.Round, r.result.Reason)
 	case r.cause != nil:
 		return fmt.Errorf("round %s aborted: %w", r.job.Round, r.cause)
 	}

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"fmt"
 	"regexp"
 	"time"
@@ -101,6 +102,19 @@ func CheckPhase(id string, phase []byte) error {
 		return tooLarge("phase of operation "+id, len(phase), MaxPhaseBytes)
 	}
 	return nil
+}
+
+// CheckAside refuses to set an operation aside that could not be found again.
+func CheckAside(op Operation) error {
+	if op.Epoch == 0 {
+		return fault.Wrap(fault.Invalid, ErrInvalid, "set %s of cluster %s aside: it has no epoch", op.Kind, op.Cluster)
+	}
+	return nil
+}
+
+// CompareAside orders operations that were set aside.
+func CompareAside(a, b Operation) int {
+	return cmp.Or(cmp.Compare(a.Cluster, b.Cluster), cmp.Compare(a.Epoch, b.Epoch))
 }
 
 // CheckNode refuses what cannot be stored of a node.

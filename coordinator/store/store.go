@@ -121,6 +121,17 @@ type Store interface {
 	// Operations returns what runs, by name of the cluster.
 	Operations(ctx context.Context) ([]Operation, error)
 
+	// SetAside ends an operation that has an epoch, and keeps it, with this
+	// phase, among those that are unsettled: the cluster is free, and something
+	// that has time is left to do. Like EndOperation, it does nothing for an
+	// operation that no longer runs.
+	SetAside(ctx context.Context, f Fence, cluster, id string, phase []byte) error
+	// Unsettled returns what was set aside, by name of the cluster and epoch. It
+	// outlives the cluster's record.
+	Unsettled(ctx context.Context) ([]Operation, error)
+	// Settle forgets an operation that was set aside; nil when there is none.
+	Settle(ctx context.Context, f Fence, cluster string, epoch uint64) error
+
 	// PutNode keeps what a node said of itself, and takes it for alive until
 	// ttl has passed without another PutNode. LastSeenUnixNs and Alive of info
 	// are set by the store. A call without news must not make the store grow.

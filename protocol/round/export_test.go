@@ -7,6 +7,7 @@ const (
 	RuleCommitNeedsAll        = ruleCommitNeedsAll
 	RuleAskBeforeTelling      = ruleAskBeforeTelling
 	RuleNeverAssume           = ruleNeverAssume
+	RuleUnheardIsDoubt        = ruleUnheardIsDoubt
 	RuleFencedStops           = ruleFencedStops
 	RuleCloseNeedsMarkers     = ruleCloseNeedsMarkers
 	RuleCloseNeedsState       = ruleCloseNeedsState
@@ -30,11 +31,10 @@ func (m *Member) Break(r Rule) { m.broken = r }
 // RecoverLeadTelling recovers a Lead that tells the members that the round is
 // aborted before the repository has said so.
 func RecoverLeadTelling(rec Record, token Token, budgets Budgets) (*Lead, error) {
-	l, err := RecoverLead(rec, token, budgets)
-	if err == nil {
-		l.tellAll(Aborted)
+	if rec.Outcome == OutcomeNone {
+		rec.Phase = PhasePersist // as if nobody had asked for a commit
 	}
-	return l, err
+	return RecoverLead(rec, token, budgets)
 }
 
 // RecoverMemberAsIs recovers a Member that goes on where the agent ended.

@@ -40,15 +40,16 @@ type Lead struct {
 
 	members map[NodeID]*leadMember
 
-	// askedCommit is set once the repository may hold our commit. From then on
-	// nobody may be told "aborted" before the repository has said so.
-	askedCommit bool
-	// inherited is set when another coordinator began the round: what it asked
-	// of the repository is not known.
-	inherited   bool
+	// inDoubt is set once the repository may hold a commit. From then on nobody
+	// may be told "aborted" before the repository has said so. Until then the
+	// stored record alone decides an abort.
+	inDoubt bool
+	// unheard is set when an answer of the repository was lost: what it was asked
+	// for may have been done, or may still be.
+	unheard     bool
+	recorded    bool // the repository is known to hold the outcome
 	decideAgain bool // the last answer of the repository was lost
-
-	told Outcome // what Finish says
+	hurried     bool // the operator waits no longer than he must
 
 	out LeadReady
 
@@ -74,7 +75,7 @@ type Event struct {
 type LeadResult struct {
 	// Outcome is OutcomeNone when the coordinator was replaced or the
 	// repository did not answer: the outcome is then unknown here, and the
-	// stored Record lets a successor find it out.
+	// stored Record lets somebody find it out later.
 	Outcome Outcome
 	Reason  string
 }
@@ -117,9 +118,10 @@ func NewLead(cfg LeadConfig) (*Lead, error) {
 }
 
 // RecoverLead takes over a round that another coordinator began, from the
-// record it stored. It never carries the round on: it has the repository
-// record "aborted", unless that says "committed" already, and then tells the
-// members which of the two it is.
+// record it stored. It never carries the round on. Where nobody can have asked
+// for a commit the round is aborted by storing that; else the repository is
+// asked to record "aborted", unless it says "committed" already. Then the
+// members are told which of the two it is.
 func RecoverLead(rec Record, token Token, budgets Budgets) (*Lead, error) {
 	l, err := NewLead(LeadConfig{
 		Round: rec.Round, Token: token, Members: rec.Members, Options: rec.Options, Budgets: budgets,
@@ -130,10 +132,15 @@ func RecoverLead(rec Record, token Token, budgets Budgets) (*Lead, error) {
 	if token < rec.Token {
 		return nil, fmt.Errorf("recover %s with token %d, has %d: %w", rec.Round, token, rec.Token, ErrFenced)
 	}
-	l.inherited = true
 	for _, m := range l.members {
 		m.heard = true
 	}
+	l.reason = rec.Reason
+	if rec.Outcome != OutcomeNone {
+		l.end(rec.Outcome, rec.Recorded)
+		return l, nil
+	}
+	l.inDoubt, l.unheard = rec.MayBeCommitted(), true
 	reason := rec.Reason
 	if reason == "" {
 		reason = fmt.Sprintf("coordinator lost in phase %s", rec.Phase)
@@ -237,7 +244,9 @@ func (l *Lead) Tick() {
 	}
 }
 
-// Cancel aborts the round if it can still be aborted.
+// Cancel aborts the round if it can still be aborted. While the repository is
+// asked for the outcome it shortens the wait for a repository that does not
+// answer.
 func (l *Lead) Cancel(reason string) {
 	switch l.phase {
 	case PhaseIdle:
@@ -246,6 +255,10 @@ func (l *Lead) Cancel(reason string) {
 		l.phase = PhaseOver
 	case PhasePrepare, PhaseCut, PhasePersist:
 		l.abort(reason)
+	case PhaseCommit, PhaseAbort:
+		if !l.hurried {
+			l.hurried, l.ticks = true, 0
+		}
 	}
 }
 
@@ -271,7 +284,7 @@ func (l *Lead) enter(p Phase) {
 	l.phase, l.ticks = p, 0
 	l.persist()
 	if p == PhaseCommit {
-		l.askedCommit = true
+		l.inDoubt = true
 		l.out.Decide = Committed
 		l.event(Event{Step: StepCommit})
 		return
@@ -291,7 +304,7 @@ func (l *Lead) send(to NodeID, call Call) {
 	case CallPrepare:
 		r.Members, r.Options = slices.Clone(l.cfg.Members), l.cfg.Options
 	case CallFinish:
-		r.Outcome = l.told
+		r.Outcome = l.outcome
 	}
 	l.out.Send = append(l.out.Send, r)
 }
@@ -309,6 +322,7 @@ func (l *Lead) persist() {
 	l.out.Persist = &Record{
 		Round: l.cfg.Round, Token: l.cfg.Token, Members: slices.Clone(l.cfg.Members),
 		Options: l.cfg.Options, Phase: l.phase, Outcome: l.outcome, Reason: l.reason,
+		Recorded: l.recorded,
 	}
 }
 

@@ -1,27 +1,45 @@
 package round
 
-import "fmt"
-
-// abort begins to give the round up. Members are told at once if nobody can
-// have asked for a commit; otherwise only when the repository has spoken.
+// abort gives the round up. Where nobody can have asked for a commit it is
+// decided as soon as it is stored, whatever the repository does: a coordinator
+// stores that it will ask before it asks, and is refused once this is stored.
+// Otherwise the repository has to speak first.
 func (l *Lead) abort(reason string) {
-	l.phase, l.ticks, l.reason, l.decideAgain = PhaseAbort, 0, reason, false
+	l.reason, l.decideAgain = reason, false
 	l.out.Send = nil // calls of the phase that is over
+	l.event(Event{Step: StepAbort, Text: reason})
+	if !l.inDoubt || l.broken == ruleAskBeforeTelling {
+		l.end(Aborted, false)
+		return
+	}
+	l.phase, l.ticks = PhaseAbort, 0
 	l.persist()
 	l.out.Decide = Aborted
-	l.event(Event{Step: StepAbort, Text: reason})
+}
+
+// end begins to tell the members the outcome, which is final once this is stored.
+func (l *Lead) end(o Outcome, recorded bool) {
+	step := StepCommit
+	if o == Aborted {
+		step = StepAbort
+	} else {
+		l.reason = ""
+	}
+	l.outcome, l.recorded = o, recorded
+	l.phase, l.ticks = PhaseFinish, 0
+	l.persist()
+	l.event(Event{Step: step, Ended: true})
+	l.event(Event{Step: StepFinish})
+	l.done()
 	for _, m := range l.members {
 		m.done, m.again = !m.heard, false
 	}
-	if !l.askedCommit && !l.inherited || l.broken == ruleAskBeforeTelling {
-		l.tellAll(Aborted)
-	}
+	l.tellAll()
+	l.endIfAllTold()
 }
 
-// tellAll sends Finish to every member that may know of the round and has not
-// acknowledged it.
-func (l *Lead) tellAll(o Outcome) {
-	l.told = o
+// tellAll sends Finish to every member that may know of the round.
+func (l *Lead) tellAll() {
 	for _, id := range l.cfg.Members {
 		if !l.members[id].done {
 			l.send(id, CallFinish)
@@ -30,44 +48,15 @@ func (l *Lead) tellAll(o Outcome) {
 }
 
 // Decided tells the Lead which outcome the repository holds for the epoch. It
-// may be the opposite of what was asked for: then another coordinator was first.
-//
-// On error: ErrContradiction when the repository holds a commit that this
-// round cannot have made, as it told its members to abort. The epoch has been
-// used before; the operator must look.
-func (l *Lead) Decided(o Outcome) error {
+// may be the opposite of what was asked for: then somebody else was first.
+func (l *Lead) Decided(o Outcome) {
 	if l.phase != PhaseCommit && l.phase != PhaseAbort || o == OutcomeNone {
-		return nil
-	}
-	if o == Committed && !l.askedCommit && !l.inherited {
-		l.reason = ErrContradiction.Error()
-		l.done()
-		l.phase = PhaseOver
-		return fmt.Errorf("round %s aborts, repository says committed: %w", l.cfg.Round, ErrContradiction)
+		return
 	}
 	if o == Aborted && l.phase == PhaseCommit {
 		l.reason = "aborted by another coordinator"
 	}
-	step := StepCommit
-	if o == Aborted {
-		step = StepAbort
-	} else {
-		l.reason = ""
-	}
-	l.outcome = o
-	l.phase, l.ticks = PhaseFinish, 0
-	l.persist()
-	l.event(Event{Step: step, Ended: true})
-	l.event(Event{Step: StepFinish})
-	l.done()
-	if l.told != o {
-		for _, m := range l.members {
-			m.done = !m.heard
-		}
-		l.tellAll(o)
-	}
-	l.endIfAllTold()
-	return nil
+	l.end(o, true)
 }
 
 // DecideFailed tells the Lead that the repository gave no outcome: the record
@@ -77,10 +66,10 @@ func (l *Lead) DecideFailed(reason string) {
 	switch l.phase {
 	case PhaseCommit:
 		if l.broken == ruleNeverAssume {
-			_ = l.Decided(Aborted)
+			l.Decided(Aborted)
 			return
 		}
-		l.decideAgain = true
+		l.unheard, l.decideAgain = true, true
 	case PhaseAbort:
 		l.decideAgain = true
 	default:
@@ -90,10 +79,13 @@ func (l *Lead) DecideFailed(reason string) {
 }
 
 // DecideRefused tells the Lead that the repository cannot take the record, as
-// when it is full. A commit is given up at once: an abort is asked for instead,
-// which is safe even if the caller errs, as the repository holds one outcome.
+// when it is full or read-only, and that nothing was written of it nor will be.
+// A commit is given up at once. If every earlier request was answered, too,
+// nobody has asked for a commit that could still be made, and the stored record
+// decides.
 func (l *Lead) DecideRefused(reason string) {
 	if l.phase == PhaseCommit {
+		l.inDoubt = l.unheard && l.broken != ruleUnheardIsDoubt
 		l.abort(reason)
 		return
 	}
@@ -108,7 +100,7 @@ func (l *Lead) decideStep() Step {
 }
 
 func (l *Lead) tickDecide() {
-	if l.ticks >= l.cfg.Budgets.Decide {
+	if l.ticks >= l.decideBudget() {
 		if l.phase == PhaseCommit {
 			// Safe even if the commit was written: then the repository says so.
 			l.abort("the repository did not record the commit in time")
@@ -116,7 +108,7 @@ func (l *Lead) tickDecide() {
 		}
 		l.reason = "the repository did not answer: " + l.reason
 		l.done()
-		l.phase = PhaseOver // the stored record stays for a successor
+		l.over() // the round is set aside, and its outcome found out later
 		return
 	}
 	if l.decideAgain {
@@ -127,9 +119,14 @@ func (l *Lead) tickDecide() {
 			l.out.Decide = Aborted
 		}
 	}
-	if l.told != OutcomeNone {
-		l.sendAgain(CallFinish)
+}
+
+// decideBudget is how long the repository may be silent in this phase.
+func (l *Lead) decideBudget() int {
+	if l.hurried {
+		return min(l.cfg.Budgets.Decide, l.cfg.Budgets.Finish)
 	}
+	return l.cfg.Budgets.Decide
 }
 
 // stepFinish handles the acknowledgements of the outcome.

@@ -28,9 +28,7 @@ func Example() {
 		}
 		if r.Decide != round.OutcomeNone {
 			fmt.Println("decide", r.Decide)
-			if err := l.Decided(r.Decide); err != nil {
-				fmt.Println(err)
-			}
+			l.Decided(r.Decide)
 		}
 		for _, req := range r.Send {
 			fmt.Println("send", req)

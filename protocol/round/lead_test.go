@@ -62,18 +62,59 @@ func TestLead_ForeignAnswers(t *testing.T) {
 	}
 }
 
-// TestLead_ReusedEpoch is a repository that holds a commit this round cannot
-// have made: etcd was lost, and epochs begin anew.
-func TestLead_ReusedEpoch(t *testing.T) {
-	l := newLead(t, "n1")
-	l.Begin()
-	l.Cancel("cancelled")
-	l.Ready()
-	if err := l.Decided(round.Committed); !errors.Is(err, round.ErrContradiction) {
-		t.Errorf("%v, want ErrContradiction", err)
+// TestLead_AbortNeedsNoRepository aborts in every phase before the commit is
+// asked for: the outcome is known once it is stored, and nothing is asked of the
+// repository.
+func TestLead_AbortNeedsNoRepository(t *testing.T) {
+	for _, phase := range []round.Phase{round.PhasePrepare, round.PhaseCut, round.PhasePersist} {
+		l := newLead(t, "n1")
+		l.Begin()
+		for call := round.CallPrepare; l.Phase() != phase; call++ {
+			if err := l.Step(round.Reply{Call: call, Round: round.ID{Cluster: "c", Epoch: 7}, From: "n1", Result: round.ResultDone}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		l.Ready()
+		l.Cancel("cancelled")
+		r := l.Ready()
+		if r.Done == nil || r.Done.Outcome != round.Aborted || r.Decide != round.OutcomeNone {
+			t.Errorf("%s: %+v, want aborted without the repository", phase, r)
+		}
+		if r.Persist == nil || r.Persist.Phase != round.PhaseFinish || r.Persist.Outcome != round.Aborted || r.Persist.Recorded {
+			t.Errorf("%s: stored %+v, want an abort that is not recorded yet", phase, r.Persist)
+		}
+		// Its successor needs no repository either.
+		next, err := round.RecoverLead(*r.Persist, 2, scriptBudgets)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r := next.Ready(); r.Decide != round.OutcomeNone || r.Done == nil || r.Done.Outcome != round.Aborted {
+			t.Errorf("%s: successor: %+v, want aborted without the repository", phase, r)
+		}
 	}
-	if r := l.Ready(); r.Done == nil || r.Done.Outcome != round.OutcomeNone || !l.Over() {
-		t.Errorf("%+v, want done without an outcome", r)
+}
+
+// TestLead_RefusedCommit tells a repository that surely took nothing from one
+// that may have taken an earlier request.
+func TestLead_RefusedCommit(t *testing.T) {
+	for _, unheard := range []bool{false, true} {
+		l := newLead(t, "n1")
+		l.Begin()
+		for call := round.CallPrepare; l.Phase() != round.PhaseCommit; call++ {
+			if err := l.Step(round.Reply{Call: call, Round: round.ID{Cluster: "c", Epoch: 7}, From: "n1", Result: round.ResultDone}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		l.Ready()
+		if unheard {
+			l.DecideFailed("no answer")
+			l.Tick()
+			l.Ready()
+		}
+		l.DecideRefused("read-only")
+		if asks := l.Ready().Decide == round.Aborted; asks != unheard {
+			t.Errorf("an earlier request unheard: %t; asks the repository for an abort: %t", unheard, asks)
+		}
 	}
 }
 

@@ -40,4 +40,20 @@ type Record struct {
 	Phase   Phase
 	Outcome Outcome // from PhaseFinish on
 	Reason  string  // of an abort
+
+	// Recorded says that the repository is known to hold the outcome. A round
+	// that is over without it is set aside: somebody still has to have its
+	// abort recorded, or to find out its outcome (see Unsettled).
+	Recorded bool
 }
+
+// Unsettled reports whether the repository still has to be asked about a round
+// that is over: to record its abort, which frees what the round has stored, or
+// to say how it ended.
+func (r Record) Unsettled() bool { return r.Phase == PhaseOver && !r.Recorded }
+
+// MayBeCommitted reports whether somebody may have asked the repository to
+// record a commit. Only then does the repository have to be asked how the round
+// ended: a coordinator stores PhaseCommit before it asks for a commit, so after
+// a record of an earlier phase was replaced by that of an abort nobody can ask.
+func (r Record) MayBeCommitted() bool { return r.Phase >= PhaseCommit && r.Outcome != Aborted }

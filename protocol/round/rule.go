@@ -9,6 +9,7 @@ const (
 	ruleCommitNeedsAll
 	ruleAskBeforeTelling
 	ruleNeverAssume
+	ruleUnheardIsDoubt
 	ruleFencedStops
 	ruleCloseNeedsMarkers
 	ruleCloseNeedsState

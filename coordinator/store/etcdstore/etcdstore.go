@@ -9,6 +9,7 @@
 //	specs/NAME         its specification, YAML
 //	epochs/NAME        last epoch used, decimal; stays when the cluster goes
 //	operations/NAME    JSON record of the operation on a cluster
+//	unsettled/NAME/EPOCH  JSON record of an operation that was set aside
 //	nodes/NAME         JSON record of what a node said of itself
 //	alive/NAME         empty, under the node's lease
 //

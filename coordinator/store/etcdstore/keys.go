@@ -30,14 +30,18 @@ func keysBelow(prefix string) keys {
 	return keys{prefix: prefix, identity: prefix + "/store", origin: prefix + "/etcd"}
 }
 
-func (k keys) clusters() string               { return k.prefix + "/clusters/" }
-func (k keys) cluster(name string) string     { return k.clusters() + name }
-func (k keys) specs() string                  { return k.prefix + "/specs/" }
-func (k keys) spec(name string) string        { return k.specs() + name }
-func (k keys) epochs() string                 { return k.prefix + "/epochs/" }
-func (k keys) epoch(cluster string) string    { return k.epochs() + cluster }
-func (k keys) operations() string             { return k.prefix + "/operations/" }
-func (k keys) operation(name string) string   { return k.operations() + name }
+func (k keys) clusters() string             { return k.prefix + "/clusters/" }
+func (k keys) cluster(name string) string   { return k.clusters() + name }
+func (k keys) specs() string                { return k.prefix + "/specs/" }
+func (k keys) spec(name string) string      { return k.specs() + name }
+func (k keys) epochs() string               { return k.prefix + "/epochs/" }
+func (k keys) epoch(cluster string) string  { return k.epochs() + cluster }
+func (k keys) operations() string           { return k.prefix + "/operations/" }
+func (k keys) operation(name string) string { return k.operations() + name }
+func (k keys) unsettled() string            { return k.prefix + "/unsettled/" }
+func (k keys) aside(name string, epoch uint64) string {
+	return fmt.Sprintf("%s%s/%020d", k.unsettled(), name, epoch) // sorts by epoch
+}
 func (k keys) nodes() string                  { return k.prefix + "/nodes/" }
 func (k keys) node(name string) string        { return k.nodes() + name }
 func (k keys) living() string                 { return k.prefix + "/alive/" }

@@ -3,6 +3,8 @@ package etcdstore
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -85,6 +87,55 @@ func (s *Store) EndOperation(ctx context.Context, f store.Fence, cluster, id str
 			return nil, err
 		}
 		return append(ops, clientv3.OpDelete(key)), nil
+	})
+}
+
+// SetAside implements store.Store.
+func (s *Store) SetAside(ctx context.Context, f store.Fence, cluster, id string, phase []byte) error {
+	if err := store.CheckPhase(id, phase); err != nil {
+		return err
+	}
+	key := s.keys.operation(cluster)
+	return s.update(ctx, f, "set operation "+id+" aside", []string{key}, func(found records) ([]clientv3.Op, error) {
+		running, runs, err := s.runningIn(found, cluster)
+		if err != nil || !runs || running.ID != id {
+			return nil, err
+		}
+		if err := store.CheckAside(running); err != nil {
+			return nil, err
+		}
+		running.Phase = phase
+		value, err := encodeOperation(running)
+		if err != nil {
+			return nil, err
+		}
+		return []clientv3.Op{clientv3.OpDelete(key), clientv3.OpPut(s.keys.aside(cluster, running.Epoch), value)}, nil
+	})
+}
+
+// Unsettled implements store.Store.
+func (s *Store) Unsettled(ctx context.Context) ([]store.Operation, error) {
+	resp, err := s.transact(ctx, nil, clientv3.OpGet(s.keys.unsettled(), clientv3.WithPrefix()))
+	if err != nil {
+		return nil, s.readError(err, "list what is unsettled")
+	}
+	var all []store.Operation
+	for _, kv := range resp.Responses[0].GetResponseRange().GetKvs() {
+		cluster, _, _ := strings.Cut(nameIn(s.keys.unsettled(), kv.Key), "/")
+		op, err := decodeOperation(cluster, kv)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, op)
+	}
+	slices.SortFunc(all, store.CompareAside)
+	return all, nil
+}
+
+// Settle implements store.Store.
+func (s *Store) Settle(ctx context.Context, f store.Fence, cluster string, epoch uint64) error {
+	return s.update(ctx, f, fmt.Sprintf("settle %s@%d", cluster, epoch), nil, func(records) ([]clientv3.Op, error) {
+		return []clientv3.Op{clientv3.OpDelete(s.keys.aside(cluster, epoch))}, nil
 	})
 }
 

@@ -33,6 +33,7 @@ type Store struct {
 	clusters   map[string]store.Cluster   // guarded by mu; their Epoch is in epochs
 	epochs     map[string]uint64          // guarded by mu
 	operations map[string]store.Operation // guarded by mu; by cluster
+	aside      []store.Operation          // guarded by mu; by cluster and epoch
 	nodes      map[string]node            // guarded by mu
 }
 
@@ -262,6 +263,46 @@ func (s *Store) Operations(ctx context.Context) ([]store.Operation, error) {
 	}
 	slices.SortFunc(all, func(a, b store.Operation) int { return cmp.Compare(a.Cluster, b.Cluster) })
 	return all, ctx.Err()
+}
+
+// SetAside implements store.Store.
+func (s *Store) SetAside(ctx context.Context, f store.Fence, cluster, id string, phase []byte) error {
+	return s.write(ctx, f, func() error {
+		if err := store.CheckPhase(id, phase); err != nil {
+			return err
+		}
+		op, there := s.operations[cluster]
+		if !there || op.ID != id {
+			return nil
+		}
+		if err := store.CheckAside(op); err != nil {
+			return err
+		}
+		op.Phase = phase
+		delete(s.operations, cluster)
+		s.aside = append(s.aside, op.Clone())
+		slices.SortFunc(s.aside, store.CompareAside)
+		return nil
+	})
+}
+
+// Unsettled implements store.Store.
+func (s *Store) Unsettled(ctx context.Context) ([]store.Operation, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var all []store.Operation
+	for _, op := range s.aside {
+		all = append(all, op.Clone())
+	}
+	return all, ctx.Err()
+}
+
+// Settle implements store.Store.
+func (s *Store) Settle(ctx context.Context, f store.Fence, cluster string, epoch uint64) error {
+	return s.write(ctx, f, func() error {
+		s.aside = slices.DeleteFunc(s.aside, func(op store.Operation) bool { return op.Cluster == cluster && op.Epoch == epoch })
+		return nil
+	})
 }
 
 // PutNode implements store.Store.

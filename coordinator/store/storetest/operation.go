@@ -98,6 +98,49 @@ func operationChangesCluster(t *testing.T, e Environment) {
 	wantCluster(t, e.Store, want)
 }
 
+func setAside(t *testing.T, e Environment) {
+	ctx, f := t.Context(), e.Elect()
+	wantAside := func(want ...store.Operation) {
+		t.Helper()
+		got, err := e.Store.Unsettled(ctx)
+		noError(t, err)
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("unsettled (-want +got):\n%s", diff)
+		}
+	}
+	wantAside()
+	leave := func(cluster, id string, epoch uint64) store.Operation {
+		t.Helper()
+		op := store.Operation{ID: id, Kind: store.Checkpoint, Cluster: cluster, Epoch: epoch, Phase: []byte("persist"), Started: someTime}
+		noError(t, e.Store.BeginOperation(ctx, f, op, nil))
+		noError(t, e.Store.SetAside(ctx, f, cluster, "another", nil)) // not the one that runs
+		wantOperations(t, e.Store, op)
+		noError(t, e.Store.SetAside(ctx, f, cluster, id, []byte("over")))
+		op.Phase = []byte("over")
+		return op
+	}
+	noError(t, e.Store.CreateCluster(ctx, f, demo("a")))
+	noError(t, e.Store.CreateCluster(ctx, f, demo("a.b")))
+	first := leave("a.b", "one", 2)
+	second := leave("a", "two", 10)
+	third := leave("a", "three", 9)
+	wantOperations(t, e.Store) // the clusters are free
+	wantAside(third, second, first)
+	noError(t, e.Store.SetAside(ctx, f, "a", "two", []byte("again"))) // its answer was lost
+	wantAside(third, second, first)
+
+	// It outlives the leader and the cluster.
+	noError(t, e.Store.DeleteCluster(ctx, f, "a"))
+	f = e.Elect()
+	wantAside(third, second, first)
+	noError(t, e.Store.Settle(ctx, f, "a", 9))
+	noError(t, e.Store.Settle(ctx, f, "a", 9))
+	wantAside(second, first)
+
+	noError(t, e.Store.BeginOperation(ctx, f, store.Operation{ID: "four", Kind: store.Stop, Cluster: "a.b"}, nil))
+	wantError(t, e.Store.SetAside(ctx, f, "a.b", "four", nil), store.ErrInvalid, fault.Invalid)
+}
+
 func beginConcurrently(t *testing.T, e Environment) {
 	ctx, f := t.Context(), e.Elect()
 	noError(t, e.Store.CreateCluster(ctx, f, demo("c")))
@@ -242,6 +285,8 @@ func fencing(t *testing.T, e Environment) {
 			"advance":       e.Store.AdvanceOperation(ctx, f, "c", "one", []byte("x")),
 			"end":           e.Store.EndOperation(ctx, f, "c", "one", touch),
 			"end another":   e.Store.EndOperation(ctx, f, "c", "two", touch),
+			"set aside":     e.Store.SetAside(ctx, f, "c", "one", []byte("x")),
+			"settle":        e.Store.Settle(ctx, f, "c", 1),
 			"register node": e.Store.PutNode(ctx, f, &api.NodeInfo{Name: "n2"}, time.Minute),
 			"forget node":   e.Store.ForgetNode(ctx, f, "n1"),
 			"maintain":      e.Store.Maintain(ctx, f),

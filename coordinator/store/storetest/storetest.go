@@ -33,6 +33,7 @@ func Run(t *testing.T, open func(t *testing.T) Environment) {
 		{"EpochsConcurrently", epochsConcurrently},
 		{"OneOperationAtATime", oneOperation},
 		{"OperationChangesCluster", operationChangesCluster},
+		{"SetAside", setAside},
 		{"BeginConcurrently", beginConcurrently},
 		{"Nodes", nodes},
 		{"Heartbeats", heartbeats},

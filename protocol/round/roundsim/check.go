@@ -12,16 +12,15 @@ import (
 //
 // Concurrency: one goroutine at a time.
 type Checker struct {
-	err       error
-	epoch     round.Epoch
-	began     map[round.Epoch]round.Token
-	members   map[round.Epoch][]round.NodeID
-	kinds     map[round.Epoch]round.Cut
-	outcomes  map[round.Epoch]round.Outcome
-	abortTold map[round.Epoch]round.NodeID // before it was recorded
-	firstCut  map[round.Epoch]Time
-	at        map[round.NodeID]round.Epoch
-	cuts      map[cut]*cutState
+	err      error
+	epoch    round.Epoch
+	began    map[round.Epoch]round.Token
+	members  map[round.Epoch][]round.NodeID
+	kinds    map[round.Epoch]round.Cut
+	outcomes map[round.Epoch]round.Outcome
+	firstCut map[round.Epoch]Time
+	at       map[round.NodeID]round.Epoch
+	cuts     map[cut]*cutState
 }
 
 type cut struct {
@@ -36,14 +35,13 @@ type cutState struct {
 // NewChecker returns a Checker of an untouched cluster.
 func NewChecker() *Checker {
 	return &Checker{
-		began:     make(map[round.Epoch]round.Token),
-		members:   make(map[round.Epoch][]round.NodeID),
-		kinds:     make(map[round.Epoch]round.Cut),
-		outcomes:  make(map[round.Epoch]round.Outcome),
-		abortTold: make(map[round.Epoch]round.NodeID),
-		firstCut:  make(map[round.Epoch]Time),
-		at:        make(map[round.NodeID]round.Epoch),
-		cuts:      make(map[cut]*cutState),
+		began:    make(map[round.Epoch]round.Token),
+		members:  make(map[round.Epoch][]round.NodeID),
+		kinds:    make(map[round.Epoch]round.Cut),
+		outcomes: make(map[round.Epoch]round.Outcome),
+		firstCut: make(map[round.Epoch]Time),
+		at:       make(map[round.NodeID]round.Epoch),
+		cuts:     make(map[cut]*cutState),
 	}
 }
 
@@ -154,18 +152,26 @@ func (c *Checker) CutDone(n round.NodeID, e round.Epoch) {
 // Persisted tells that the node's image is durable.
 func (c *Checker) Persisted(n round.NodeID, e round.Epoch) { c.cut(n, e).persisted = true }
 
-// OutcomeRecorded tells that the repository's record was created.
+// AbortStored tells that etcd holds the abort of a round for which nobody has
+// asked the repository to record a commit. That decides it.
+func (c *Checker) AbortStored(e round.Epoch) {
+	if c.outcomes[e] == round.Committed {
+		c.breach("I1: epoch %d is committed, now also aborted", e)
+		return
+	}
+	c.outcomes[e] = round.Aborted
+}
+
+// OutcomeRecorded tells that the repository's record was created. An abort may
+// have been decided before.
 func (c *Checker) OutcomeRecorded(e round.Epoch, o round.Outcome) {
-	if have, ok := c.outcomes[e]; ok {
+	if have, ok := c.outcomes[e]; ok && have != o {
 		c.breach("I1: epoch %d is %s, now also %s", e, have, o)
 		return
 	}
 	c.outcomes[e] = o
 	if o != round.Committed {
 		return
-	}
-	if n, told := c.abortTold[e]; told {
-		c.breach("I1: epoch %d is committed after %s was told that it is aborted", e, n)
 	}
 	for _, n := range c.members[e] {
 		if !c.cut(n, e).persisted {
@@ -182,15 +188,10 @@ func (c *Checker) Knows(who string, e round.Epoch, o round.Outcome) error {
 	return c.err
 }
 
-// MemberKnows tells that a member has journaled an epoch, and its outcome. It may be told
-// "aborted" before that is recorded; then a commit must never follow.
+// MemberKnows tells that a member has journaled an epoch, and its outcome.
 func (c *Checker) MemberKnows(n round.NodeID, e round.Epoch, o round.Outcome) {
 	c.MemberAt(n, e)
-	switch have := c.outcomes[e]; {
-	case o == round.OutcomeNone || have == o:
-	case o == round.Aborted && have == round.OutcomeNone:
-		c.abortTold[e] = n
-	default:
+	if have := c.outcomes[e]; o != round.OutcomeNone && have != o {
 		c.breach("I1: %s holds epoch %d for %s, the record says %s", n, e, o, have)
 	}
 }

@@ -70,7 +70,11 @@ func (c *coordinator) fence() {
 // startLeading takes over what is in flight, and then begins rounds.
 func (c *coordinator) startLeading(token round.Token) {
 	c.stop()
-	c.token, c.fenced = token, false
+	if token != c.token {
+		c.token = token
+		c.settle(token)
+	}
+	c.fenced = false
 	if rec := c.w.etcd.inFlight; rec != nil {
 		l, err := c.w.cfg.RecoverLead(*rec, token, budgets)
 		if errors.Is(err, round.ErrFenced) {
@@ -164,7 +168,6 @@ func (c *coordinator) pump() {
 			c.w.logf("%s is through with %s", c.name, c.id)
 			c.stop()
 			if !c.fenced {
-				// An outcome that is not known leaves its record; begin anew.
 				c.startLeading(c.token)
 			}
 			return
@@ -266,11 +269,7 @@ func (c *coordinator) decideNext() {
 	c.w.after(c.w.some(30), func() {
 		o := c.w.decide(c.name, id, want)
 		c.w.after(c.w.some(10), func() {
-			answer(func() {
-				if err := l.Decided(o); err != nil {
-					c.w.fail(fmt.Errorf("I1: %w", err))
-				}
-			})
+			answer(func() { l.Decided(o) })
 		})
 	})
 }

@@ -97,6 +97,7 @@ type Stats struct {
 	SelfResumed, MemberCrashes, LeadCrashes, Refused, Contended int
 	FramesRecorded, JournalBreaks, BarrierCuts, CommitsFollowed int
 	ColouredCuts, EarlyFrames, Orphans                          int
+	AbortsStored, SettledCommits, SettledAborts                 int
 }
 
 // Add adds o to s.
@@ -119,6 +120,9 @@ func (s *Stats) Add(o Stats) {
 	s.ColouredCuts += o.ColouredCuts
 	s.EarlyFrames += o.EarlyFrames
 	s.Orphans += o.Orphans
+	s.AbortsStored += o.AbortsStored
+	s.SettledCommits += o.SettledCommits
+	s.SettledAborts += o.SettledAborts
 }
 
 // Run runs one schedule. The error is the first breach of an invariant, with
@@ -168,6 +172,7 @@ func newWorld(cfg Config) *world {
 		nodes: make(map[round.NodeID]*node), links: make(map[linkID]*link),
 		repo: repository{outcomes: make(map[round.Epoch]round.Outcome)}, check: NewChecker(),
 	}
+	w.etcd.w = w
 	for i := range cfg.Nodes {
 		w.names = append(w.names, round.NodeID(fmt.Sprintf("n%d", i+1)))
 	}
@@ -224,21 +229,21 @@ func (w *world) heal() {
 	w.elect()
 }
 
-// quiet reports whether every round is over and every guest runs.
+// quiet reports whether every round is over and settled, and every guest runs.
 func (w *world) quiet() bool {
 	for _, id := range w.names {
 		if n := w.nodes[id]; !n.up || n.guest.stopped || n.guest.gated || len(n.guest.held) > 0 {
 			return false
 		}
 	}
-	return w.etcd.inFlight == nil && w.leader() != nil && w.leader().lead == nil
+	return w.etcd.inFlight == nil && len(w.etcd.aside) == 0 && w.leader() != nil && w.leader().lead == nil
 }
 
 // checkEnd is invariant I14: when the faults end, every round ends and every
 // guest runs.
 func (w *world) checkEnd() {
 	if !w.quiet() {
-		w.fail(fmt.Errorf("I14: not quiet long after the last fault: in flight %+v", w.etcd.inFlight))
+		w.fail(fmt.Errorf("I14: not quiet long after the last fault: in flight %+v, set aside %+v", w.etcd.inFlight, w.etcd.aside))
 	}
 }
 

@@ -2,17 +2,21 @@ package roundsim
 
 import (
 	"fmt"
+	"slices"
 
 	"fermata/protocol/round"
 )
 
-// etcd holds what coordinators share: who leads, the round in flight, and the
-// last epoch begun.
+// etcd holds what coordinators share: who leads, the round in flight, the rounds
+// that are over and about which the repository has to be asked, and the last
+// epoch begun.
 type etcd struct {
+	w        *world
 	token    round.Token
 	leader   *coordinator
 	epoch    round.Epoch
 	inFlight *round.Record
+	aside    []round.Record
 }
 
 // store writes a record in one transaction guarded by the fencing token.
@@ -20,13 +24,27 @@ func (e *etcd) store(token round.Token, r round.Record) bool {
 	if token != e.token {
 		return false
 	}
+	if r.Outcome == round.Aborted && !r.Recorded && r.Phase == round.PhaseFinish {
+		e.w.check.AbortStored(r.Round.Epoch)
+		e.w.stats.AbortsStored++
+	}
 	if r.Phase == round.PhaseOver {
 		e.inFlight = nil
+		if r.Unsettled() {
+			e.aside = append(e.aside, r)
+		}
 		return true
 	}
 	e.inFlight = &r
 	e.epoch = max(e.epoch, r.Round.Epoch)
 	return true
+}
+
+// settled forgets a round that was set aside.
+func (e *etcd) settled(token round.Token, epoch round.Epoch) {
+	if token == e.token {
+		e.aside = slices.DeleteFunc(e.aside, func(r round.Record) bool { return r.Round.Epoch == epoch })
+	}
 }
 
 // repository holds the outcome records, created exclusively.
