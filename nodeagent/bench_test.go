@@ -114,6 +114,7 @@ type bench struct {
 	cluster  *cluster
 	machines []*fakeMachine
 	fence    *api.Fence
+	chatty   bool // guests that answer also send to all others
 }
 
 func newBench(t *testing.T, guests int) *bench {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -47,6 +46,7 @@ type savedGuest struct {
 	*guest
 	report  *api.GuestReport
 	dropped uint64    // frames that its cards on bridges had no room for before the round
+	silent  time.Time // since when it takes no frames; zero: it takes them
 	stopAt  time.Time // just before the guard was told
 	held    bool      // may stand still for this round; the guard watches it
 	devices []byte
@@ -91,137 +91,6 @@ func (s *saving) each(ctx context.Context, step string, f func(context.Context, 
 		})
 	}
 	return g.Wait()
-}
-
-// gateAndDrain begins a barrier cut: it closes the ingress of all guests, then waits
-// until each has taken what was on its way.
-func (s *saving) gateAndDrain(ctx context.Context) error {
-	if err := failpoint.Inject(ctx, failpoint.AgentBeforeCut); err != nil {
-		return err
-	}
-	if err := s.each(ctx, "gate", s.gate); err != nil {
-		return err
-	}
-	if err := s.each(ctx, "drain", s.drain); err != nil {
-		return err
-	}
-	return s.each(ctx, "protect", s.rearm)
-}
-
-// stoppedAtOnce is how many guests of a node stand still at a time in a coloured cut:
-// each needs a processor for its pause to be short, and the others run meanwhile.
-var stoppedAtOnce = max(runtime.NumCPU()/2, 1)
-
-// cutGuests cuts every guest on its own and lets it run again.
-func (s *saving) cutGuests(ctx context.Context) error {
-	if err := failpoint.Inject(ctx, failpoint.AgentBeforeCut); err != nil {
-		return err
-	}
-	turns := make(chan struct{}, stoppedAtOnce)
-	return s.each(ctx, "cut", func(ctx context.Context, sg *savedGuest) error { return s.cutGuest(ctx, sg, turns) })
-}
-
-// cutGuest takes a guest from its gate to running again. On error it may stand still:
-// resume it.
-func (s *saving) cutGuest(ctx context.Context, sg *savedGuest, turns chan struct{}) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, s.budget, fault.New(fault.Deadline, "pause budget of %s is used up", s.budget))
-	defer cancel()
-	if err := s.gate(ctx, sg); err != nil {
-		return err
-	}
-	if err := s.drain(ctx, sg); err != nil { // before its turn: who takes no frames holds nobody up
-		return err
-	}
-	select {
-	case turns <- struct{}{}:
-		defer func() { <-turns }()
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-	for _, step := range []func(context.Context, *savedGuest) error{s.rearm, s.stop, s.saveState} {
-		if err := step(ctx, sg); err != nil {
-			return err
-		}
-	}
-	if err := s.stood(sg); err != nil {
-		return err
-	}
-	return s.resumeGuest(ctx, sg)
-}
-
-// stood makes sure that a guest has stood still until here, so that what was saved
-// of it is of one instant. An agent that was itself stopped for a while does not
-// count that time in ticks; the guard does, and may have let the guest run.
-func (s *saving) stood(sg *savedGuest) error {
-	if stood := time.Since(sg.stopAt); stood > s.budget {
-		return fault.New(fault.Deadline, "guest %s has stood still for %s: pause budget of %s is used up", sg.spec.Name, stood, s.budget)
-	}
-	return nil
-}
-
-// gate closes the ingress of a guest.
-func (s *saving) gate(ctx context.Context, sg *savedGuest) error {
-	begun := time.Now()
-	if len(sg.nics) > 0 {
-		if err := s.agent.plane.Gate(s.cluster.name, sg.spec.Name, s.budget+guardSlack); err != nil {
-			return fabricFault(err)
-		}
-	}
-	sg.report.GateUs = micros(begun)
-	return failpoint.Inject(ctx, failpoint.AgentAfterGate)
-}
-
-// drain waits until a guest has taken what was on its way. It runs. A guest that
-// takes no frames is not waited for longer than the drain budget: what it has not
-// taken is taken back after the stop.
-func (s *saving) drain(ctx context.Context, sg *savedGuest) error {
-	// Whoever does not drain must leave time for the rest of the pause.
-	budget := min(s.agent.cfg.DrainBudget, s.budget/2)
-	begun := time.Now()
-	if len(sg.nics) > 0 {
-		undrained, err := s.agent.plane.Drain(ctx, s.cluster.name, sg.spec.Name, budget)
-		if err != nil {
-			return fabricFault(err)
-		}
-		sg.report.UndrainedNics += uint32(undrained)
-	}
-	sg.report.DrainUs = micros(begun)
-	return failpoint.Inject(ctx, failpoint.AgentAfterDrain)
-}
-
-// rearm protects again what a guest that is captured live has written since prepare,
-// if that is much, so that the pause need not.
-func (s *saving) rearm(ctx context.Context, sg *savedGuest) error {
-	if sg.tracked == nil {
-		return nil
-	}
-	return sg.tracked.tracker.Rearm(ctx)
-}
-
-// stop makes a guest stand still and empties the wire behind it: frames it did not
-// take go back to the front of what is held for it, frames it sent are read and
-// switched. That is its point on the cut.
-func (s *saving) stop(ctx context.Context, sg *savedGuest) error {
-	conn, err := sg.machine.GuardConnection(ctx)
-	if err != nil {
-		return err
-	}
-	sg.stopAt = time.Now()
-	if err := s.agent.guard.Hold(sg.machine.State().GuardPath, conn, s.budget+guardSlack); err != nil {
-		return err
-	}
-	sg.held = true
-	if err := sg.machine.Stop(ctx); err != nil {
-		return err
-	}
-	sg.report.StoppedUnixNs = time.Now().UnixNano()
-	sg.report.StopUs = micros(sg.stopAt)
-	if len(sg.nics) > 0 {
-		if err := s.agent.plane.PassCut(ctx, s.cluster.name, s.epoch, sg.spec.Name); err != nil {
-			return fabricFault(err)
-		}
-	}
-	return failpoint.Inject(ctx, failpoint.AgentAfterStop)
 }
 
 // guardSlack is how much later than the agent's own deadline the guard acts, so
@@ -449,13 +318,26 @@ func (s *saving) resumeGuest(ctx context.Context, sg *savedGuest) error {
 		sg.report.PauseUs = micros(sg.stopAt)
 		sg.report.ChannelsUs = sg.report.PauseUs - min(sg.report.PauseUs,
 			sg.report.StopUs+sg.report.DevicesUs+sg.report.ProtectUs+sg.report.MemoryUs+sg.report.ResumeUs)
-		sg.held = false
+	}
+	stood := sg.held
+	sg.held = false
+	err := s.agent.ungate(sg.guest) // at once: it is silent until then
+	if stood {
+		sg.heard()
 		if err := s.agent.guard.Release(sg.machine.State().GuardPath); err != nil {
 			// The guest runs, and that is all the guard could do for it.
 			s.agent.log.Error("guard does not answer", "error", err)
 		}
 	}
-	return s.agent.ungate(sg.guest)
+	return err
+}
+
+// heard enters that a guest takes frames again.
+func (sg *savedGuest) heard() {
+	r := sg.report
+	r.SilentUs = micros(sg.silent)
+	r.WaitUs = r.SilentUs - min(r.SilentUs, r.EarlyUs+r.GateUs+r.DrainUs+r.PauseUs)
+	sg.silent = time.Time{}
 }
 
 // standing tells whether a guest may still stand still for this round.

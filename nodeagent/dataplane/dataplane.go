@@ -31,7 +31,7 @@ type Plane interface {
 	Durable(cluster string, epoch uint64)
 
 	BeginCut(cluster string, epoch uint64, members []string, patience time.Duration) error
-	Gate(cluster, guest string, limit time.Duration) error
+	Gate(cluster, guest string, limit time.Duration) (early time.Duration, err error)
 	Drain(ctx context.Context, cluster, guest string, budget time.Duration) (undrained int, err error)
 	PassCut(ctx context.Context, cluster string, epoch uint64, guest string) error
 	Ungate(cluster, guest string) error

@@ -68,19 +68,21 @@ func (f *Fabric) Inject(cluster string, nic PortKey, frames [][]byte) error {
 }
 
 // Gate closes the ingress of all NICs of a guest: see Port.Gate. Who closes them and
-// does not open them within limit has died or hangs: then they open by themselves.
-func (f *Fabric) Gate(cluster, guest string, limit time.Duration) error {
+// does not open them within limit has died or hangs: then they open by themselves. early
+// is for how long frames for the guest had waited behind one from behind the open cut.
+func (f *Fabric) Gate(cluster, guest string, limit time.Duration) (early time.Duration, err error) {
 	c, err := f.clusterNamed(cluster)
 	if err != nil {
-		return fmt.Errorf("gate guest %s of cluster %s: %w", guest, cluster, err)
+		return 0, fmt.Errorf("gate guest %s of cluster %s: %w", guest, cluster, err)
 	}
 	c.limitGate(guest, limit)
 	for _, p := range c.portsOf(guest) {
+		early = max(early, p.Stats().EarlyFor)
 		if err := p.Gate(); err != nil {
-			return err
+			return early, err
 		}
 	}
-	return nil
+	return early, nil
 }
 
 // Ungate opens the ingress of all NICs of a guest: see Port.Ungate. A guest without any

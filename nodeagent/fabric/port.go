@@ -172,6 +172,9 @@ func (p *Port) Stats() PortStats {
 	defer p.mu.Unlock()
 	s.Waiting, s.WaitingBytes = uint64(p.queue.len()), uint64(p.bytes)
 	s.Gated, s.Stalled = p.gated, p.stalled
+	if !p.early.IsZero() {
+		s.EarlyFor = time.Since(p.early)
+	}
 	return s
 }
 

@@ -1,6 +1,9 @@
 package fabric
 
-import "sync/atomic"
+import (
+	"sync/atomic"
+	"time"
+)
 
 // PortStats counts the frames of one NIC since it was attached.
 type PortStats struct {
@@ -17,6 +20,9 @@ type PortStats struct {
 	WaitingBytes uint64 // their memory
 	Gated        bool
 	Stalled      bool // the guest does not take frames
+	// EarlyFor is for how long the queue has waited behind a frame from behind the open
+	// cut; 0: it does not.
+	EarlyFor time.Duration
 
 	Dropped Drops
 }

@@ -2342,8 +2342,14 @@ type GuestReport struct {
 	// cards since the round began. What waits on a card at the cut nobody can count.
 	BypassDropped     uint64 `protobuf:"varint,26,opt,name=bypass_dropped,json=bypassDropped,proto3" json:"bypass_dropped,omitempty"`
 	ConfidentialBytes uint64 `protobuf:"varint,27,opt,name=confidential_bytes,json=confidentialBytes,proto3" json:"confidential_bytes,omitempty"` // memory that was not read: zeros after a restart
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// silent_us is how long the guest took no frames, and so how long nobody outside got an
+	// answer: from the gate, or from the first frame behind the cut that had to wait for
+	// it, until its NICs were open again. It contains the pause. 0: not measured.
+	SilentUs      uint64 `protobuf:"varint,28,opt,name=silent_us,json=silentUs,proto3" json:"silent_us,omitempty"`
+	EarlyUs       uint64 `protobuf:"varint,29,opt,name=early_us,json=earlyUs,proto3" json:"early_us,omitempty"` // of it, before the gate: frames waited behind one from behind the cut
+	WaitUs        uint64 `protobuf:"varint,30,opt,name=wait_us,json=waitUs,proto3" json:"wait_us,omitempty"`    // of it: for a turn among the guests of the node, and for steps that have no name of their own
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GuestReport) Reset() {
@@ -2561,6 +2567,27 @@ func (x *GuestReport) GetBypassDropped() uint64 {
 func (x *GuestReport) GetConfidentialBytes() uint64 {
 	if x != nil {
 		return x.ConfidentialBytes
+	}
+	return 0
+}
+
+func (x *GuestReport) GetSilentUs() uint64 {
+	if x != nil {
+		return x.SilentUs
+	}
+	return 0
+}
+
+func (x *GuestReport) GetEarlyUs() uint64 {
+	if x != nil {
+		return x.EarlyUs
+	}
+	return 0
+}
+
+func (x *GuestReport) GetWaitUs() uint64 {
+	if x != nil {
+		return x.WaitUs
 	}
 	return 0
 }
@@ -5558,7 +5585,7 @@ const file_fermata_proto_rawDesc = "" +
 	"\bnetworks\x18\x16 \x03(\tR\bnetworks\x12\x1d\n" +
 	"\n" +
 	"off_fabric\x18\x17 \x03(\tR\toffFabric\x12\x1a\n" +
-	"\bbypassed\x18\x18 \x03(\tR\bbypassed\"\x89\a\n" +
+	"\bbypassed\x18\x18 \x03(\tR\bbypassed\"\xda\a\n" +
 	"\vGuestReport\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x19\n" +
@@ -5592,7 +5619,10 @@ const file_fermata_proto_rawDesc = "" +
 	"takenBytes\x12)\n" +
 	"\x10frames_discarded\x18\x19 \x01(\x04R\x0fframesDiscarded\x12%\n" +
 	"\x0ebypass_dropped\x18\x1a \x01(\x04R\rbypassDropped\x12-\n" +
-	"\x12confidential_bytes\x18\x1b \x01(\x04R\x11confidentialBytes\"\xc9\x02\n" +
+	"\x12confidential_bytes\x18\x1b \x01(\x04R\x11confidentialBytes\x12\x1b\n" +
+	"\tsilent_us\x18\x1c \x01(\x04R\bsilentUs\x12\x19\n" +
+	"\bearly_us\x18\x1d \x01(\x04R\aearlyUs\x12\x17\n" +
+	"\await_us\x18\x1e \x01(\x04R\x06waitUs\"\xc9\x02\n" +
 	"\rRestartReport\x12#\n" +
 	"\rcheckpoint_id\x18\x01 \x01(\tR\fcheckpointId\x12*\n" +
 	"\x04plan\x18\x02 \x03(\v2\x16.fermata.v1.AssignmentR\x04plan\x12\x17\n" +

@@ -46,12 +46,12 @@ func Checkpoints() []*api.Checkpoint {
 			FramesRecorded: 3, ChannelsRecorded: true, QemuVersion: "7.2.22", Networks: []string{"lan"}, Bypassed: []string{"theirs"}, OffFabric: []string{"b"},
 			Guests: []*api.GuestReport{
 				{
-					Name: "b", Node: "node2", PauseUs: 4_100, GateUs: 300, StopUs: 500, DevicesUs: 2_100, MemoryUs: 900, ChannelsUs: 400, ResumeUs: 200,
+					Name: "b", Node: "node2", PauseUs: 4_100, SilentUs: 5_900, EarlyUs: 1_200, WaitUs: 300, GateUs: 300, StopUs: 500, DevicesUs: 2_100, MemoryUs: 900, ChannelsUs: 400, ResumeUs: 200,
 					Mode: "stop", ModeReason: "guest memory cannot be tracked: device net0 (vhost-user-net-pci): another process writes guest memory",
 					StoppedUnixNs: begun + 2_001_000_000, RawBytes: 256 << 20, NonZeroBytes: 60 << 20, UndrainedNics: 1,
 				},
 				{
-					Name: "a", Node: "node1", PauseUs: 3_550, GateUs: 10, DrainUs: 300, StopUs: 480, DevicesUs: 2_000, ProtectUs: 320, ChannelsUs: 550, ResumeUs: 200,
+					Name: "a", Node: "node1", PauseUs: 3_550, SilentUs: 3_870, WaitUs: 10, GateUs: 10, DrainUs: 300, StopUs: 480, DevicesUs: 2_000, ProtectUs: 320, ChannelsUs: 550, ResumeUs: 200,
 					Mode: "live", ArmUs: 9_000, WriteFaults: 120, LongestWaitUs: 90, CopiedInPauseBytes: 65_536, PeakBufferBytes: 1 << 20, TakenBytes: 24 << 20,
 					StoppedUnixNs: begun + 2_000_000_000, RawBytes: 512 << 20, NonZeroBytes: 140 << 20, FramesRecorded: 3, ConfidentialBytes: 64 << 10,
 				},

@@ -25,8 +25,9 @@ type Checkpoint struct {
 	Label            string      `json:"label"`
 	Created          Instant     `json:"created"`
 	QEMUVersion      string      `json:"qemu_version"`
-	Cut              string      `json:"cut"`          // coloured or barrier
-	MaxPauseMS       float64     `json:"max_pause_ms"` // the longest pause of a guest
+	Cut              string      `json:"cut"`                     // coloured or barrier
+	MaxPauseMS       float64     `json:"max_pause_ms"`            // the longest pause of a guest
+	MaxSilentMS      float64     `json:"max_silent_ms,omitempty"` // the longest time in which a guest took no frames; contains its pause
 	SkewMS           float64     `json:"skew_ms"`
 	ResumedMS        float64     `json:"resumed_ms"` // from the request until all guests ran again
 	DurableMS        float64     `json:"durable_ms"` // from the request until the commit
@@ -52,7 +53,8 @@ type GuestPart struct {
 	Node           string  `json:"node"`
 	Stopped        Instant `json:"stopped"`
 	PauseMS        float64 `json:"pause_ms"`
-	GateMS         float64 `json:"gate_ms"` // before the pause
+	SilentMS       float64 `json:"silent_ms,omitempty"` // took no frames, so nobody outside got an answer; contains the pause
+	GateMS         float64 `json:"gate_ms"`             // before the pause
 	StopMS         float64 `json:"stop_ms"`
 	DevicesMS      float64 `json:"devices_ms"`
 	MemoryMS       float64 `json:"memory_ms"`
@@ -69,6 +71,8 @@ type GuestPart struct {
 	Mode               string `json:"mode"`        // live or stop
 	ModeReason         string `json:"mode_reason"` // why not live, where that was not asked for
 	Phases             Phases `json:"phases_us"`
+	EarlyUS            uint64 `json:"early_us"`     // of the silence, before the gate: frames waited behind one from behind the cut
+	WaitUS             uint64 `json:"wait_us"`      // of the silence: for a turn among the guests of the node, and what has no phase
 	ArmUS              uint64 `json:"arm_us"`       // protecting memory before the pause
 	WriteFaults        uint64 `json:"write_faults"` // writes that met memory not yet stored
 	LongestWaitUS      uint64 `json:"longest_wait_us"`
@@ -115,7 +119,7 @@ func OfCheckpoint(m *api.Checkpoint) Checkpoint {
 		Guests: collect(m.GetGuests(), ofGuestReport, func(g GuestPart) string { return g.Name }),
 	}
 	for _, g := range c.Guests {
-		c.MaxPauseMS = max(c.MaxPauseMS, g.PauseMS)
+		c.MaxPauseMS, c.MaxSilentMS = max(c.MaxPauseMS, g.PauseMS), max(c.MaxSilentMS, g.SilentMS)
 	}
 	return c
 }
@@ -123,7 +127,7 @@ func OfCheckpoint(m *api.Checkpoint) Checkpoint {
 func ofGuestReport(m *api.GuestReport) GuestPart {
 	return GuestPart{
 		Name: m.GetName(), Node: m.GetNode(), Stopped: instant(m.GetStoppedUnixNs()),
-		PauseMS: millis(m.GetPauseUs()), GateMS: millis(m.GetGateUs()), StopMS: millis(m.GetStopUs()),
+		PauseMS: millis(m.GetPauseUs()), SilentMS: millis(m.GetSilentUs()), GateMS: millis(m.GetGateUs()), StopMS: millis(m.GetStopUs()),
 		DevicesMS: millis(m.GetDevicesUs()), MemoryMS: millis(m.GetMemoryUs()),
 		ChannelsMS: millis(m.GetChannelsUs()), ResumeMS: millis(m.GetResumeUs()),
 		RawBytes: m.GetRawBytes(), NonZeroBytes: m.GetNonZeroBytes(),
@@ -134,6 +138,7 @@ func ofGuestReport(m *api.GuestReport) GuestPart {
 			Gate: m.GetGateUs(), Drain: m.GetDrainUs(), Stop: m.GetStopUs(), Devices: m.GetDevicesUs(), Rearm: m.GetProtectUs(),
 			Memory: m.GetMemoryUs(), Channels: m.GetChannelsUs(), Continue: m.GetResumeUs(),
 		},
+		EarlyUS: m.GetEarlyUs(), WaitUS: m.GetWaitUs(),
 		ArmUS: m.GetArmUs(), WriteFaults: m.GetWriteFaults(), LongestWaitUS: m.GetLongestWaitUs(),
 		CopiedInPauseBytes: m.GetCopiedInPauseBytes(), PeakBufferBytes: m.GetPeakBufferBytes(), TakenBytes: m.GetTakenBytes(),
 	}
@@ -141,9 +146,9 @@ func ofGuestReport(m *api.GuestReport) GuestPart {
 
 // WriteTable writes one line a checkpoint.
 func (d Checkpoints) WriteTable(w io.Writer) error {
-	rows := render.NewRows("ID", "CREATED", "GUESTS", "PAUSE ms", "SKEW ms", "DURABLE ms", "DATA", "STORED", "FRAMES", "LABEL", "DAMAGE")
+	rows := render.NewRows("ID", "CREATED", "GUESTS", "PAUSE ms", "SILENT ms", "SKEW ms", "DURABLE ms", "DATA", "STORED", "FRAMES", "LABEL", "DAMAGE")
 	for _, c := range d.Checkpoints {
-		rows.Add(c.ID, render.Time(c.Created.Time), len(c.Guests), render.Millis(c.MaxPauseMS), render.Millis(c.SkewMS),
+		rows.Add(c.ID, render.Time(c.Created.Time), len(c.Guests), render.Millis(c.MaxPauseMS), silence(c.MaxSilentMS), render.Millis(c.SkewMS),
 			render.Millis(c.DurableMS), render.Bytes(c.NonZeroBytes), render.Bytes(c.StoredBytes), c.FramesRecorded, c.Label, c.Damage)
 	}
 	return rows.Write(w)
@@ -162,6 +167,9 @@ func (c Checkpoint) WriteTable(w io.Writer) error {
 	}
 	f.Add("qemu", c.QEMUVersion)
 	f.Add("pause", fmt.Sprintf("%s ms at most, %s cut, skew %s ms", render.Millis(c.MaxPauseMS), c.Cut, render.Millis(c.SkewMS)))
+	if c.MaxSilentMS > 0 {
+		f.Add("silent", render.Millis(c.MaxSilentMS)+" ms at most: how long a guest gave no answer, its pause included")
+	}
 	f.Add("resumed", render.Millis(c.ResumedMS)+" ms after the request")
 	f.Add("durable", render.Millis(c.DurableMS)+" ms after the request")
 	distinct := ""
@@ -203,15 +211,24 @@ func (c Checkpoint) WriteTable(w io.Writer) error {
 	if len(c.Guests) == 0 {
 		return nil
 	}
-	rows := render.NewRows("GUEST", "NODE", "MODE", "PAUSE ms", "GATE", "DRAIN", "STOP", "DEVICES", "REARM", "MEMORY", "CHANNELS", "CONTINUE", "READ", "WAITED", "DATA", "FRAMES", "UNDRAINED")
+	rows := render.NewRows("GUEST", "NODE", "MODE", "SILENT ms", "PAUSE ms", "EARLY", "GATE", "DRAIN", "WAIT", "STOP", "DEVICES", "REARM", "MEMORY", "CHANNELS", "CONTINUE", "READ", "WAITED", "DATA", "FRAMES", "UNDRAINED")
 	for _, g := range c.Guests {
 		p := g.Phases
-		rows.Add(g.Name, g.Node, g.Mode, render.Millis(g.PauseMS), render.Millis(millis(p.Gate)), render.Millis(millis(p.Drain)),
+		rows.Add(g.Name, g.Node, g.Mode, silence(g.SilentMS), render.Millis(g.PauseMS),
+			render.Millis(millis(g.EarlyUS)), render.Millis(millis(p.Gate)), render.Millis(millis(p.Drain)), render.Millis(millis(g.WaitUS)),
 			render.Millis(millis(p.Stop)), render.Millis(millis(p.Devices)), render.Millis(millis(p.Rearm)), render.Millis(millis(p.Memory)),
 			render.Millis(millis(p.Channels)), render.Millis(millis(p.Continue)), render.Bytes(g.TakenBytes), render.Millis(millis(g.LongestWaitUS)),
 			render.Bytes(g.NonZeroBytes), g.FramesRecorded, g.UndrainedNICs)
 	}
 	return section(w, rows)
+}
+
+// silence is empty where it was not measured: in checkpoints of earlier versions.
+func silence(ms float64) string {
+	if ms == 0 {
+		return ""
+	}
+	return render.Millis(ms)
 }
 
 // Verification is the document of "checkpoints verify".
