@@ -11,6 +11,7 @@
 package index
 
 import (
+	"bytes"
 	"encoding/binary"
 	"math/bits"
 	"slices"
@@ -48,6 +49,8 @@ type Index struct {
 	ordinals map[pack.ID]uint32  // guarded by mu; packs that are known now
 	held     map[uint32][]uint32 // guarded by mu; segments by ordinal of their pack
 	free     []uint32            // guarded by mu; segments that can be used again
+
+	lowest bool // immutable; see NewLowest
 }
 
 // segmentObjects is how many objects share a segment.
@@ -100,6 +103,14 @@ func New() *Index {
 	return x
 }
 
+// NewLowest returns an empty index in which an object that several packs hold has its
+// place in the pack with the lowest ID, in whatever order the packs are added.
+func NewLowest() *Index {
+	x := New()
+	x.lowest = true
+	return x
+}
+
 // Reserve makes room for about so many more objects, so that tables need not grow
 // while they are added: that is most of the work.
 func (x *Index) Reserve(objects int) {
@@ -117,7 +128,7 @@ func (x *Index) Reserve(objects int) {
 }
 
 // Add learns a pack's objects and returns its ordinal. An object that is known
-// already keeps its place. Adding a known pack changes nothing.
+// already keeps its place, but for NewLowest. Adding a known pack changes nothing.
 //
 // Several packs can be added at a time: only their numbers are given out one after
 // the other.
@@ -129,6 +140,8 @@ func (x *Index) Add(id pack.ID, objects []pack.Object) uint32 {
 	x.mu.RLock() // keeps Remove out
 	defer x.mu.RUnlock()
 	segments := *x.segments.Load()
+	// wins reports whether a place in this pack replaces one in another pack.
+	wins := func(other uint32) bool { return x.lowest && bytes.Compare(id[:], x.ids[other][:]) < 0 }
 	for _, number := range numbers {
 		s := segments[number]
 		if s == nil || s.pack != ord {
@@ -138,7 +151,7 @@ func (x *Index) Add(id pack.ID, objects []pack.Object) uint32 {
 			sh := x.shard(s.ids[i])
 			sh.mu.Lock()
 			// Another pack may have become visible since: its numbers are in use.
-			sh.add(*x.segments.Load(), s.ids[i], number*segmentObjects+uint32(i))
+			sh.add(*x.segments.Load(), s.ids[i], number*segmentObjects+uint32(i), wins)
 			sh.mu.Unlock()
 		}
 	}
@@ -224,13 +237,17 @@ func idOf(segments []*segment, number uint32) *object.ID {
 }
 
 // add callers hold mu.
-func (s *shard) add(segments []*segment, id object.ID, number uint32) {
+func (s *shard) add(segments []*segment, id object.ID, number uint32, wins func(pack uint32) bool) {
 	if (s.used+1)*fullDen > len(s.tags)*fullNum { // so that there is always a free one
 		s.resize(segments, max(minSlots, len(s.tags)*growNum/growDen))
 	}
-	if at := s.slot(segments, id); s.tags[at] == 0 {
+	at := s.slot(segments, id)
+	switch {
+	case s.tags[at] == 0:
 		s.tags[at], s.numbers[at] = tagOf(id), number
 		s.used++
+	case wins(segments[s.numbers[at]/segmentObjects].pack):
+		s.numbers[at] = number
 	}
 }
 

@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
+	"time"
 
 	"fermata/imageio/pack"
 )
@@ -52,6 +54,7 @@ type CheckReport struct {
 	ReadPacks   int    // of which every byte was read
 	Bytes       uint64 // read and verified, uncompressed
 	Damage      []CheckDamage
+	Unrecorded  string // see VerifyReport
 }
 
 // CheckDamage is one thing that is not as it was written, and what it costs.
@@ -68,8 +71,9 @@ type Hit struct {
 	Guests  []string // none: the whole checkpoint
 }
 
-// Check verifies all checkpoints. Packs that it finds damaged are marked as by
-// Verify. It may run beside everything else.
+// Check verifies all checkpoints. Packs that it finds damaged are marked, and what
+// that costs is recorded, as by Verify. What earlier verifications have found is in the
+// report as long as no Check has read everything since. It may run beside everything else.
 //
 // On error: the report is not complete. Damage is not an error.
 func (r *Repository) Check(ctx context.Context, opt CheckOptions) (CheckReport, error) {
@@ -150,6 +154,24 @@ func (r *Repository) checkOne(ctx context.Context, e epochKey, c *checked) error
 	}
 	for _, d := range report.Damage {
 		c.add(d, e, false)
+	}
+	all := c.opt.ReadData && c.opt.Parts <= 1
+	report.noteUnrecorded(r.record(ctx, e, costly(report.Damage), all))
+	if c.report.Unrecorded == "" {
+		c.report.Unrecorded = report.Unrecorded
+	}
+	if all {
+		return nil
+	}
+	before, err := r.KnownDamage(ctx, e.cluster, e.epoch)
+	if err != nil || before == nil {
+		return err
+	}
+	for _, d := range before.Damage {
+		if !slices.ContainsFunc(report.Damage, func(f Damage) bool { return f.Object == d.Object }) {
+			d.Reason += " (found " + before.Found.UTC().Format(time.DateTime) + " UTC, not read again)"
+			c.add(d, e, len(d.Guests) == 0)
+		}
 	}
 	return nil
 }

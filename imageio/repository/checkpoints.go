@@ -13,7 +13,11 @@ type Entry struct {
 	Epoch    uint64
 	Manifest *manifest.Manifest // nil if Err is set
 	Err      error              // why the manifest cannot be read
+	Damage   *KnownDamage       // what verifications have found; nil for nothing
 }
+
+// Intact reports whether nothing is known to be wrong with a checkpoint.
+func (e Entry) Intact() bool { return e.Err == nil && e.Damage == nil }
 
 // Clusters lists the clusters that have outcomes, in order of name.
 func (r *Repository) Clusters(_ context.Context) ([]string, error) {
@@ -32,9 +36,9 @@ func (r *Repository) Clusters(_ context.Context) ([]string, error) {
 
 // Checkpoints lists the checkpoints of a cluster, oldest first. A manifest that
 // cannot be read is an entry with an error: it is not hidden, as restart must
-// step over it knowingly.
+// step over it knowingly. What verifications have found is with each.
 func (r *Repository) Checkpoints(ctx context.Context, cluster string) ([]Entry, error) {
-	epochs, err := r.epochs(cluster)
+	epochs, damaged, err := r.listCluster(cluster)
 	if err != nil {
 		return nil, err
 	}
@@ -44,9 +48,16 @@ func (r *Repository) Checkpoints(ctx context.Context, cluster string) ([]Entry, 
 			return nil, err
 		}
 		rec, err := r.readOutcome(epochKey{cluster, epoch})
-		if err != nil || rec.outcome == OutcomeCommitted {
-			entries = append(entries, Entry{Epoch: epoch, Manifest: rec.manifest, Err: err})
+		if err == nil && rec.outcome != OutcomeCommitted {
+			continue
 		}
+		entry := Entry{Epoch: epoch, Manifest: rec.manifest, Err: err}
+		if err == nil && damaged[epoch] {
+			if entry.Damage, err = r.KnownDamage(ctx, cluster, epoch); err != nil {
+				return nil, err
+			}
+		}
+		entries = append(entries, entry)
 	}
 	return entries, nil
 }
@@ -81,18 +92,27 @@ func (r *Repository) LastEpoch(_ context.Context, cluster string) (uint64, error
 
 // epochs lists the decided epochs, ascending: the names sort that way.
 func (r *Repository) epochs(cluster string) ([]uint64, error) {
+	epochs, _, err := r.listCluster(cluster)
+	return epochs, err
+}
+
+// listCluster is epochs, and those of them that have a damage record.
+func (r *Repository) listCluster(cluster string) (epochs []uint64, damaged map[uint64]bool, err error) {
 	if err := manifest.ValidCluster(cluster); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	names, err := r.listDir(r.clusterDir(cluster))
 	if err != nil {
-		return nil, fmt.Errorf("epochs of %s: %w", cluster, err)
+		return nil, nil, fmt.Errorf("epochs of %s: %w", cluster, err)
 	}
-	var epochs []uint64
+	damaged = map[uint64]bool{}
 	for _, name := range names {
 		if epoch, ok := parseOutcomeName(name); ok {
 			epochs = append(epochs, epoch)
 		}
+		if epoch, ok := parseDamageName(name); ok {
+			damaged[epoch] = true
+		}
 	}
-	return epochs, nil
+	return epochs, damaged, nil
 }

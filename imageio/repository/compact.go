@@ -236,8 +236,8 @@ func (c *compaction) copyFrom(ctx context.Context, s source, out *repack) error 
 		for _, o := range keep {
 			out.sums.add(o.ID, data[o.Offset:][:o.Length])
 		}
-		if wrong, some := out.sums.wrong(); some {
-			return damage.New(fmt.Sprintf("object %s in %s", wrong, pack.Name(s.id)), errWrongHash)
+		if wrong := out.sums.wrong(); len(wrong) > 0 {
+			return damage.New(fmt.Sprintf("object %s in %s", wrong[0], pack.Name(s.id)), errWrongHash)
 		}
 		for _, o := range keep {
 			if err := out.add(o.Kind, o.ID, data[o.Offset:][:o.Length]); err != nil {

@@ -19,20 +19,22 @@ import (
 
 // want asks for one object. tag is the caller's.
 type want struct {
-	id  object.ID
-	loc index.Location
-	tag int64
+	id    object.ID
+	loc   index.Location
+	kind  object.Kind
+	tried int // copies beside the first; see spares
+	tag   int64
 }
 
-// locate makes a want.
+// locate makes a want. ok is false for an object that is lost, see Reader.lost.
 //
 // On error: damage, as the packs of a manifest hold all of it.
-func (rd *Reader) locate(id object.ID, kind object.Kind, tag int64) (want, error) {
-	loc, ok := rd.index.Lookup(id)
-	if !ok {
-		return want{}, damage.New(kind.String()+" "+id.String(), errNoPack)
+func (rd *Reader) locate(id object.ID, kind object.Kind, tag int64) (w want, ok bool, err error) {
+	w = want{id: id, kind: kind, tag: tag}
+	if w.loc, ok = rd.index.Lookup(id); !ok {
+		err = rd.lose(w, false, rd.missing(id, kind))
 	}
-	return want{id: id, loc: loc, tag: tag}, nil
+	return w, ok, err
 }
 
 // fetch reads wants, run by run, each run once, in parallel. deliver gets a run
@@ -114,14 +116,13 @@ func (s *sums) flush() {
 	s.pages, s.want = s.pages[:0], s.want[:0]
 }
 
-// wrong returns an object that is not what it should be, if one is, and begins anew.
-func (s *sums) wrong() (id object.ID, ok bool) {
+// wrong returns the objects that are not what they should be, valid until the next add,
+// and begins anew.
+func (s *sums) wrong() []object.ID {
 	s.flush()
-	if ok = len(s.bad) > 0; ok {
-		id = s.bad[0]
-	}
+	bad := s.bad
 	s.bad = s.bad[:0]
-	return id, ok
+	return bad
 }
 
 func (f *fetcher) run(ctx context.Context, batch []want, deliver func(run []byte, batch []want) error) error {
@@ -132,7 +133,7 @@ func (f *fetcher) run(ctx context.Context, batch []want, deliver func(run []byte
 		return f.rd.fetchMoved(ctx, moved.to, batch, deliver)
 	}
 	if err != nil {
-		return err
+		return f.rd.fetchSpare(ctx, batch, err, deliver)
 	}
 	checked := -1 // offset of the object looked at last; equal ones often follow each other
 	for i := range batch {
@@ -143,10 +144,19 @@ func (f *fetcher) run(ctx context.Context, batch []want, deliver func(run []byte
 		f.sums.add(w.id, raw[w.loc.Offset:][:w.loc.Length])
 		checked = int(w.loc.Offset)
 	}
-	if wrong, ok := f.sums.wrong(); ok {
-		return damage.New(fmt.Sprintf("object %s in %s", wrong, pack.Name(f.rd.index.PackID(loc.Pack))), errWrongHash)
+	wrong := f.sums.wrong()
+	if len(wrong) == 0 {
+		return deliver(raw, batch)
 	}
-	return deliver(raw, batch)
+	cause := damage.New(fmt.Sprintf("object %s in %s", wrong[0], pack.Name(f.rd.index.PackID(loc.Pack))), errWrongHash)
+	isWrong := func(w want) bool { return slices.Contains(wrong, w.id) }
+	bad := slices.DeleteFunc(slices.Clone(batch), func(w want) bool { return !isWrong(w) })
+	if good := slices.DeleteFunc(batch, isWrong); len(good) > 0 {
+		if err := deliver(raw, good); err != nil {
+			return err
+		}
+	}
+	return f.rd.fetchSpare(ctx, bad, cause, deliver)
 }
 
 // fetchMoved is fetch for objects of a pack that was compacted since the Reader
@@ -162,7 +172,7 @@ func (rd *Reader) fetchMoved(ctx context.Context, to pack.ID, batch []want, deli
 		if !ok {
 			return damage.New("object "+w.id.String(), fmt.Errorf("not in %s, where its pack has moved", pack.Name(to)))
 		}
-		wants[i] = want{id: w.id, loc: loc, tag: w.tag}
+		wants[i] = want{id: w.id, loc: loc, kind: w.kind, tag: w.tag}
 	}
 	return from.fetch(ctx, wants, deliver)
 }

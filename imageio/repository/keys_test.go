@@ -247,7 +247,7 @@ func TestEncrypted_NothingStandsForAnother(t *testing.T) {
 		return read(foreign, foreign.packPath(packIDs(t, fm)[0]))
 	}()} {
 		put(path, data)
-		_, err := r.NewReader(ctx, m.Packs)
+		err := r.CheckReadable(ctx, m)
 		wantNamed(t, what, err, ids[0].String())
 	}
 	put(path, whole)

@@ -31,6 +31,7 @@ const (
 	emptyInfix      = ".pack.empty."
 	damagedSuffix   = ".pack.damaged"
 	outcomeSuffix   = ".outcome"
+	damageSuffix    = ".damage"
 	claimSuffix     = ".claim"
 	keySuffix       = ".key"
 	buryTempPrefix  = ".bury."
@@ -102,6 +103,15 @@ func parseEpoch(s string) (uint64, bool) {
 // parseOutcomeName reads the name of an outcome record.
 func parseOutcomeName(name string) (epoch uint64, ok bool) {
 	s, ok := strings.CutSuffix(name, outcomeSuffix)
+	if !ok {
+		return 0, false
+	}
+	return parseEpoch(s)
+}
+
+// parseDamageName reads the name of a damage record.
+func parseDamageName(name string) (epoch uint64, ok bool) {
+	s, ok := strings.CutSuffix(name, damageSuffix)
 	if !ok {
 		return 0, false
 	}

@@ -85,12 +85,10 @@ func (r *Repository) mark(ctx context.Context, packs []pack.ID, memoryBytes int6
 	if err != nil {
 		return nil, err
 	}
-	var failed map[pack.ID]error
-	k.nodes, failed, err = r.loadPacks(ctx, packs, isNode)
-	if err != nil {
+	if k.nodes, err = r.loadPacks(ctx, packs, isNode); err != nil {
 		return nil, err
 	}
-	for _, err := range failed {
+	if err := k.nodes.firstFailed; err != nil {
 		return nil, err
 	}
 	k.shards = 1

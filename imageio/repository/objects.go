@@ -66,11 +66,13 @@ func (rd *Reader) eachObject(ctx context.Context, ref Ref, do traversal) error {
 			if id.IsZero() || !do.want(object.KindPage, id) {
 				continue
 			}
-			w, err := rd.locate(id, object.KindPage, int64(i))
+			w, ok, err := rd.locate(id, object.KindPage, int64(i))
 			if err != nil {
 				return err
 			}
-			wants = append(wants, w)
+			if ok {
+				wants = append(wants, w)
+			}
 		}
 		err = rd.fetch(ctx, wants, func(run []byte, batch []want) error {
 			for _, w := range batch {
@@ -157,6 +159,10 @@ func (r *Repository) complete(ctx context.Context, m *manifest.Manifest, packs [
 	if err != nil {
 		return err
 	}
+	return rd.complete(ctx, m)
+}
+
+func (rd *Reader) complete(ctx context.Context, m *manifest.Manifest) error {
 	return eachRef(m, func(_ *manifest.Guest, ref Ref) error {
 		return rd.pages(ctx, ref, func([]want, int64, int64) error { return nil })
 	})

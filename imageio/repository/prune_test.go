@@ -393,6 +393,47 @@ func TestRetention_Decide(t *testing.T) {
 	}
 }
 
+// TestRetention_CountsIntactOnes: a damaged checkpoint takes no place of an intact one,
+// and the newest intact one is never deleted.
+func TestRetention_CountsIntactOnes(t *testing.T) {
+	for _, tc := range []struct {
+		damaged string // epochs of five, an hour apart
+		rule    Retention
+		want    string
+	}{
+		{"5", Retention{Last: 1}, "4 5"},
+		{"4 5", Retention{Last: 1}, "3 4 5"},
+		{"4", Retention{Last: 1}, "5"},
+		{"4", Retention{Last: 2}, "3 4 5"},
+		{"1 2 3 4 5", Retention{Last: 1}, "1 2 3 4 5"},
+		{"2 3 4 5", Retention{Last: 3}, "1 2 3 4 5"},
+		{"5", Retention{Hourly: 1}, "4 5"},
+		{"5", Retention{Labelled: true}, "4 5"},
+		{"5", Retention{}, "1 2 3 4 5"},
+	} {
+		var entries []Entry
+		for epoch := uint64(1); epoch <= 5; epoch++ {
+			e := Entry{Epoch: epoch, Manifest: &manifest.Manifest{CreatedUnixNS: int64(epoch) * int64(time.Hour)}}
+			if strings.Contains(tc.damaged, fmt.Sprint(epoch)) {
+				e.Damage = &KnownDamage{Damage: []Damage{{Object: "pack"}}}
+			}
+			entries = append(entries, e)
+		}
+		var kept []string
+		for _, d := range tc.rule.decide("web", entries) {
+			if d.Keep {
+				kept = append(kept, fmt.Sprint(d.Epoch))
+			}
+			if d.Damaged != strings.Contains(tc.damaged, fmt.Sprint(d.Epoch)) {
+				t.Errorf("%+v", d)
+			}
+		}
+		if got := strings.Join(kept, " "); got != tc.want {
+			t.Errorf("damaged %s, %+v keeps %s, want %s", tc.damaged, tc.rule, got, tc.want)
+		}
+	}
+}
+
 // TestIDSet compares the set with a map.
 func TestIDSet(t *testing.T) {
 	var s idSet

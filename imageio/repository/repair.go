@@ -137,7 +137,7 @@ func (m *mending) plan(ctx context.Context) error {
 		}
 	}
 	// Packs that cannot be read are left out.
-	if m.healthy, _, err = m.r.loadPacks(ctx, all, m.found.isWhole); err != nil {
+	if m.healthy, err = m.r.loadPacks(ctx, all, m.found.isWhole); err != nil {
 		return err
 	}
 	return m.r.eachManifest(ctx, nil, func(man *manifest.Manifest) error { return m.planOne(ctx, man) })
@@ -166,13 +166,13 @@ func (m *mending) planOne(ctx context.Context, man *manifest.Manifest) error {
 	if len(sick) == 0 {
 		return nil
 	}
-	own, _, err := m.r.loadPacks(ctx, ids, m.found.isWhole)
+	own, err := m.r.loadPacks(ctx, ids, m.found.isWhole)
 	if err != nil {
 		return err
 	}
 	contents := map[pack.ID]*Reader{} // of what the trailers of the sick say
 	for _, id := range sick {
-		if contents[id], _, err = m.r.loadPacks(ctx, []pack.ID{id}, nil); err != nil {
+		if contents[id], err = m.r.loadPacks(ctx, []pack.ID{id}, nil); err != nil {
 			return err
 		}
 	}
@@ -246,11 +246,13 @@ func (m *mending) mend(ctx context.Context, before *view, id pack.ID) (bool, err
 func (m *mending) gather(ctx context.Context, need *needs, out *repack) error {
 	var wants []want
 	for id, kind := range need.objects {
-		w, err := m.healthy.locate(id, kind, int64(len(wants)))
+		w, ok, err := m.healthy.locate(id, kind, int64(len(wants)))
 		if err != nil {
 			return err
 		}
-		wants = append(wants, w)
+		if ok {
+			wants = append(wants, w)
+		}
 	}
 	var mu sync.Mutex
 	return m.healthy.fetch(ctx, wants, func(run []byte, batch []want) error {

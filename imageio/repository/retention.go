@@ -40,13 +40,15 @@ type Decision struct {
 	Epoch   uint64
 	Created time.Time // zero if the manifest cannot be read
 	Label   string
+	Damaged bool // a verification has found damage that costs guests of it
 	Keep    bool
 	Why     string
 }
 
 // decide judges the checkpoints of a cluster, given and returned oldest first.
-// The newest that can be read always stays, and so does every one that cannot be
-// read: what it holds is not known. Hours, days and weeks are those of UTC.
+// The newest intact one always stays, and so does every one that cannot be read: what
+// it holds is not known. Rules count intact ones only; a damaged one stays where a rule
+// would keep it if it were intact, in addition to the others. Hours, days and weeks are those of UTC.
 func (p Retention) decide(cluster string, entries []Entry) []Decision {
 	out := make([]Decision, len(entries))
 	periods := []struct {
@@ -62,7 +64,7 @@ func (p Retention) decide(cluster string, entries []Entry) []Decision {
 			return fmt.Sprintf("%d week %d", year, week)
 		}, ""},
 	}
-	readable := 0
+	intact := 0
 	for i, e := range slices.Backward(entries) {
 		d := Decision{Cluster: cluster, Epoch: e.Epoch}
 		if e.Err != nil {
@@ -70,6 +72,7 @@ func (p Retention) decide(cluster string, entries []Entry) []Decision {
 			out[i] = d
 			continue
 		}
+		d.Damaged = e.Damage != nil
 		d.Created, d.Label = time.Unix(0, e.Manifest.CreatedUnixNS).UTC(), e.Manifest.Label
 		keep := func(why string) {
 			if !d.Keep {
@@ -79,9 +82,13 @@ func (p Retention) decide(cluster string, entries []Entry) []Decision {
 		switch {
 		case p.IsZero():
 			keep("no rule")
-		case readable == 0:
+		case intact == 0 && d.Damaged:
+			keep("damaged, and no intact one is newer")
+		case intact == 0:
 			keep("newest")
-		case readable < p.Last:
+		case intact < p.Last && d.Damaged:
+			keep("damaged, does not count as one of the last")
+		case intact < p.Last:
 			keep("last")
 		}
 		if p.Labelled && d.Label != "" {
@@ -91,12 +98,18 @@ func (p Retention) decide(cluster string, entries []Entry) []Decision {
 		for n := range periods {
 			r := &periods[n]
 			if period := r.of(d.Created); r.left > 0 && period != r.last {
+				if d.Damaged {
+					keep("damaged, does not count as " + r.name)
+					continue
+				}
 				r.left--
 				r.last = period
 				keep(r.name)
 			}
 		}
-		readable++
+		if !d.Damaged {
+			intact++
+		}
 		out[i] = d
 	}
 	return out

@@ -127,14 +127,12 @@ func (r *Repository) countCheckpoint(ctx context.Context, m *manifest.Manifest, 
 	if err != nil {
 		return err
 	}
-	rd, failed, err := r.loadPacks(ctx, ids, isNode)
+	rd, err := r.loadPacks(ctx, ids, isNode)
 	if err != nil {
 		return err
 	}
-	for _, id := range ids {
-		if err := failed[id]; err != nil {
-			return err
-		}
+	if err := rd.firstFailed; err != nil {
+		return err
 	}
 	var distinct idSet
 	for _, g := range m.Guests {

@@ -25,6 +25,12 @@ func nameRun(id pack.ID, run uint32, err error) error {
 	return fmt.Errorf("%s: %w", name, err)
 }
 
+// missingError is what keeps an object from being found, as distinct from damage of the
+// node that names it.
+type missingError struct{ error }
+
+func (e *missingError) Unwrap() error { return e.error }
+
 // fetchNodes reads leaves or branches. ids may hold zeros, which are left out;
 // the tags are positions in ids.
 func (rd *Reader) fetchNodes(ctx context.Context, ids []object.ID, kind object.Kind, deliver func(i int, data []byte) error) error {
@@ -33,15 +39,21 @@ func (rd *Reader) fetchNodes(ctx context.Context, ids []object.ID, kind object.K
 		if id.IsZero() {
 			continue
 		}
-		w, err := rd.locate(id, kind, int64(i))
+		w, ok, err := rd.locate(id, kind, int64(i))
 		if err != nil {
 			return err
 		}
-		wants = append(wants, w)
+		if ok {
+			wants = append(wants, w)
+		}
 	}
 	return rd.fetch(ctx, wants, func(run []byte, batch []want) error {
 		for _, w := range batch {
 			if err := deliver(int(w.tag), run[w.loc.Offset:][:w.loc.Length]); err != nil {
+				var missing *missingError
+				if errors.As(err, &missing) { // of what is below a node that is right
+					return missing.error
+				}
 				if errors.Is(err, ErrCorrupt) {
 					return damage.New(kind.String()+" "+w.id.String(), err)
 				}
@@ -59,7 +71,9 @@ func (rd *Reader) branches(ctx context.Context, ref Ref, each func(i int, data [
 		return nil, errors.New("ref names no image")
 	}
 	var root object.Root
+	read := false
 	err := rd.fetchNodes(ctx, []object.ID{ref.ID}, object.KindRoot, func(i int, data []byte) (err error) {
+		read = true
 		if root, err = object.DecodeRoot(data); err != nil || each == nil {
 			return err
 		}
@@ -67,6 +81,9 @@ func (rd *Reader) branches(ctx context.Context, ref Ref, each func(i int, data [
 	})
 	if err != nil {
 		return nil, err
+	}
+	if !read { // lost
+		return nil, nil
 	}
 	if root.Size != ref.Size {
 		return nil, damage.New("root "+ref.ID.String(), fmt.Errorf("image of %d bytes, want %d", root.Size, ref.Size))
@@ -149,11 +166,13 @@ func (rd *Reader) pagesOf(ctx context.Context, ref Ref, leaves []object.ID, firs
 			if id.IsZero() {
 				continue
 			}
-			w, err := rd.locate(id, object.KindPage, firstPage+int64(n))
+			w, ok, err := rd.locate(id, object.KindPage, firstPage+int64(n))
 			if err != nil {
-				return err
+				return &missingError{err}
 			}
-			part = append(part, w)
+			if ok {
+				part = append(part, w)
+			}
 		}
 		mu.Lock()
 		defer mu.Unlock()

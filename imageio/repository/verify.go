@@ -1,11 +1,14 @@
 package repository
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"slices"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 
@@ -25,22 +28,28 @@ type VerifyOptions struct {
 	Progress func(doneBytes, totalBytes int64)
 }
 
-// VerifyReport is what Verify has found.
+// VerifyReport is what Verify has found. It is the same for the same repository.
 type VerifyReport struct {
-	Bytes  uint64 // read and verified, uncompressed
-	Damage []Damage
+	Bytes  uint64   // read and verified, uncompressed
+	Damage []Damage // in order of Object
+	// Unrecorded is why the repository could not be told of what was found, as on a file
+	// system that is full or can only be read. Empty: it was.
+	Unrecorded string
 }
 
 // Damage is one thing that is not as it was written.
 type Damage struct {
 	Object string // pack, run or object
 	Reason string
-	Guests []string // that cannot be restored for it, in order; none if nothing of this checkpoint lies there
+	// Guests cannot be restored because of it; in order. None if nothing of this
+	// checkpoint lies there, or if other packs hold whole copies.
+	Guests []string
 }
 
 // Verify reads every byte of the packs of a checkpoint, and follows the images
 // of its guests. Packs that it finds damaged are marked, so that later
-// checkpoints store their pages anew instead of relying on them.
+// checkpoints store their pages anew instead of relying on them. What the damage costs
+// this checkpoint, and others that need those packs, is recorded: see KnownDamage.
 //
 // On error: the report is not complete. Damage is not an error.
 func (r *Repository) Verify(ctx context.Context, m *manifest.Manifest, opt VerifyOptions) (VerifyReport, error) {
@@ -52,11 +61,24 @@ func (r *Repository) Verify(ctx context.Context, m *manifest.Manifest, opt Verif
 			}
 		}
 	}
-	report, err := r.verify(ctx, m, opt, scans{}, func(pack.ID) bool { return true })
+	known := scans{}
+	report, err := r.verify(ctx, m, opt, known, func(pack.ID) bool { return true })
 	if err != nil {
 		return report, fmt.Errorf("verify %s@%d: %w", m.Cluster, m.Epoch, err)
 	}
+	err = r.record(ctx, epochKey{m.Cluster, m.Epoch}, costly(report.Damage), true)
+	if len(report.Damage) > 0 {
+		err = errors.Join(err, r.spread(ctx, m, known))
+	}
+	report.noteUnrecorded(err)
 	return report, nil
+}
+
+// noteUnrecorded keeps the first reason why something could not be recorded.
+func (r *VerifyReport) noteUnrecorded(err error) {
+	if err != nil && r.Unrecorded == "" {
+		r.Unrecorded = err.Error()
+	}
 }
 
 // scans is what is known of packs that were read. It is shared by the checkpoints
@@ -100,6 +122,22 @@ type verify struct {
 	bad     map[pack.ID]bool
 	total   int64
 	report  VerifyReport
+
+	mu      sync.Mutex
+	missing []lostObject // guarded by mu; of the image that is followed
+}
+
+// lostObject is an object that no pack has whole.
+type lostObject struct {
+	want  want
+	known bool // a trailer says where it is
+	cause error
+}
+
+func (v *verify) noteLost(w want, known bool, cause error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.missing = append(v.missing, lostObject{w, known, cause})
 }
 
 func (v *verify) run(ctx context.Context, m *manifest.Manifest) error {
@@ -107,13 +145,14 @@ func (v *verify) run(ctx context.Context, m *manifest.Manifest) error {
 	if err != nil {
 		return err
 	}
-	rd, failed, err := v.r.loadPacks(ctx, ids, nil)
+	rd, err := v.r.loadPacks(ctx, ids, nil)
 	if err != nil {
 		return err
 	}
+	rd.lost = v.noteLost
 	v.rd = rd
-	for _, id := range ids {
-		if err := failed[id]; errors.Is(err, frame.ErrNewerFormat) {
+	for _, id := range rd.packs {
+		if err := rd.failed[id]; errors.Is(err, frame.ErrNewerFormat) {
 			return err
 		} else if err != nil {
 			v.scans[id] = &scan{err: err}
@@ -128,8 +167,8 @@ func (v *verify) run(ctx context.Context, m *manifest.Manifest) error {
 			v.total += int64(run.RawLen)
 		}
 	}
-	for ordinal := range rd.runs {
-		if err := v.scanPack(ctx, uint32(ordinal)); err != nil {
+	for _, ordinal := range rd.ordinals() {
+		if err := v.scanPack(ctx, ordinal); err != nil {
 			return err
 		}
 	}
@@ -140,7 +179,9 @@ func (v *verify) run(ctx context.Context, m *manifest.Manifest) error {
 			}
 		}
 	}
-	return v.mark(append(ids, rd.index.Packs()...)) // those it names, and where they have moved
+	slices.SortStableFunc(v.report.Damage, func(a, b Damage) int { return cmp.Compare(a.Object, b.Object) })
+	v.report.noteUnrecorded(v.mark(append(ids, rd.index.Packs()...))) // those it names, and where they have moved
+	return nil
 }
 
 // add notes damage of a pack and returns its position.
@@ -280,7 +321,7 @@ func (v *verify) scanRun(t *pack.Trailer, f vfs.File, i uint32) badRun {
 	for _, o := range objects {
 		all.add(o.ID, raw[o.Offset:o.Offset+o.Length])
 	}
-	if _, some := all.wrong(); !some {
+	if len(all.wrong()) == 0 {
 		return bad
 	}
 	for _, o := range objects { // which?
@@ -291,38 +332,66 @@ func (v *verify) scanRun(t *pack.Trailer, f vfs.File, i uint32) badRun {
 	return bad
 }
 
-// follow walks an image and attributes damage to the guest.
+// follow walks an image and attributes what is lost of it to the guest. Pages with
+// damage are read: other packs may hold whole copies.
 func (v *verify) follow(ctx context.Context, guest string, ref Ref) error {
+	v.missing = nil
 	err := v.rd.pages(ctx, ref, func(wants []want, _, _ int64) error {
+		var doubtful []want
 		for _, w := range wants {
-			if at, ok := v.runs[place{w.loc.Pack, w.loc.Run, 0}]; ok {
-				v.hit(at, guest)
-			}
-			if at, ok := v.objects[place{w.loc.Pack, w.loc.Run, w.loc.Offset}]; ok {
-				v.hit(at, guest)
+			if _, _, bad := v.damageAt(w); bad {
+				doubtful = append(doubtful, w)
 			}
 		}
-		return nil
+		return v.rd.fetch(ctx, doubtful, func([]byte, []want) error { return nil })
 	})
-	if err == nil {
-		return nil
-	}
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	if errors.Is(err, errNoPack) && len(v.failed) > 0 {
-		for _, at := range v.failed { // which of them had it, nothing tells
-			v.hit(at, guest)
-		}
-		return nil
+	if err != nil { // a node that is whole, and yet wrong
+		v.hitNamed(guest, "image "+ref.ID.String(), err)
 	}
-	v.hitNamed(guest, ref, err)
+	slices.SortFunc(v.missing, func(a, b lostObject) int { return bytes.Compare(a.want.id[:], b.want.id[:]) })
+	for _, l := range v.missing {
+		v.attribute(guest, l)
+	}
 	return nil
 }
 
-// hitNamed attributes damage that stops the walk: of leaves and above.
-func (v *verify) hitNamed(guest string, ref Ref, err error) {
-	name := "image " + ref.ID.String()
+// damageAt returns the positions in the report of what is wrong where an object has its
+// first copy: of its run, and of itself, -1 for neither.
+func (v *verify) damageAt(w want) (run, object int, bad bool) {
+	run, object = -1, -1
+	if at, ok := v.runs[place{w.loc.Pack, w.loc.Run, 0}]; ok {
+		run, bad = at, true
+	}
+	if at, ok := v.objects[place{w.loc.Pack, w.loc.Run, w.loc.Offset}]; ok {
+		object, bad = at, true
+	}
+	return run, object, bad
+}
+
+// attribute says which damage costs the guest a lost object.
+func (v *verify) attribute(guest string, l lostObject) {
+	run, object, bad := v.damageAt(l.want) // of the copy that was tried last
+	switch {
+	case bad:
+		for _, at := range []int{run, object} {
+			if at >= 0 {
+				v.hit(at, guest)
+			}
+		}
+	case !l.known && len(v.failed) > 0:
+		for _, at := range v.failed { // which of them had it, nothing tells
+			v.hit(at, guest)
+		}
+	default:
+		v.hitNamed(guest, fmt.Sprintf("%s %s", l.want.kind, l.want.id), l.cause)
+	}
+}
+
+// hitNamed attributes damage that no scan has found. name is its object if err has none.
+func (v *verify) hitNamed(guest, name string, err error) {
 	var d *damage.Error
 	if errors.As(err, &d) {
 		name = d.Object

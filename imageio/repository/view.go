@@ -19,7 +19,7 @@ type view struct {
 	copied   map[epochKey]bool    // rounds without an outcome that are copies or imports
 	fresh    map[pack.ID]struct{} // named by a manifest that no earlier look has read
 	moved    map[pack.ID]pack.ID  // where what is needed of a pack has gone
-	stale    []string             // claims and temporary names that nobody needs
+	stale    []string             // claims, damage records and temporary names that nobody needs
 }
 
 func (v *view) needs(id pack.ID) bool {
@@ -136,6 +136,9 @@ func (r *Repository) lookAtCluster(ctx context.Context, cluster string, v *view,
 		t, ok := parseTempName(name)
 		outcome := v.outcomes[epochKey{cluster, t.epoch}]
 		if ok && (outcome == OutcomeDeleted || outcome != OutcomeNone && !t.buries) {
+			v.stale = append(v.stale, filepath.Join(r.clusterDir(cluster), name))
+		}
+		if epoch, ok := parseDamageName(name); ok && v.outcomes[epochKey{cluster, epoch}] == OutcomeDeleted {
 			v.stale = append(v.stale, filepath.Join(r.clusterDir(cluster), name))
 		}
 	}
