@@ -13,6 +13,7 @@ import (
 	"fermata/imageio/object"
 	"fermata/imageio/repository"
 	"fermata/protocol/api"
+	"fermata/protocol/fault"
 )
 
 // stepVerify is the one step of a verification, in events.
@@ -52,6 +53,9 @@ func entryOf(cluster string, e repository.Entry) *api.Checkpoint {
 	if err == nil {
 		var out *api.Checkpoint
 		if out, err = record.Checkpoint(e.Manifest); err == nil {
+			if e.Damage != nil {
+				out.Damage = oneLine(errors.New(e.Damage.String()))
+			}
 			return out
 		}
 	}
@@ -70,10 +74,16 @@ func (c *Coordinator) showCheckpoint(ctx context.Context, cluster string, epoch 
 	case err != nil:
 		return nil, fmt.Errorf("show checkpoint %s: %w", record.ID(cluster, epoch), RepositoryFault(err))
 	}
-	out := entryOf(cluster, repository.Entry{Epoch: epoch, Manifest: m})
+	known, err := c.storage(ctx).KnownDamage(ctx, cluster, epoch)
+	if err != nil {
+		return nil, fmt.Errorf("show checkpoint %s: %w", record.ID(cluster, epoch), RepositoryFault(err))
+	}
+	out := entryOf(cluster, repository.Entry{Epoch: epoch, Manifest: m, Damage: known})
 	switch out.UniqueBytes, err = uniqueBytes(ctx, c.storage(ctx), m); {
 	case errors.Is(err, repository.ErrCorrupt):
-		out.Damage = oneLine(err)
+		if known == nil {
+			out.Damage = oneLine(err)
+		}
 	case err != nil:
 		return nil, fmt.Errorf("show checkpoint %s: %w", record.ID(cluster, epoch), RepositoryFault(err))
 	}
@@ -81,11 +91,20 @@ func (c *Coordinator) showCheckpoint(ctx context.Context, cluster string, epoch 
 }
 
 // intactManifest reads the manifest of a checkpoint and looks whether its packs
-// are there and describe themselves. It does not read the pages.
+// are there and describe themselves, or others have what they held. It does not read the
+// pages, but refuses a checkpoint of which a verification has found pages lost.
 func (c *Coordinator) intactManifest(ctx context.Context, cluster string, epoch uint64) (*manifest.Manifest, error) {
 	m, err := c.storage(ctx).Manifest(ctx, cluster, epoch)
 	if err == nil {
-		_, err = c.storage(ctx).NewReader(ctx, m.Packs)
+		err = c.storage(ctx).CheckReadable(ctx, m)
+	}
+	var known *repository.KnownDamage
+	if err == nil {
+		known, err = c.storage(ctx).KnownDamage(ctx, cluster, epoch)
+	}
+	if known != nil {
+		id := record.ID(cluster, epoch)
+		return nil, fault.New(fault.Corrupt, "checkpoint %s: %s (once it is repaired, verify it: fermata checkpoints verify %s)", id, oneLine(errors.New(known.String())), id)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("checkpoint %s: %w", record.ID(cluster, epoch), RepositoryFault(err))
@@ -132,9 +151,12 @@ func (t *term) verifyCheckpoint(ctx context.Context, cluster string, epoch uint6
 	if err != nil {
 		return nil, asked(ctx, RepositoryFault(err))
 	}
-	out.Bytes = report.Bytes
+	out.Bytes, out.Unrecorded = report.Bytes, report.Unrecorded
 	for _, d := range report.Damage {
 		out.Damage = append(out.Damage, &api.Damage{Object: d.Object, Reason: d.Reason, Guests: d.Guests})
+	}
+	if out.Unrecorded != "" {
+		t.c.log.Warn("damage not recorded in the repository", "cluster", cluster, "epoch", epoch, "reason", out.Unrecorded)
 	}
 	if len(out.Damage) > 0 {
 		t.c.log.Error("checkpoint is damaged", "cluster", cluster, "epoch", epoch, "objects", len(out.Damage), "first", out.Damage[0].Object)

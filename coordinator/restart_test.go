@@ -308,11 +308,28 @@ func TestRestart_WalksBackOverDamage(t *testing.T) {
 	if err != nil || !hit {
 		t.Errorf("verify names neither damage nor guests: %v, %v", e, err)
 	}
-	// An explicit one is never replaced by another.
-	_, err = c.restart(&api.RestartRequest{Cluster: "web", From: all[1].GetId(), Rollback: true})
-	wantFault(t, err, fault.Corrupt, all[1].GetId(), "node n")
-	if n := l.runningGuests("web"); n != 2 {
-		t.Errorf("%d guests run after a rollback that was refused, want 2", n)
+	// From now on the damage is known, and shown with the checkpoint.
+	list, err = c.ListCheckpoints(t.Context(), &api.ListCheckpointsRequest{Cluster: "web"})
+	if err != nil || !strings.Contains(list.GetCheckpoints()[1].GetDamage(), "costs guests") {
+		t.Errorf("list of a checkpoint that a verification found damaged: %v, %v", list.GetCheckpoints()[1], err)
+	}
+	shown, err = c.GetCheckpoint(t.Context(), &api.GetCheckpointRequest{Id: all[1].GetId()})
+	if err != nil || !strings.Contains(shown.GetDamage(), "costs guests") {
+		t.Errorf("show of a checkpoint that a verification found damaged: %v, %v", shown.GetDamage(), err)
+	}
+	// An explicit one is never replaced by another. Neither a dry run nor a rollback goes on
+	// with it, and the guests that run stay.
+	for _, dryRun := range []bool{true, false} {
+		_, err = c.restart(&api.RestartRequest{Cluster: "web", From: all[1].GetId(), Rollback: true, DryRun: dryRun})
+		wantFault(t, err, fault.Corrupt, all[1].GetId(), "costs guests")
+		if l.runningGuests("web") != 2 {
+			t.Errorf("%d guests run, want 2", l.runningGuests("web"))
+		}
+	}
+	// The newest intact one is what latest means.
+	report, err = c.restart(&api.RestartRequest{Cluster: "web", From: "latest", Rollback: true, DryRun: true})
+	if err != nil || report.GetCheckpointId() != all[0].GetId() || len(report.GetSkipped()) != 3 {
+		t.Errorf("latest: %v, %v", report, err)
 	}
 	c.wantState("web", up, "")
 }

@@ -2775,6 +2775,7 @@ type VerifyReport struct {
 	CheckpointId  string                 `protobuf:"bytes,1,opt,name=checkpoint_id,json=checkpointId,proto3" json:"checkpoint_id,omitempty"`
 	Bytes         uint64                 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"` // read and verified, uncompressed
 	Damage        []*Damage              `protobuf:"bytes,3,rep,name=damage,proto3" json:"damage,omitempty"`
+	Unrecorded    string                 `protobuf:"bytes,4,opt,name=unrecorded,proto3" json:"unrecorded,omitempty"` // why the repository could not be told of it; empty: it was
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2828,6 +2829,13 @@ func (x *VerifyReport) GetDamage() []*Damage {
 		return x.Damage
 	}
 	return nil
+}
+
+func (x *VerifyReport) GetUnrecorded() string {
+	if x != nil {
+		return x.Unrecorded
+	}
+	return ""
 }
 
 type Damage struct {
@@ -5639,11 +5647,14 @@ const file_fermata_proto_rawDesc = "" +
 	"\x05guest\x18\x01 \x01(\tR\x05guest\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12!\n" +
 	"\fmemory_bytes\x18\x03 \x01(\x04R\vmemoryBytes\x12\x14\n" +
-	"\x05vcpus\x18\x04 \x01(\rR\x05vcpus\"u\n" +
+	"\x05vcpus\x18\x04 \x01(\rR\x05vcpus\"\x95\x01\n" +
 	"\fVerifyReport\x12#\n" +
 	"\rcheckpoint_id\x18\x01 \x01(\tR\fcheckpointId\x12\x14\n" +
 	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\x12*\n" +
-	"\x06damage\x18\x03 \x03(\v2\x12.fermata.v1.DamageR\x06damage\"P\n" +
+	"\x06damage\x18\x03 \x03(\v2\x12.fermata.v1.DamageR\x06damage\x12\x1e\n" +
+	"\n" +
+	"unrecorded\x18\x04 \x01(\tR\n" +
+	"unrecorded\"P\n" +
 	"\x06Damage\x12\x16\n" +
 	"\x06object\x18\x01 \x01(\tR\x06object\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x16\n" +

@@ -237,6 +237,7 @@ type Verification struct {
 	Intact        bool     `json:"intact"`
 	VerifiedBytes uint64   `json:"verified_bytes"`
 	Damage        []Damage `json:"damage"`
+	Unrecorded    string   `json:"unrecorded,omitempty"` // why the repository could not be told of it
 }
 
 // Damage is one damaged object of the repository and whom it hits.
@@ -252,6 +253,7 @@ func OfVerifyReport(m *api.VerifyReport) Verification {
 		CheckpointID:  m.GetCheckpointId(),
 		Intact:        len(m.GetDamage()) == 0,
 		VerifiedBytes: m.GetBytes(),
+		Unrecorded:    m.GetUnrecorded(),
 		Damage: collect(m.GetDamage(), func(d *api.Damage) Damage {
 			guests := list(d.GetGuests())
 			slices.Sort(guests)
@@ -268,6 +270,11 @@ func (d Verification) WriteTable(w io.Writer) error {
 	}
 	if _, err := fmt.Fprintf(w, "%s is damaged, %s verified\n", d.CheckpointID, render.Bytes(d.VerifiedBytes)); err != nil {
 		return err
+	}
+	if d.Unrecorded != "" {
+		if _, err := fmt.Fprintf(w, "not recorded in the repository: %s\n", d.Unrecorded); err != nil {
+			return err
+		}
 	}
 	rows := render.NewRows("OBJECT", "GUESTS", "REASON")
 	for _, x := range d.Damage {

@@ -97,6 +97,7 @@ type RepoCheck struct {
 	ReadPacks   int          `json:"read_packs"` // of which every byte was read
 	ReadBytes   uint64       `json:"read_bytes"` // uncompressed
 	Damage      []RepoDamage `json:"damage"`
+	Unrecorded  string       `json:"unrecorded,omitempty"` // why the repository could not be told of it
 }
 
 // RepoDamage is one damaged thing and what it costs.
@@ -114,7 +115,7 @@ type RepoHit struct {
 
 // OfRepoCheck makes the document.
 func OfRepoCheck(r repository.CheckReport) RepoCheck {
-	d := RepoCheck{Intact: len(r.Damage) == 0, Checkpoints: r.Checkpoints, Packs: r.Packs, ReadPacks: r.ReadPacks, ReadBytes: r.Bytes, Damage: []RepoDamage{}}
+	d := RepoCheck{Intact: len(r.Damage) == 0, Checkpoints: r.Checkpoints, Packs: r.Packs, ReadPacks: r.ReadPacks, ReadBytes: r.Bytes, Damage: []RepoDamage{}, Unrecorded: r.Unrecorded}
 	for _, x := range r.Damage {
 		v := RepoDamage{Object: x.Object, Reason: x.Reason, Hits: []RepoHit{}}
 		for _, h := range x.Hits {
@@ -132,6 +133,9 @@ func (d RepoCheck) WriteTable(w io.Writer) error {
 		verdict = "damaged"
 	}
 	_, err := fmt.Fprintf(w, "%s: %d checkpoints in %d packs, %d of them read whole (%s)\n", verdict, d.Checkpoints, d.Packs, d.ReadPacks, render.Bytes(d.ReadBytes))
+	if err == nil && d.Unrecorded != "" {
+		_, err = fmt.Fprintf(w, "not recorded in the repository: %s\n", d.Unrecorded)
+	}
 	if err != nil || d.Intact {
 		return err
 	}
@@ -192,6 +196,7 @@ type RepoDecision struct {
 	Label   string  `json:"label"`
 	Keep    bool    `json:"keep"`
 	Why     string  `json:"why"`
+	Damaged bool    `json:"damaged"` // known damage costs guests of it
 }
 
 // RepoPruneDone is what was done.
@@ -212,7 +217,7 @@ func OfRepoPrune(p *repository.PrunePlan, done *repository.PruneReport) RepoPrun
 		CompactPacks: p.CompactPacks, CompactBytes: p.CompactBytes, KeepBytes: p.KeepBytes, InFlight: []string{},
 		Unknown: list(p.Unknown), NoCompaction: p.NoCompaction}
 	for _, c := range p.Checkpoints {
-		d.Checkpoints = append(d.Checkpoints, RepoDecision{ID: checkpointName(c.Cluster, c.Epoch), Created: Instant{c.Created}, Label: c.Label, Keep: c.Keep, Why: c.Why})
+		d.Checkpoints = append(d.Checkpoints, RepoDecision{ID: checkpointName(c.Cluster, c.Epoch), Created: Instant{c.Created}, Label: c.Label, Keep: c.Keep, Why: c.Why, Damaged: c.Damaged})
 	}
 	for _, r := range p.InFlight {
 		d.InFlight = append(d.InFlight, checkpointName(r.Cluster, r.Epoch))
