@@ -24,8 +24,9 @@ const (
 //     from the same second after a restart. With the default it would follow the
 //     host, and a pause would be a step in the guest's time.
 //   - no S3 and S4: a suspended guest has no vCPU to stop but its timers run.
-//   - the monitors listen on sockets that were bound before: they can be dialled
-//     at once, and there is no moment at which only QEMU knows its name.
+//   - the monitors and the guest's ports listen on sockets that were bound before:
+//     they can be dialled at once, there is no moment at which only QEMU knows its
+//     name, and their paths may be longer than a socket address.
 func (c Config) arguments() []string {
 	args := []string{
 		"-name", c.Name + ",debug-threads=on",
@@ -65,11 +66,8 @@ func (c Config) arguments() []string {
 		}
 		args = append(args, "-netdev", fmt.Sprintf(backend, netdevID(n.Name), guestFD(i)))
 	}
-	if c.GuestAgent {
-		args = append(args, "-chardev", "socket,id=agent,server=on,wait=off,path="+escapeCommas(c.agentPath()))
-	}
-	if c.ToolPort != "" {
-		args = append(args, "-chardev", "socket,id=tool,server=on,wait=off,path="+escapeCommas(c.toolPath()))
+	for i, port := range c.ports() {
+		args = append(args, "-chardev", fmt.Sprintf("socket,id=%s,fd=%d,server=on,wait=off", port.id, c.portFD(i)))
 	}
 	for _, d := range c.devices() {
 		args = append(args, "-device", d)

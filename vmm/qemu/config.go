@@ -167,6 +167,24 @@ const firstNICFile = 5
 func guestFD(i int) int { return firstNICFile + 2*i }
 func keepFD(i int) int  { return firstNICFile + 2*i + 1 }
 
+// port is a virtio-serial port whose host end is a socket.
+type port struct{ id, path string }
+
+// ports lists the guest's ports, in the order of their files.
+func (c Config) ports() []port {
+	var all []port
+	if c.GuestAgent {
+		all = append(all, port{"agent", c.agentPath()})
+	}
+	if c.ToolPort != "" {
+		all = append(all, port{"tool", c.toolPath()})
+	}
+	return all
+}
+
+// portFD is the number in QEMU of port i's listener.
+func (c Config) portFD(i int) int { return guestFD(len(c.NICs)) + i }
+
 // withDefaults returns c with every optional choice made, except those that
 // need the host to be asked.
 func (c Config) withDefaults() Config {

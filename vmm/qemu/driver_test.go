@@ -424,3 +424,29 @@ func TestEndStrays(t *testing.T) {
 		t.Errorf("again: ended %d, %v; want 0", n, err)
 	}
 }
+
+// The sockets of a guest with the longest names have paths longer than a socket
+// address, and its directory may hold any character.
+func TestLaunch_LongPathsAndOddCharacters(t *testing.T) {
+	c := smallConfig(t, strings.Repeat("g", 63))
+	c.GuestAgent, c.ToolPort = true, "fermata.tool"
+	c.Dir = filepath.Join(t.TempDir(), "a,b%20c#d?e "+strings.Repeat("d", 100), c.Name)
+	must(t, os.Mkdir(filepath.Dir(c.Dir), 0o700))
+	m := launch(t, c)
+	must(t, m.Continue(t.Context()))
+	conn, err := m.DialTool(t.Context())
+	must(t, err)
+	must(t, conn.Close())
+	// Nobody in this guest answers, but its port is there.
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if err := m.StepClock(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("step the clock of a guest without an agent: %v, want no answer in time", err)
+	}
+	must(t, m.Kill(t.Context()))
+	must(t, m.State().Clean())
+	left, err := filepath.Glob(filepath.Join(filepath.Dir(c.Dir), "*", "*.sock"))
+	if err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}

@@ -165,7 +165,11 @@ func (c Config) start(undo *undoList) (*process, error) {
 	}
 	files = append(files, log)
 	undo.add(func(context.Context) error { return removeLogs(c) })
-	for _, path := range []string{c.qmpPath(), c.guardPath()} {
+	sockets := []string{c.qmpPath(), c.guardPath()}
+	for _, p := range c.ports() {
+		sockets = append(sockets, p.path)
+	}
+	for _, path := range sockets {
 		l, err := qmp.Listen(path)
 		if err != nil {
 			return nil, err
@@ -185,6 +189,7 @@ func (c Config) start(undo *undoList) (*process, error) {
 		}
 		order = append(order, n.File, keep) // guestFD, keepFD
 	}
+	order = append(order, files[4:]...) // portFD
 	layers, opened, err := c.openLayers()
 	files = append(files, opened...)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"net"
 
 	"fermata/vmm"
+	"fermata/vmm/qmp"
 )
 
 // DialTool implements vmm.ToolHolder.
@@ -18,8 +19,7 @@ func (m *Machine) DialTool(ctx context.Context) (net.Conn, error) {
 
 // dialPort connects to the host's end of a virtio-serial port.
 func (m *Machine) dialPort(ctx context.Context, path string) (net.Conn, error) {
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", path)
+	conn, err := qmp.Connect(ctx, path)
 	if err != nil {
 		return nil, m.explain(ctx, err)
 	}

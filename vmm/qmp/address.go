@@ -1,6 +1,7 @@
 package qmp
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"os"
@@ -30,8 +31,22 @@ func address(path string) (addr string, release func(), err error) {
 	return addr, func() { dir.Close() }, nil
 }
 
-// Listen makes a socket at path for a monitor to listen on, readable by the
-// owner alone: who may connect to it controls the guest. The path stays when
+// Connect connects to the socket at path, which may be too long for a socket address.
+func Connect(ctx context.Context, path string) (*net.UnixConn, error) {
+	addr, release, err := address(path)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", addr)
+	if err != nil {
+		return nil, err
+	}
+	return conn.(*net.UnixConn), nil
+}
+
+// Listen makes a socket at path for a monitor, or a port of the guest, to listen on,
+// readable by the owner alone: who may connect to it controls the guest. The path stays when
 // the listener closes, because it belongs to the process that serves it.
 func Listen(path string) (*net.UnixListener, error) {
 	addr, release, err := address(path)

@@ -69,16 +69,11 @@ type answer struct {
 // A QEMU monitor serves one connection at a time; a second waits in Dial until
 // the first has closed or ctx ends.
 func Dial(ctx context.Context, path string) (*Client, error) {
-	addr, release, err := address(path)
+	conn, err := Connect(ctx, path)
 	if err != nil {
 		return nil, fmt.Errorf("dial monitor %s: %w", path, err)
 	}
-	defer release()
-	conn, err := new(net.Dialer).DialContext(ctx, "unix", addr)
-	if err != nil {
-		return nil, fmt.Errorf("dial monitor %s: %w", path, err)
-	}
-	c, err := New(ctx, conn.(*net.UnixConn))
+	c, err := New(ctx, conn)
 	if err != nil {
 		return nil, fmt.Errorf("greet monitor %s: %w", path, err)
 	}
