@@ -10,6 +10,7 @@ import (
 
 	"fermata/coordinator/store"
 	"fermata/imageio/repository"
+	"fermata/protocol/address"
 	"fermata/protocol/identity"
 )
 
@@ -20,7 +21,8 @@ type Config struct {
 	// or unix:PATH. Required, one at least.
 	Listen []string
 	// Advertise is the address that other coordinators tell callers while this
-	// one leads. Default: the first of Listen that is host:port, else the first.
+	// one leads. Default: the first of Listen that is host:port, else the first. This
+	// machine's name stands for an address such as 0.0.0.0, which nobody can dial.
 	Advertise string
 
 	Identity  *identity.Identity // required unless Plaintext
@@ -92,7 +94,7 @@ func (c *Config) Validate() error {
 		errs = append(errs, errors.New("listen: missing"))
 	}
 	for _, a := range c.Listen {
-		if err := validateAddress(a); err != nil {
+		if err := address.Check(a); err != nil {
 			errs = append(errs, fmt.Errorf("listen: %w", err))
 			continue
 		}
@@ -100,6 +102,11 @@ func (c *Config) Validate() error {
 			if err := identity.PlaintextAllowed(a); err != nil {
 				errs = append(errs, fmt.Errorf("listen: %w", err))
 			}
+		}
+	}
+	if c.Advertise != "" {
+		if err := address.CheckDialled(c.Advertise); err != nil {
+			errs = append(errs, fmt.Errorf("advertise: %w", err))
 		}
 	}
 	switch {

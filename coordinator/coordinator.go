@@ -30,7 +30,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"strings"
+	"os"
 	"sync"
 	"time"
 
@@ -44,6 +44,7 @@ import (
 	"fermata/coordinator/rounds"
 	"fermata/coordinator/store"
 	"fermata/imageio/repository"
+	"fermata/protocol/address"
 	"fermata/protocol/api"
 	"fermata/protocol/fault"
 	"fermata/protocol/fault/faultgrpc"
@@ -146,11 +147,11 @@ func (c *Coordinator) noteAddresses(listeners []net.Listener) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, l := range listeners {
-		address := l.Addr().String()
+		a := l.Addr().String()
 		if l.Addr().Network() == "unix" {
-			address = "unix:" + address
+			a = "unix:" + a
 		}
-		c.addresses = append(c.addresses, address)
+		c.addresses = append(c.addresses, a)
 	}
 }
 
@@ -161,11 +162,24 @@ func (c *Coordinator) advertised() string {
 	}
 	addresses := c.Addresses()
 	for _, a := range addresses {
-		if !strings.HasPrefix(a, "unix:") {
-			return a
+		if _, isUnix := address.Unix(a); !isUnix {
+			return nameable(a)
 		}
 	}
 	return addresses[0]
+}
+
+// nameable is an address that other machines can dial where a is one to listen on.
+func nameable(a string) string {
+	if !address.Wildcard(a) {
+		return a
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		host = "localhost"
+	}
+	_, port, _ := net.SplitHostPort(a) // it is that of a listener
+	return net.JoinHostPort(host, port)
 }
 
 // serve answers calls until ctx ends; then the calls under way are cancelled
@@ -301,10 +315,10 @@ func (c *Coordinator) leading(ctx context.Context) (*term, error) {
 		if t != nil {
 			return t, nil
 		}
-		address, err := c.elector.Leader(ctx)
-		known := err == nil && address != ""
-		if known && address != c.advertised() {
-			return nil, fault.New(fault.Unavailable, "this coordinator does not lead; ask the one at %s", address)
+		leader, err := c.elector.Leader(ctx)
+		known := err == nil && leader != ""
+		if known && leader != c.advertised() {
+			return nil, fault.New(fault.Unavailable, "this coordinator does not lead; ask the one at %s", leader)
 		}
 		select {
 		case <-ticker.C:

@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 
 	"fermata/coordinator/store/etcdstore"
+	"fermata/protocol/address"
 	"fermata/protocol/fault"
 	"fermata/protocol/identity"
 )
@@ -35,16 +36,16 @@ func checkEndpoint(endpoint string, hasTLS, hasUser bool) error {
 		}
 		return fmt.Errorf("endpoint %s: a user and a password in the address are not used; set username and password_file", rest)
 	}
-	scheme, address, found := strings.Cut(rest, "://")
+	scheme, place, found := strings.Cut(rest, "://")
 	if !found {
 		if path, isUnix := strings.CutPrefix(rest, "unix:"); isUnix {
-			return validateAddress("unix:" + path)
+			return checkSocket(path)
 		}
-		scheme, address = "", rest
+		scheme, place = "", rest
 	}
 	switch scheme {
 	case "unix", "unixs":
-		return nil
+		return checkSocket(place)
 	case "", "http", "https":
 	default:
 		return fmt.Errorf("endpoint %s: %s is none of http, https and unix", shown, scheme)
@@ -52,7 +53,7 @@ func checkEndpoint(endpoint string, hasTLS, hasUser bool) error {
 	if scheme == "http" && hasTLS {
 		return fmt.Errorf("endpoint %s: http does not use the certificate that is given; write https", shown)
 	}
-	u, err := url.Parse("//" + address)
+	u, err := url.Parse("//" + place)
 	if err != nil || u.Host == "" || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "" {
 		return fmt.Errorf("endpoint %s: want SCHEME://HOST:PORT", shown)
 	}
@@ -63,6 +64,15 @@ func checkEndpoint(endpoint string, hasTLS, hasUser bool) error {
 		return fmt.Errorf("endpoint %s: the password would travel in clear; write https", shown)
 	}
 	return nil
+}
+
+// checkSocket refuses the path of a socket that the client of etcd would misread: it
+// parses an endpoint as a URL.
+func checkSocket(path string) error {
+	if strings.ContainsAny(path, "%#? ") {
+		return fmt.Errorf("endpoint unix:%s: the client of etcd takes no %%, #, ? or space in a path", path)
+	}
+	return address.Check("unix:" + path)
 }
 
 // connectEtcd returns a client of a real etcd. With a user it logs in first, and

@@ -5,8 +5,9 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"strings"
 	"syscall"
+
+	"fermata/protocol/address"
 )
 
 // socketMode keeps a unix socket for its owner: over plain text whoever opens
@@ -42,10 +43,10 @@ func closeAll(listeners []net.Listener) error {
 }
 
 // listen opens host:port or unix:PATH.
-func listen(address string) (net.Listener, error) {
-	path, isUnix := strings.CutPrefix(address, "unix:")
+func listen(addr string) (net.Listener, error) {
+	path, isUnix := address.Unix(addr)
 	if !isUnix {
-		return net.Listen("tcp", address)
+		return net.Listen("tcp", addr)
 	}
 	if err := removeStaleSocket(path); err != nil {
 		return nil, err
@@ -82,19 +83,4 @@ func removeStaleSocket(path string) error {
 		return os.Remove(path)
 	}
 	return err
-}
-
-// validateAddress tells what is wrong with the form of an address.
-func validateAddress(address string) error {
-	if path, isUnix := strings.CutPrefix(address, "unix:"); isUnix {
-		// unix(7): sun_path holds 108 bytes with the closing zero.
-		if path == "" || len(path) > 107 {
-			return fmt.Errorf("%q: a socket path has 1 to 107 bytes", address)
-		}
-		return nil
-	}
-	if _, _, err := net.SplitHostPort(address); err != nil {
-		return fmt.Errorf("%q is neither host:port nor unix:PATH", address)
-	}
-	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"fermata/coordinator/store"
+	"fermata/protocol/address"
 	"fermata/protocol/api"
 	"fermata/protocol/fault"
 	"fermata/protocol/identity"
@@ -23,9 +24,12 @@ func (t *term) register(ctx context.Context, req *api.RegisterRequest) (*api.Reg
 	for _, a := range []struct{ what, address string }{
 		{"address", info.GetAddress()}, {"fabric_address", info.GetFabricAddress()},
 	} {
-		if err := validateAddress(a.address); err != nil {
+		if err := address.CheckDialled(a.address); err != nil {
 			return nil, fault.Wrap(fault.Invalid, err, "register node %s: %s", info.GetName(), a.what)
 		}
+	}
+	if err := t.checkTwin(ctx, info); err != nil {
+		return nil, err
 	}
 	if err := t.checkHistory(ctx, info.GetName(), req.GetNewestFences()); err != nil {
 		return nil, err

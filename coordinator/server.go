@@ -3,20 +3,30 @@ package coordinator
 import (
 	"context"
 	"errors"
-	"unicode/utf8"
 
 	"google.golang.org/grpc"
 
 	"fermata/coordinator/store"
 	"fermata/protocol/api"
 	"fermata/protocol/fault"
+	"fermata/protocol/text"
 )
 
 // Limits of requests, beyond those of the specification.
 const (
-	maxLabelBytes   = 256
 	maxRestrictions = 1024 // guests placed, or nodes listed, by one request
 )
+
+// MaxLabelBytes bounds the label of a checkpoint.
+const MaxLabelBytes = 256
+
+// CheckLabel refuses what cannot be the label of a checkpoint.
+func CheckLabel(label string) error {
+	if n := len(label); n > MaxLabelBytes {
+		return fault.New(fault.Invalid, "label: %d bytes, at most %d", n, MaxLabelBytes)
+	}
+	return fault.Wrap(fault.Invalid, text.Check(label), "label")
+}
 
 // operatorServer is the gRPC face towards operators: it checks a request,
 // calls, and nothing else. Interceptors check the caller's role and translate
@@ -101,8 +111,8 @@ func (s *operatorServer) TakeCheckpoint(req *api.CheckpointRequest, stream grpc.
 	if err := store.CheckName("cluster", req.GetCluster()); err != nil {
 		return err
 	}
-	if n := len(req.GetLabel()); n > maxLabelBytes || !utf8.ValidString(req.GetLabel()) {
-		return fault.New(fault.Invalid, "label of %d bytes: want UTF-8 of at most %d", n, maxLabelBytes)
+	if err := CheckLabel(req.GetLabel()); err != nil {
+		return err
 	}
 	return ledEvents(stream, s.c, func(ctx context.Context, t *term, p progress) (*api.Event, error) { return t.checkpoint(ctx, req, p) })
 }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"fermata/imageio/repository"
+	"fermata/protocol/address"
 	"fermata/protocol/identity"
 )
 
@@ -125,6 +126,24 @@ func (c *Config) Validate() error {
 			}
 		}
 	}
+	for _, a := range []struct{ name, value, listens string }{
+		{"advertise", c.Advertise, c.Listen}, {"fabric_advertise", c.FabricAdvertise, c.FabricListen},
+	} {
+		switch {
+		case a.value == a.listens && address.Wildcard(a.value):
+			errs = append(errs, fmt.Errorf("%s: missing, and %s stands for every address of this node: say at which one others reach it, such as %s",
+				a.name, a.value, exampleAddress(c.Name, a.value)))
+		case a.value != a.listens:
+			if err := address.CheckDialled(a.value); err != nil {
+				errs = append(errs, fmt.Errorf("%s: %w", a.name, err))
+			}
+		}
+	}
+	for _, a := range c.Coordinators {
+		if err := address.Check(a); err != nil {
+			errs = append(errs, fmt.Errorf("coordinators: %w", err))
+		}
+	}
 	switch {
 	case c.Identity == nil && !c.Plaintext:
 		errs = append(errs, errors.New("certificate: missing (or ask for plain text on loopback)"))
@@ -151,6 +170,12 @@ func (c *Config) Validate() error {
 		errs = append(errs, fmt.Errorf("drain_budget: negative (%s)", c.DrainBudget))
 	}
 	return errors.Join(errs...)
+}
+
+// exampleAddress is how a node's address for others may look.
+func exampleAddress(node, listen string) string {
+	_, port, _ := net.SplitHostPort(listen) // checked before
+	return net.JoinHostPort(node, port)
 }
 
 // memoryAvailable returns MemAvailable of /proc/meminfo (proc_meminfo(5)), bytes.

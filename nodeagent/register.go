@@ -5,10 +5,13 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"fermata/protocol/address"
 	"fermata/protocol/api"
+	"fermata/protocol/fault"
 	"fermata/protocol/fault/faultgrpc"
 	"fermata/protocol/identity"
 )
@@ -35,6 +38,7 @@ func (a *Agent) register(ctx context.Context) error {
 		conns = append(conns, conn)
 	}
 	registered := false
+	said := make([]string, len(conns)) // by each coordinator, since the node was registered last
 	for next := 0; ; {
 		wait := registerRetry
 		ttl, err := a.registerOnce(ctx, conns[next])
@@ -44,13 +48,17 @@ func (a *Agent) register(ctx context.Context) error {
 			if !registered {
 				a.log.Info("registered", "coordinator", a.cfg.Coordinators[next])
 			}
+			clear(said)
 		case ctx.Err() != nil:
 			return nil
 		default:
 			if registered {
 				a.log.Warn("lost the coordinator, guests run on", "coordinator", a.cfg.Coordinators[next], "error", err)
 			}
-			a.log.Debug("register refused", "coordinator", a.cfg.Coordinators[next], "error", err)
+			if text := err.Error(); text != said[next] {
+				a.notRegistered(a.cfg.Coordinators[next], err)
+				said[next] = text
+			}
 			next = (next + 1) % len(conns)
 		}
 		registered = err == nil
@@ -60,6 +68,16 @@ func (a *Agent) register(ctx context.Context) error {
 		case <-time.After(wait):
 		}
 	}
+}
+
+// notRegistered logs why a coordinator did not take the node. One that does not lead, or
+// is not there, is nothing that somebody has to mend as long as another one leads.
+func (a *Agent) notRegistered(coordinator string, err error) {
+	level := hclog.Warn
+	if class := fault.ClassOf(err); class == fault.Unavailable || class == fault.Unknown {
+		level = hclog.Info
+	}
+	a.log.Log(level, "not registered, trying again", "coordinator", coordinator, "error", err)
 }
 
 func (a *Agent) registerOnce(ctx context.Context, conn *grpc.ClientConn) (ttl time.Duration, err error) {
@@ -81,8 +99,8 @@ func (a *Agent) dialCoordinator(addr string) (*grpc.ClientConn, error) {
 	if a.cfg.Identity != nil {
 		creds = a.cfg.Identity.DialOption(identity.RoleCoordinator, "")
 	}
-	opts := append(faultgrpc.DialOptions(), creds)
-	conn, err := grpc.NewClient(addr, opts...)
+	opts := append(faultgrpc.DialOptions(), creds, address.DialOption(addr))
+	conn, err := grpc.NewClient(address.Target, opts...)
 	if err != nil {
 		return nil, fmt.Errorf("coordinator address %q: %w", addr, err)
 	}

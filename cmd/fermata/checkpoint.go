@@ -9,13 +9,11 @@ import (
 	"fermata/cmd/internal/app"
 	"fermata/cmd/internal/remote"
 	"fermata/cmd/internal/view"
+	"fermata/coordinator"
 	"fermata/protocol/api"
 	"fermata/protocol/fault"
 	"fermata/protocol/round"
 )
-
-// maxLabelBytes is the limit of CheckpointRequest.label in the wire's definition.
-const maxLabelBytes = 256
 
 // cutAuto leaves the kind of cut to the coordinator.
 const cutAuto = "auto"
@@ -47,8 +45,8 @@ guest of the cluster was adopted.`,
 		ValidArgsFunction: o.completeClusters,
 		RunE: func(c *cobra.Command, args []string) error {
 			req.Cluster = args[0]
-			if len(req.Label) > maxLabelBytes {
-				return app.Usagef("--label: %d bytes, at most %d", len(req.Label), maxLabelBytes)
+			if err := coordinator.CheckLabel(req.Label); err != nil {
+				return app.Usagef("--%w", err)
 			}
 			m, err := round.ParseMode(mode)
 			if err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -9,6 +10,16 @@ import (
 	"fermata/cmd/internal/lab"
 	"fermata/protocol/fault"
 )
+
+// givenLabSizes refuses zeros: the lab's own configuration takes them for "not given".
+func givenLabSizes(cmd *cobra.Command) error {
+	for _, name := range []string{"nodes", "node-memory", "node-capture"} {
+		if f := cmd.Flags().Lookup(name); f.Changed && f.Value.String() == "0" {
+			return app.Usagef("--%s 0: want at least 1", name)
+		}
+	}
+	return nil
+}
 
 // newLabCommand runs everything on this machine, in the foreground.
 func newLabCommand(env *app.Env) *cobra.Command {
@@ -29,6 +40,9 @@ Use it from another terminal with --lab DIR or FERMATA_LAB=DIR.`,
   FERMATA_LAB=/tmp/lab fermata node list`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := errors.Join(givenLabSizes(cmd), app.Usage(lab.Check(cfg))); err != nil {
+				return err
+			}
 			// Replaces the process; what follows runs in the new one.
 			if err := lab.EnterNamespace(); err != nil {
 				return fault.Wrap(fault.Denied, err, "lab")

@@ -214,6 +214,12 @@ func (s *Server) connect(e *embed.Etcd) (*clientv3.Client, error) {
 		DialTimeout: dialTimeout,
 		Logger:      zap.NewNop(), // every error also comes back to the caller
 	}
+	if path, isUnix := strings.CutPrefix(s.cfg.listen(), "unix:"); isUnix {
+		// The client parses an endpoint as a URL, in which not every path can stand.
+		cfg.DialOptions = []grpc.DialOption{grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", path)
+		})}
+	}
 	if s.cfg.Identity != nil {
 		cfg.TLS = s.cfg.Identity.Client(identity.RoleCoordinator, s.cfg.Identity.Peer().Name)
 	}
@@ -228,7 +234,7 @@ func (s *Server) connect(e *embed.Etcd) (*clientv3.Client, error) {
 func (s *Server) endpoint(e *embed.Etcd) string {
 	scheme, address := e.Config().ListenClientUrls[0].Scheme, e.Clients[0].Addr().String()
 	if strings.HasPrefix(scheme, "unix") {
-		return scheme + ":" + address
+		return scheme + ":" + (&url.URL{Path: address}).EscapedPath()
 	}
 	return scheme + "://" + address
 }

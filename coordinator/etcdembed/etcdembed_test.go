@@ -64,8 +64,17 @@ func get(t *testing.T) func(context.Context, *clientv3.Client) error {
 }
 
 func TestRun_KeepsData(t *testing.T) {
-	for _, listen := range []string{"", "127.0.0.1:0"} {
-		cfg := etcdembed.Config{Dir: filepath.Join(t.TempDir(), "etcd"), Listen: listen, UnsafeNoFsync: true}
+	short, err := os.MkdirTemp("", "etcd") // t.TempDir takes much of a socket's path
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(short) })
+	for _, c := range []struct{ dir, listen string }{
+		{filepath.Join(t.TempDir(), "etcd"), ""},
+		{filepath.Join(t.TempDir(), "etcd"), "127.0.0.1:0"},
+		{filepath.Join(short, "100% odd#dir?x=%20"), ""},
+	} {
+		cfg := etcdembed.Config{Dir: c.dir, Listen: c.listen, UnsafeNoFsync: true}
 		if err := run(t, cfg, put); err != nil {
 			t.Fatal(err)
 		}

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"fermata/protocol/address"
 	"fermata/protocol/api"
 	"fermata/protocol/fault"
 	"fermata/protocol/fault/faultgrpc"
@@ -58,17 +59,17 @@ func New(id *identity.Identity) *Pool {
 // Client returns the client of a node. It does not wait for a connection. A
 // node that has moved to another address gets a new connection; calls under
 // way on the old one end as unknown.
-func (p *Pool) Client(name, address string) (api.NodeClient, error) {
+func (p *Pool) Client(name, at string) (api.NodeClient, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
 		return nil, fault.New(fault.Unavailable, "reach node %s: the coordinator is ending", name)
 	}
 	old := p.conns[name]
-	if old != nil && old.address == address {
+	if old != nil && old.address == at {
 		return api.NewNodeClient(old.conn), nil
 	}
-	conn, err := p.dial(name, address)
+	conn, err := p.dial(name, at)
 	if err != nil {
 		return nil, err
 	}
@@ -76,44 +77,31 @@ func (p *Pool) Client(name, address string) (api.NodeClient, error) {
 		// The address is gone; there is nobody to tell of a failed goodbye.
 		_ = old.conn.Close()
 	}
-	p.conns[name] = &nodeConn{address: address, conn: conn}
+	p.conns[name] = &nodeConn{address: at, conn: conn}
 	return api.NewNodeClient(conn), nil
 }
 
-func (p *Pool) dial(name, address string) (*grpc.ClientConn, error) {
+func (p *Pool) dial(name, at string) (*grpc.ClientConn, error) {
 	opts := append(faultgrpc.DialOptions(),
 		grpc.WithConnectParams(redial),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessageBytes)),
 		// Retries are decided here, by class, and not by a service
 		// configuration that somebody's DNS may hand out.
 		grpc.WithDisableServiceConfig(),
-		grpc.WithNoProxy(),
 	)
 	if p.identity != nil {
 		opts = append(opts, p.identity.DialOption(identity.RoleAgent, name))
 	} else {
-		if err := identity.PlaintextAllowed(address); err != nil {
+		if err := identity.PlaintextAllowed(at); err != nil {
 			return nil, fault.Wrap(fault.Denied, err, "reach node %s", name)
 		}
 		opts = append(opts, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	}
-	conn, err := grpc.NewClient(Target(address), opts...)
+	conn, err := grpc.NewClient(address.Target, append(opts, address.DialOption(at))...)
 	if err != nil {
-		return nil, fault.Wrap(fault.Invalid, err, "reach node %s at %s", name, address)
+		return nil, fault.Wrap(fault.Invalid, err, "reach node %s at %s", name, at)
 	}
 	return conn, nil
-}
-
-// Target is the gRPC target of an address: host:port is dialled as it is,
-// without a look-up by gRPC's own resolver, and unix:PATH is gRPC's own form.
-func Target(address string) string {
-	switch {
-	case len(address) > 5 && address[:5] == "unix:":
-		return address
-	case len(address) > 0 && address[0] == '/':
-		return "unix:" + address
-	}
-	return "passthrough:///" + address
 }
 
 // Close ends every connection.

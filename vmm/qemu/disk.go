@@ -32,7 +32,7 @@ func (d Disk) layers() []layer {
 }
 
 // firstLayerFD is the number in QEMU of the first layer's descriptor; they follow
-// those of the cards. QEMU moves each to the descriptor set of the same number.
+// those of the cards and ports. QEMU moves each to the descriptor set of the same number.
 func (c Config) firstLayerFD() int { return c.portFD(len(c.ports())) }
 
 func (c Config) diskArguments() []string {

@@ -17,6 +17,8 @@ import (
 	"syscall"
 
 	"golang.org/x/term"
+
+	"fermata/protocol/text"
 )
 
 // Name is how the program calls itself in messages.
@@ -159,7 +161,7 @@ func oneLine(err error) string {
 	var parts []string
 	for line := range strings.Lines(err.Error()) {
 		if line = strings.TrimSpace(line); line != "" {
-			parts = append(parts, line)
+			parts = append(parts, text.Shown(line))
 		}
 	}
 	return strings.Join(parts, "; ")

@@ -116,6 +116,14 @@ func (c *Config) Validate() error {
 	return errors.Join(append(errs, layout{c.Dir}.check())...)
 }
 
+// Check refuses what Run would refuse, and touches nothing.
+func Check(cfg Config) error {
+	if err := cfg.applyDefaults(); err != nil {
+		return err
+	}
+	return cfg.Validate()
+}
+
 // lab is a running lab.
 type lab struct {
 	cfg    Config
@@ -137,7 +145,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	l := &lab{cfg: cfg, layout: layout{cfg.Dir}}
-	for _, dir := range []string{cfg.Dir, l.layout.coordinator(), l.layout.memory()} {
+	for _, dir := range []string{cfg.Dir, l.layout.coordinator()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return fmt.Errorf("make lab directory: %w", err)
 		}
@@ -149,6 +157,11 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	defer func() { err = errors.Join(err, lock.Close()) }()
 	if err := l.endEarlier(); err != nil {
 		return err
+	}
+	// From here on nothing outside the lab's directory stays, however the lab ends.
+	defer func() { err = errors.Join(err, l.cleanUp()) }()
+	if err := os.MkdirAll(l.layout.memory(), 0o700); err != nil {
+		return fmt.Errorf("make directory of guests' memory: %w", err)
 	}
 	if err := l.prepare(ctx); err != nil {
 		return err
@@ -162,7 +175,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, coordinator.stop(), l.cleanUp()) }()
+	defer func() { err = errors.Join(err, coordinator.stop()) }()
 	return l.supervise(ctx, coordinator)
 }
 

@@ -4,13 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"strings"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"fermata/protocol/address"
 	"fermata/protocol/api"
 	"fermata/protocol/fault"
 	"fermata/protocol/fault/faultgrpc"
@@ -76,29 +76,17 @@ func credentialsOf(t Target) ([]grpc.DialOption, error) {
 }
 
 func open(addr string, creds []grpc.DialOption) (*Conn, error) {
-	target := "passthrough:///" + addr
 	opts := append(faultgrpc.DialOptions(),
-		grpc.WithContextDialer(dialer(addr)),
+		address.DialOption(addr),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxReplyBytes)),
-		grpc.WithChainUnaryInterceptor(withDeadline))
+		grpc.WithChainUnaryInterceptor(checkedText, withDeadline),
+		grpc.WithChainStreamInterceptor(checkedStream))
 	opts = append(opts, creds...)
-	conn, err := grpc.NewClient(target, opts...)
+	conn, err := grpc.NewClient(address.Target, opts...)
 	if err != nil {
 		return nil, fault.Wrap(fault.Invalid, err, "coordinator %s", addr)
 	}
 	return &Conn{OperatorClient: api.NewOperatorClient(conn), conn: conn}, nil
-}
-
-// dialer dials addr itself, so that one code path serves both networks and a
-// failure names the operation, the address and the cause.
-func dialer(addr string) func(context.Context, string) (net.Conn, error) {
-	return func(ctx context.Context, _ string) (net.Conn, error) {
-		var d net.Dialer
-		if path, ok := unixPath(addr); ok {
-			return d.DialContext(ctx, "unix", path)
-		}
-		return d.DialContext(ctx, "tcp", addr)
-	}
 }
 
 func withDeadline(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,6 +15,7 @@ import (
 	"github.com/spf13/pflag"
 	"go.yaml.in/yaml/v3"
 
+	"fermata/protocol/address"
 	"fermata/protocol/fault"
 	"fermata/protocol/identity"
 )
@@ -140,36 +140,17 @@ func readMachineConfig(path string) (machineConfig, error) {
 
 // checkAddress refuses what can not be an address before it is dialled.
 func checkAddress(addr string, plaintext bool) error {
-	if path, ok := unixPath(addr); ok {
-		if path == "" {
-			return fmt.Errorf("coordinator %q: unix: without a path", addr)
-		}
-		// The kernel's limit, sun_path of unix(7) with its closing zero.
-		if len(path) > 107 {
-			return fmt.Errorf("coordinator %q: path of a unix socket longer than 107 bytes", addr)
-		}
-		return nil
-	}
-	host, port, ok := cutPort(addr)
-	if !ok || host == "" || port == "" {
+	_, isUnix := address.Unix(addr)
+	switch err := address.Check(addr); {
+	case isUnix && err != nil:
+		return fmt.Errorf("coordinator: %w", err)
+	case err != nil, strings.HasPrefix(addr, ":"):
 		return fmt.Errorf("coordinator %q: want host:port or unix:PATH", addr)
 	}
 	if plaintext {
 		return identity.PlaintextAllowed(addr)
 	}
 	return nil
-}
-
-func unixPath(addr string) (string, bool) {
-	if strings.HasPrefix(addr, "/") {
-		return addr, true
-	}
-	path, ok := strings.CutPrefix(addr, "unix:")
-	// unix:///PATH is the same as unix:/PATH.
-	if rest, triple := strings.CutPrefix(path, "///"); ok && triple {
-		path = "/" + rest
-	}
-	return path, ok
 }
 
 func labAddress(dir string) []string {
@@ -184,11 +165,6 @@ func labCerts(dir string) string {
 		return ""
 	}
 	return filepath.Join(dir, LabCerts)
-}
-
-func cutPort(addr string) (host, port string, ok bool) {
-	host, port, err := net.SplitHostPort(addr)
-	return host, port, err == nil
 }
 
 func split(list string) []string {

@@ -73,7 +73,7 @@ func TestResolve_Refuses(t *testing.T) {
 		{Options{ConfigDir: bad, Coordinator: []string{"a:1"}}, "coordinater"},
 		{Options{ConfigDir: nothing, Coordinator: []string{"a"}}, "want host:port"},
 		{Options{ConfigDir: nothing, Coordinator: []string{":1"}}, "want host:port"},
-		{Options{ConfigDir: nothing, Coordinator: []string{"unix:"}}, "without a path"},
+		{Options{ConfigDir: nothing, Coordinator: []string{"unix:"}}, "this one has 0"},
 		{Options{ConfigDir: nothing, Coordinator: []string{"unix:/" + strings.Repeat("x", 107)}}, "107 bytes"},
 		{Options{ConfigDir: nothing, Coordinator: []string{"10.0.0.1:1"}, Plaintext: true}, "only loopback"},
 		{Options{ConfigDir: nothing, Coordinator: []string{"127.0.0.1:1"}, Plaintext: true, CA: "x"}, "excludes"},

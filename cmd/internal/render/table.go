@@ -8,7 +8,8 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
-	"unicode"
+
+	"fermata/protocol/text"
 )
 
 // Rows is a table under construction: a head and lines of cells.
@@ -68,11 +69,11 @@ func (f *Fields) Write(w io.Writer) error {
 	return tw.Flush()
 }
 
-// Clean makes text safe for one table cell on a terminal: control characters,
-// which a label may carry, become spaces.
+// Clean makes text safe for one table cell on a terminal: characters that do not show
+// as what they are, which labels of earlier programs may carry, become spaces.
 func Clean(s string) string {
 	return strings.TrimSpace(strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) || r == unicode.ReplacementChar {
+		if !text.Printable(r) {
 			return ' '
 		}
 		return r
