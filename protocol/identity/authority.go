@@ -41,12 +41,6 @@ func CreateCA(dir string, validity time.Duration) error {
 }
 
 func createCA(dir string, validity time.Duration, now time.Time) error {
-	if validity < 0 {
-		return fmt.Errorf("create authority in %s: negative validity %s", dir, validity)
-	}
-	if validity == 0 {
-		validity = defaultCAValidity
-	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("create authority: %w", err)
 	}
@@ -58,11 +52,30 @@ func createCA(dir string, validity time.Duration, now time.Time) error {
 	if err != nil {
 		return fmt.Errorf("create authority key: %w", err)
 	}
+	template, err := authorityTemplate(validity, now)
+	if err != nil {
+		return fmt.Errorf("create authority in %s: %w", dir, err)
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		return fmt.Errorf("sign authority certificate: %w", err)
+	}
+	return writePair(certFile, der, keyFile, key)
+}
+
+// authorityTemplate describes an authority's own certificate.
+func authorityTemplate(validity time.Duration, now time.Time) (*x509.Certificate, error) {
+	if validity < 0 {
+		return nil, fmt.Errorf("negative validity %s", validity)
+	}
+	if validity == 0 {
+		validity = defaultCAValidity
+	}
 	serial, err := newSerial()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	template := &x509.Certificate{
+	return &x509.Certificate{
 		SerialNumber: serial,
 		// The serial in the name tells two authorities apart in error messages
 		// and keeps a verifier from trying the wrong one.
@@ -73,12 +86,7 @@ func createCA(dir string, validity time.Duration, now time.Time) error {
 		BasicConstraintsValid: true,
 		MaxPathLenZero:        true,
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		return fmt.Errorf("sign authority certificate: %w", err)
-	}
-	return writePair(certFile, der, keyFile, key)
+	}, nil
 }
 
 // Request describes a certificate to issue.
@@ -150,7 +158,7 @@ func issue(caDir string, req Request, prefix string, now time.Time) (Files, erro
 		return Files{}, fmt.Errorf("issue certificate for %s: %w", who, err)
 	}
 	if now.After(ca.NotAfter) {
-		return Files{}, fmt.Errorf("issue certificate for %s: authority %s expired on %s", who, caDir, ca.NotAfter.Format(time.DateOnly))
+		return Files{}, fmt.Errorf("issue certificate for %s: %s", who, warning("authority "+files.CA, ca, now, renewAuthority))
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

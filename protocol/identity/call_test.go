@@ -199,7 +199,7 @@ func TestHandshake_WrongAuthorityRefused(t *testing.T) {
 	wantError(t, listClusters(t, dial(t, addr, stranger.DialOption(RoleCoordinator, ""))), "certificate signed by unknown authority")
 
 	// A client that trusts the server but whose own certificate is foreign.
-	stranger.roots = issued(t, ours, RoleOperator, "x").roots
+	stranger.held.roots = issued(t, ours, RoleOperator, "x").held.roots
 	wantError(t, listClusters(t, dial(t, addr, stranger.DialOption(RoleCoordinator, ""))), "tls: unknown certificate authority")
 }
 
@@ -212,8 +212,8 @@ func TestHandshake_ExpiredRefused(t *testing.T) {
 	fresh := serve(t, issued(t, ca, RoleCoordinator, "c1"), "tcp", "127.0.0.1:0")
 	stale := serve(t, issuedAt(t, ca, RoleCoordinator, "c0", past), "tcp", "127.0.0.1:0")
 
-	wantError(t, listClusters(t, dial(t, fresh, issuedAt(t, ca, RoleOperator, "bob", past).DialOption(RoleCoordinator, ""))), "tls: expired certificate")
-	wantError(t, listClusters(t, dial(t, stale, issued(t, ca, RoleOperator, "alice").DialOption(RoleCoordinator, ""))), "certificate has expired")
+	wantError(t, listClusters(t, dial(t, fresh, issuedAt(t, ca, RoleOperator, "bob", past).DialOption(RoleCoordinator, ""))), "expired on", ".crt of operator bob", "fermata certs renew")
+	wantError(t, listClusters(t, dial(t, stale, issued(t, ca, RoleOperator, "alice").DialOption(RoleCoordinator, ""))), "coordinator c0", "expired on")
 }
 
 func TestHandshake_PlaintextRefusedByTLS(t *testing.T) {

@@ -27,6 +27,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -52,15 +53,28 @@ func (f Files) Validate() error {
 	return errors.Join(errs...)
 }
 
-// Identity is a certificate with its key, and the authority it trusts.
+// Identity is a certificate with its key, and the authority it trusts. It follows its
+// files: a certificate that was renewed is shown from the next handshake on, without
+// a restart. Connections that exist go on, whatever expires.
 //
 // Concurrency: safe for use by several goroutines.
 type Identity struct {
-	peer  Peer             // immutable
+	peer  Peer             // immutable; a renewed certificate must be for the same
 	files Files            // immutable
-	cert  tls.Certificate  // immutable
-	roots *x509.CertPool   // immutable
 	now   func() time.Time // immutable
+
+	mu      sync.Mutex
+	held    *material // guarded by mu; immutable itself, never nil
+	looked  time.Time // guarded by mu; when the files were looked at
+	problem error     // guarded by mu; why the files that are there now are not used; nil: they are
+}
+
+// material is what the files held at one time.
+type material struct {
+	stamp stamp
+	cert  tls.Certificate
+	ca    *x509.Certificate // of the authority that signed cert
+	roots *x509.CertPool
 }
 
 // maxPEMBytes bounds what a file may make us read. A certificate of ours is
@@ -69,8 +83,7 @@ const maxPEMBytes = 256 << 10
 
 // Load reads an identity and checks that it is usable now: that the key
 // belongs to the certificate, that the authority signed it, and that neither
-// has expired. The files are not read again; a renewed certificate is picked
-// up by a new Load.
+// has expired.
 func Load(certFile, keyFile, caFile string) (*Identity, error) {
 	files := Files{Cert: certFile, Key: keyFile, CA: caFile}
 	if err := files.Validate(); err != nil {
@@ -80,45 +93,56 @@ func Load(certFile, keyFile, caFile string) (*Identity, error) {
 }
 
 func load(files Files, now func() time.Time) (*Identity, error) {
-	certPEM, err := readPEM(files.Cert)
+	m, p, err := read(files, now())
 	if err != nil {
 		return nil, err
+	}
+	return &Identity{peer: p, files: files, now: now, held: m, looked: time.Now()}, nil
+}
+
+// read reads the files and checks that they are of use at the time now.
+func read(files Files, now time.Time) (*material, Peer, error) {
+	m := &material{stamp: stampOf(files)} // before the content: a later change is seen
+	certPEM, err := readPEM(files.Cert)
+	if err != nil {
+		return nil, Peer{}, err
 	}
 	keyPEM, err := readPEM(files.Key)
 	if err != nil {
-		return nil, err
+		return nil, Peer{}, err
 	}
 	caPEM, err := readPEM(files.CA)
 	if err != nil {
-		return nil, err
+		return nil, Peer{}, err
 	}
-	cert, err := tls.X509KeyPair(certPEM, keyPEM)
+	m.cert, err = tls.X509KeyPair(certPEM, keyPEM)
 	if err != nil {
-		return nil, fmt.Errorf("load certificate %s with key %s: %w", files.Cert, files.Key, err)
+		return nil, Peer{}, fmt.Errorf("load certificate %s with key %s: %w", files.Cert, files.Key, err)
 	}
-	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(caPEM) {
-		return nil, fmt.Errorf("load authority %s: no certificate in it", files.CA)
+	m.roots = x509.NewCertPool()
+	if !m.roots.AppendCertsFromPEM(caPEM) {
+		return nil, Peer{}, fmt.Errorf("load authority %s: no certificate in it", files.CA)
 	}
-	p, err := peerOfCertificate(cert.Leaf)
+	p, err := peerOfCertificate(m.cert.Leaf)
 	if err != nil {
-		return nil, fmt.Errorf("load certificate %s: %w", files.Cert, err)
+		return nil, Peer{}, fmt.Errorf("load certificate %s: %w", files.Cert, err)
 	}
-	if now().After(cert.Leaf.NotAfter) {
-		return nil, fmt.Errorf("load certificate %s: it expired on %s; issue a new one for %s",
-			files.Cert, cert.Leaf.NotAfter.Format(time.DateOnly), p)
+	if now.After(m.cert.Leaf.NotAfter) {
+		return nil, Peer{}, expired(files, p, m.cert.Leaf)
 	}
-	if _, err := cert.Leaf.Verify(x509.VerifyOptions{
-		Roots:       roots,
-		CurrentTime: now(),
+	chains, err := m.cert.Leaf.Verify(x509.VerifyOptions{
+		Roots:       m.roots,
+		CurrentTime: now,
 		KeyUsages:   []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
-	}); err != nil {
-		return nil, fmt.Errorf("load certificate %s: verify against %s: %w", files.Cert, files.CA, err)
+	})
+	if err != nil {
+		return nil, Peer{}, unverified(files, caPEM, now, err)
 	}
-	return &Identity{peer: p, files: files, cert: cert, roots: roots, now: now}, nil
+	m.ca = chains[0][len(chains[0])-1]
+	return m, p, nil
 }
 
-// Peer tells whom the certificate speaks for.
+// Peer returns whom the certificate speaks for.
 func (i *Identity) Peer() Peer { return i.peer }
 
 // Files names the files the identity was loaded from, for servers that read
@@ -126,18 +150,26 @@ func (i *Identity) Peer() Peer { return i.peer }
 func (i *Identity) Files() Files { return i.files }
 
 // NotAfter is when the certificate expires.
-func (i *Identity) NotAfter() time.Time { return i.cert.Leaf.NotAfter }
+func (i *Identity) NotAfter() time.Time { return i.current().cert.Leaf.NotAfter }
 
 // Server is the configuration of a listener that accepts clients of the given
 // roles, or of any role when none is given. A gRPC server accepts any role and
 // lets Rules decide, so that a refused caller reads a reason and not an alert.
 func (i *Identity) Server(accept ...Role) *tls.Config {
 	accept = slices.Clone(accept)
+	config := i.server(accept)
+	config.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { return i.server(accept), nil }
+	return config
+}
+
+// server is the configuration of one connection, with what the files hold now.
+func (i *Identity) server(accept []Role) *tls.Config {
+	m := i.current()
 	return &tls.Config{
 		MinVersion:   tls.VersionTLS13,
-		Certificates: []tls.Certificate{i.cert},
+		Certificates: []tls.Certificate{m.cert},
 		ClientAuth:   tls.RequireAndVerifyClientCert,
-		ClientCAs:    i.roots,
+		ClientCAs:    m.roots,
 		Time:         i.now,
 		// A resumed session would skip the verification of the client's chain.
 		SessionTicketsDisabled: true,
@@ -163,10 +195,16 @@ func (i *Identity) Client(want Role, name string) *tls.Config {
 		MinVersion: tls.VersionTLS13,
 		// Always show our certificate: left to itself the library holds back one
 		// that the server does not trust, and the server could not say why it
-		// refused us.
-		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &i.cert, nil },
-		ServerName:           want.HostName(),
-		Time:                 i.now,
+		// refused us. One that has expired says so here, where its file is known.
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			m := i.current()
+			if i.now().After(m.cert.Leaf.NotAfter) {
+				return nil, expired(i.files, i.peer, m.cert.Leaf)
+			}
+			return &m.cert, nil
+		},
+		ServerName: want.HostName(),
+		Time:       i.now,
 		// The library's own verification is replaced by all of it and more:
 		// gRPC clients that know several addresses put the address dialled in
 		// place of ServerName, and nobody has certificates for addresses.
@@ -189,11 +227,14 @@ func (i *Identity) verifyServer(certs []*x509.Certificate, want Peer) error {
 	}
 	if _, err := certs[0].Verify(x509.VerifyOptions{
 		DNSName:       want.Role.HostName(),
-		Roots:         i.roots,
+		Roots:         i.current().roots,
 		Intermediates: intermediates,
 		CurrentTime:   i.now(),
 		KeyUsages:     []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}); err != nil {
+		if i.now().After(certs[0].NotAfter) {
+			err = fmt.Errorf("the certificate of the server (%s) expired on %s; renew it there: %w", certs[0].Subject.CommonName, date(certs[0].NotAfter), err)
+		}
 		return &tls.CertificateVerificationError{UnverifiedCertificates: certs, Err: err}
 	}
 	p, err := peerOfCertificate(certs[0])
