@@ -32,6 +32,9 @@ func (a *Agent) Describe(ctx context.Context) (*api.NodeInfo, error) {
 		Kvm: canKVM(), Version: a.cfg.Version, Incarnation: a.incarnation,
 		Bridges: slices.Sorted(maps.Keys(a.cfg.Bridges)),
 	}
+	if id := a.cfg.Identity; id != nil {
+		info.CertificateNotAfterUnixNs = id.NotAfter().UnixNano()
+	}
 	// All are asked at once: however many monitors hang, the answer is not late.
 	var wg sync.WaitGroup
 	for _, c := range a.allClusters() {

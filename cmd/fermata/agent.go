@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"path/filepath"
 	"time"
 
@@ -78,7 +77,7 @@ func (f agentFile) config(ctx context.Context, log hclog.Logger) (nodeagent.Conf
 	}
 	id, err := identity.Load(f.Certificate, f.Key, f.CA)
 	if err != nil {
-		return cfg, fmt.Errorf("load certificate: %w", err)
+		return cfg, fault.Wrap(fault.Denied, err, "")
 	}
 	cfg.Identity = id
 	return cfg, nil
@@ -124,6 +123,7 @@ run by the agent's guard process.`,
 			if err != nil {
 				return fault.Wrap(fault.Invalid, err, "%s", file)
 			}
+			defer watchIdentity(cmd.Context(), cfg.Identity, logger)()
 			return endedAsAsked(cmd.Context(), a.Run(cmd.Context()))
 		},
 	}

@@ -41,9 +41,10 @@ func (d certificate) WriteTable(w io.Writer) error {
 }
 
 func newCertsCommand(env *app.Env) *cobra.Command {
-	return newGroup("certs", "Make the certificate authority and the certificates",
+	return newGroup("certs", "Make and renew the certificate authority and the certificates",
 		newCertsInitCommand(env),
 		newCertsIssueCommand(env),
+		newCertsRenewCommand(env),
 	)
 }
 

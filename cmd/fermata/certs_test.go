@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"fermata/protocol/identity"
 )
@@ -44,5 +45,48 @@ func TestCerts_MakeAnInstallation(t *testing.T) {
 	succeeds(t, nil, "certs", "issue", "--dir", dir, "--role", "operator", "--name", "x2", "--replace")
 	if r := fermata(t, nil, "certs", "issue", "--dir", t.TempDir(), "--role", "operator", "--name", "x"); r.status != 3 {
 		t.Errorf("no authority: status %d, want 3; stderr %q", r.status, r.stderr)
+	}
+}
+
+func TestCerts_Renew(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "certs")
+	succeeds(t, nil, "certs", "init", "--dir", dir, "--validity", "480h")
+	succeeds(t, nil, "certs", "issue", "--dir", dir, "--role", "agent", "--name", "soon", "--validity", "24h")
+	expires := func(args ...string) map[string]renewal {
+		t.Helper()
+		var doc renewals
+		if err := json.Unmarshal([]byte(succeeds(t, nil, append([]string{"certs", "renew", "--dir", dir, "-o", "json"}, args...)...)), &doc); err != nil {
+			t.Fatal(err)
+		}
+		found := map[string]renewal{}
+		for _, c := range doc.Certificates {
+			found[c.Role+" "+c.Name] = c
+		}
+		return found
+	}
+	before := expires()
+	if !before["agent soon"].Renewed || before["authority "].Renewed {
+		t.Errorf("renew: %+v, want the agent's renewed and the authority's not", before)
+	}
+	authority := expires("--authority")["authority "]
+	if !authority.Renewed || time.Until(authority.Expires.Time) < 9*365*24*time.Hour {
+		t.Errorf("renew --authority: %+v, want ten years", authority)
+	}
+	succeeds(t, nil, "certs", "issue", "--dir", dir, "--role", "agent", "--name", "long")
+	after := expires()
+	if after["agent long"].Renewed || !after["agent soon"].Renewed {
+		t.Errorf("renew: %+v, want only what is due", after)
+	}
+	named := expires(filepath.Join(dir, "long.crt"), "--validity", "9600h")
+	if c := named["agent long"]; len(named) != 1 || !c.Renewed || time.Until(c.Expires.Time) < 9500*time.Hour {
+		t.Errorf("renew of one: %+v", named)
+	}
+	for _, id := range []string{"soon", "long"} {
+		if _, err := identity.Load(filepath.Join(dir, id+".crt"), filepath.Join(dir, id+".key"), filepath.Join(dir, "ca.crt")); err != nil {
+			t.Error(err)
+		}
+	}
+	if r := fermata(t, nil, "certs", "renew", "--dir", t.TempDir(), filepath.Join(dir, "long.crt")); r.status != 3 || !strings.Contains(r.stderr, "ca.crt") {
+		t.Errorf("no authority: status %d, stderr %q", r.status, r.stderr)
 	}
 }

@@ -85,7 +85,7 @@ func (f coordinatorFile) config(ctx context.Context, log hclog.Logger) (coordina
 	if !f.Plaintext {
 		id, err := identity.Load(f.Certificate, f.Key, f.CA)
 		if err != nil {
-			return cfg, fmt.Errorf("load certificate: %w", err)
+			return cfg, fault.Wrap(fault.Denied, err, "")
 		}
 		cfg.Identity = id
 	}
@@ -127,11 +127,14 @@ func readSecret(path string) (string, error) {
 func etcdTLS(cert, key, ca string) (*tls.Config, error) {
 	cfg := &tls.Config{MinVersion: tls.VersionTLS12}
 	if cert != "" || key != "" {
-		pair, err := tls.LoadX509KeyPair(cert, key)
-		if err != nil {
+		if _, err := tls.LoadX509KeyPair(cert, key); err != nil {
 			return nil, fault.Wrap(fault.Invalid, err, "etcd certificate")
 		}
-		cfg.Certificates = []tls.Certificate{pair}
+		// Read for each handshake, of which there are few: it may have been renewed.
+		cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			pair, err := tls.LoadX509KeyPair(cert, key)
+			return &pair, err
+		}
 	}
 	if ca == "" {
 		return nil, fault.New(fault.Invalid, "etcd ca: missing; it is the authority of etcd's certificate")
@@ -185,6 +188,7 @@ checkpoints and restarts wait.`,
 			if err != nil {
 				return fault.Wrap(fault.Invalid, err, "%s", file)
 			}
+			defer watchIdentity(cmd.Context(), cfg.Identity, logger)()
 			return endedAsAsked(cmd.Context(), c.Run(cmd.Context()))
 		},
 	}

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"io"
 	"os"
+	"sync"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
@@ -13,6 +15,7 @@ import (
 
 	"fermata/cmd/internal/app"
 	"fermata/protocol/fault"
+	"fermata/protocol/identity"
 )
 
 // maxConfigBytes bounds a daemon's configuration file.
@@ -47,6 +50,25 @@ func endedAsAsked(ctx context.Context, err error) error {
 		return nil
 	}
 	return err
+}
+
+// watchIdentity logs what happens to a daemon's certificate until the function that
+// it returns is called. id may be nil.
+func watchIdentity(ctx context.Context, id *identity.Identity, log hclog.Logger) (stop func()) {
+	if id == nil {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		id.Watch(ctx, identity.Events{
+			Warn: func(text string) { log.Warn("certificate needs attention", "problem", text) },
+			Renewed: func(notAfter time.Time) {
+				log.Info("certificate was renewed", "file", id.Files().Cert, "expires", notAfter.UTC().Format(time.DateOnly))
+			},
+		})
+	})
+	return func() { cancel(); watching.Wait() }
 }
 
 // logFlags are the flags of every daemon's log.

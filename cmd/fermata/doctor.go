@@ -3,12 +3,15 @@ package main
 import (
 	"fmt"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"fermata/cmd/internal/app"
 	"fermata/cmd/internal/doctor"
+	"fermata/cmd/internal/remote"
 	"fermata/cmd/internal/render"
 	"fermata/protocol/fault"
 )
@@ -16,6 +19,7 @@ import (
 func newDoctorCommand(env *app.Env) *cobra.Command {
 	var cfg doctor.Config
 	var format render.Format
+	var certs string
 	c := &cobra.Command{
 		Use:   "doctor",
 		Short: "Tell what this machine can and cannot do, and what to do about it",
@@ -32,6 +36,7 @@ can do without; such a failure is marked fail!.`,
 					return fault.Wrap(fault.NotFound, err, "--boot-kernel")
 				}
 			}
+			cfg.Certificates = certificatesOf(certs)
 			report, err := doctor.Run(c.Context(), cfg)
 			if err != nil {
 				return fmt.Errorf("examine this machine: %w", err)
@@ -47,6 +52,24 @@ can do without; such a failure is marked fail!.`,
 	}
 	c.Flags().StringVar(&cfg.QEMU, "qemu", "", "QEMU `binary` (default qemu-system-x86_64)")
 	c.Flags().StringVar(&cfg.BootKernel, "boot-kernel", "", "kernel `file` to boot under KVM as a trial")
+	c.Flags().StringVar(&certs, "certs", certsDir(env), "`directory` of certificates whose expiry to look at, beside those of the daemons' configuration files")
 	formatFlag(c, &format)
 	return c
+}
+
+// certificatesOf lists the certificate files in dir and those that the daemons of this
+// machine use.
+func certificatesOf(dir string) []string {
+	// What cannot be read is no certificate to look at, and the daemons say why.
+	paths, _ := filepath.Glob(filepath.Join(dir, "*.crt"))
+	var agent agentFile
+	var coordinator coordinatorFile
+	_ = readConfig(filepath.Join(remote.ConfigDir, "agent.yaml"), &agent)
+	_ = readConfig(filepath.Join(remote.ConfigDir, "coordinator.yaml"), &coordinator)
+	for _, path := range []string{agent.Certificate, agent.CA, coordinator.Certificate, coordinator.CA} {
+		if path != "" && !slices.Contains(paths, path) {
+			paths = append(paths, path)
+		}
+	}
+	return paths
 }

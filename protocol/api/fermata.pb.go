@@ -2899,27 +2899,28 @@ func (x *Damage) GetGuests() []string {
 }
 
 type NodeInfo struct {
-	state             protoimpl.MessageState `protogen:"open.v1"`
-	Name              string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Address           string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`                                  // host:port of its Node service
-	FabricAddress     string                 `protobuf:"bytes,3,opt,name=fabric_address,json=fabricAddress,proto3" json:"fabric_address,omitempty"` // host:port of its fabric listener
-	MemoryBytes       uint64                 `protobuf:"varint,4,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`      // for guests, in all
-	MemoryFreeBytes   uint64                 `protobuf:"varint,5,opt,name=memory_free_bytes,json=memoryFreeBytes,proto3" json:"memory_free_bytes,omitempty"`
-	Cpus              uint32                 `protobuf:"varint,6,opt,name=cpus,proto3" json:"cpus,omitempty"`
-	QemuVersion       string                 `protobuf:"bytes,7,opt,name=qemu_version,json=qemuVersion,proto3" json:"qemu_version,omitempty"`
-	Kernel            string                 `protobuf:"bytes,8,opt,name=kernel,proto3" json:"kernel,omitempty"`
-	Kvm               bool                   `protobuf:"varint,9,opt,name=kvm,proto3" json:"kvm,omitempty"` // hardware virtualisation that can boot a kernel is believed present
-	Guests            []*GuestStatus         `protobuf:"bytes,10,rep,name=guests,proto3" json:"guests,omitempty"`
-	LastSeenUnixNs    int64                  `protobuf:"varint,11,opt,name=last_seen_unix_ns,json=lastSeenUnixNs,proto3" json:"last_seen_unix_ns,omitempty"`
-	Alive             bool                   `protobuf:"varint,12,opt,name=alive,proto3" json:"alive,omitempty"`
-	Version           string                 `protobuf:"bytes,13,opt,name=version,proto3" json:"version,omitempty"`                                              // of fermata
-	Incarnation       string                 `protobuf:"bytes,14,opt,name=incarnation,proto3" json:"incarnation,omitempty"`                                      // changes when the agent restarts
-	Bridges           []string               `protobuf:"bytes,15,rep,name=bridges,proto3" json:"bridges,omitempty"`                                              // that networks may be joined to, by their names in the agent's configuration
-	Uplinks           []*UplinkStatus        `protobuf:"bytes,16,rep,name=uplinks,proto3" json:"uplinks,omitempty"`                                              // of all clusters, on this node
-	RepositoryProblem string                 `protobuf:"bytes,17,opt,name=repository_problem,json=repositoryProblem,proto3" json:"repository_problem,omitempty"` // why the node cannot use its repository; empty: it can
-	QemuSupport       *QEMUSupport           `protobuf:"bytes,18,opt,name=qemu_support,json=qemuSupport,proto3" json:"qemu_support,omitempty"`                   // absent: an agent that does not report it
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	state                     protoimpl.MessageState `protogen:"open.v1"`
+	Name                      string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Address                   string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`                                  // host:port of its Node service
+	FabricAddress             string                 `protobuf:"bytes,3,opt,name=fabric_address,json=fabricAddress,proto3" json:"fabric_address,omitempty"` // host:port of its fabric listener
+	MemoryBytes               uint64                 `protobuf:"varint,4,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`      // for guests, in all
+	MemoryFreeBytes           uint64                 `protobuf:"varint,5,opt,name=memory_free_bytes,json=memoryFreeBytes,proto3" json:"memory_free_bytes,omitempty"`
+	Cpus                      uint32                 `protobuf:"varint,6,opt,name=cpus,proto3" json:"cpus,omitempty"`
+	QemuVersion               string                 `protobuf:"bytes,7,opt,name=qemu_version,json=qemuVersion,proto3" json:"qemu_version,omitempty"`
+	Kernel                    string                 `protobuf:"bytes,8,opt,name=kernel,proto3" json:"kernel,omitempty"`
+	Kvm                       bool                   `protobuf:"varint,9,opt,name=kvm,proto3" json:"kvm,omitempty"` // hardware virtualisation that can boot a kernel is believed present
+	Guests                    []*GuestStatus         `protobuf:"bytes,10,rep,name=guests,proto3" json:"guests,omitempty"`
+	LastSeenUnixNs            int64                  `protobuf:"varint,11,opt,name=last_seen_unix_ns,json=lastSeenUnixNs,proto3" json:"last_seen_unix_ns,omitempty"`
+	Alive                     bool                   `protobuf:"varint,12,opt,name=alive,proto3" json:"alive,omitempty"`
+	Version                   string                 `protobuf:"bytes,13,opt,name=version,proto3" json:"version,omitempty"`                                                                             // of fermata
+	Incarnation               string                 `protobuf:"bytes,14,opt,name=incarnation,proto3" json:"incarnation,omitempty"`                                                                     // changes when the agent restarts
+	Bridges                   []string               `protobuf:"bytes,15,rep,name=bridges,proto3" json:"bridges,omitempty"`                                                                             // that networks may be joined to, by their names in the agent's configuration
+	Uplinks                   []*UplinkStatus        `protobuf:"bytes,16,rep,name=uplinks,proto3" json:"uplinks,omitempty"`                                                                             // of all clusters, on this node
+	RepositoryProblem         string                 `protobuf:"bytes,17,opt,name=repository_problem,json=repositoryProblem,proto3" json:"repository_problem,omitempty"`                                // why the node cannot use its repository; empty: it can
+	QemuSupport               *QEMUSupport           `protobuf:"bytes,18,opt,name=qemu_support,json=qemuSupport,proto3" json:"qemu_support,omitempty"`                                                  // absent: an agent that does not report it
+	CertificateNotAfterUnixNs int64                  `protobuf:"varint,19,opt,name=certificate_not_after_unix_ns,json=certificateNotAfterUnixNs,proto3" json:"certificate_not_after_unix_ns,omitempty"` // when the agent's certificate expires; 0: it has none
+	unknownFields             protoimpl.UnknownFields
+	sizeCache                 protoimpl.SizeCache
 }
 
 func (x *NodeInfo) Reset() {
@@ -3076,6 +3077,13 @@ func (x *NodeInfo) GetQemuSupport() *QEMUSupport {
 		return x.QemuSupport
 	}
 	return nil
+}
+
+func (x *NodeInfo) GetCertificateNotAfterUnixNs() int64 {
+	if x != nil {
+		return x.CertificateNotAfterUnixNs
+	}
+	return 0
 }
 
 // QEMUSupport is what a node's QEMU can be asked for.
@@ -5658,7 +5666,7 @@ const file_fermata_proto_rawDesc = "" +
 	"\x06Damage\x12\x16\n" +
 	"\x06object\x18\x01 \x01(\tR\x06object\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x16\n" +
-	"\x06guests\x18\x03 \x03(\tR\x06guests\"\xf6\x04\n" +
+	"\x06guests\x18\x03 \x03(\tR\x06guests\"\xb8\x05\n" +
 	"\bNodeInfo\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12%\n" +
@@ -5678,7 +5686,8 @@ const file_fermata_proto_rawDesc = "" +
 	"\abridges\x18\x0f \x03(\tR\abridges\x122\n" +
 	"\auplinks\x18\x10 \x03(\v2\x18.fermata.v1.UplinkStatusR\auplinks\x12-\n" +
 	"\x12repository_problem\x18\x11 \x01(\tR\x11repositoryProblem\x12:\n" +
-	"\fqemu_support\x18\x12 \x01(\v2\x17.fermata.v1.QEMUSupportR\vqemuSupport\"Q\n" +
+	"\fqemu_support\x18\x12 \x01(\v2\x17.fermata.v1.QEMUSupportR\vqemuSupport\x12@\n" +
+	"\x1dcertificate_not_after_unix_ns\x18\x13 \x01(\x03R\x19certificateNotAfterUnixNs\"Q\n" +
 	"\vQEMUSupport\x12#\n" +
 	"\rmachine_types\x18\x01 \x03(\tR\fmachineTypes\x12\x1d\n" +
 	"\n" +

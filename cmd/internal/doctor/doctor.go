@@ -89,6 +89,8 @@ type Config struct {
 	// BootKernel is a kernel that the KVM check really boots. Empty: it only
 	// looks for the signs of a KVM that can.
 	BootKernel string
+	// Certificates are the certificate files of this machine.
+	Certificates []string
 }
 
 // Run makes every check. It returns an error only when ctx ends.
@@ -161,6 +163,7 @@ func (m machine) checks() []check {
 		{"unix-sockets", false, quick(m.unixSockets)},
 		{"network-namespaces", false, quick(networkNamespaces)},
 		{"clock-source", false, quick(m.clockSource)},
+		{"certificates", false, quick(m.certificates)},
 	}
 }
 

@@ -7,8 +7,10 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"fermata/cmd/internal/render"
+	"fermata/protocol/identity"
 	"fermata/protocol/mustrun"
 )
 
@@ -147,5 +149,36 @@ func TestRun_EndsWithItsContext(t *testing.T) {
 	cancel(why)
 	if _, err := Run(ctx, Config{}); !errors.Is(err, why) {
 		t.Errorf("%v, want %v", err, why)
+	}
+}
+
+func TestCertificates(t *testing.T) {
+	ca := t.TempDir()
+	if err := identity.CreateCA(ca, 0); err != nil {
+		t.Fatal(err)
+	}
+	issue := func(name string, validity time.Duration) string {
+		f, err := identity.Issue(ca, identity.Request{Role: identity.RoleAgent, Name: name, Validity: validity}, filepath.Join(t.TempDir(), name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f.Cert
+	}
+	long, soon, past := issue("n1", 0), issue("n2", 20*24*time.Hour), issue("n3", time.Nanosecond)
+	for name, c := range map[string]struct {
+		paths []string
+		want  Status
+		says  string
+	}{
+		"none":    {nil, OK, "none on this machine"},
+		"good":    {[]string{filepath.Join(ca, identity.CACertFile), long}, OK, "2, the first expires on"},
+		"soon":    {[]string{long, soon}, Warn, soon},
+		"expired": {[]string{past, soon}, Fail, "fermata certs renew --dir DIR " + past},
+		"absent":  {[]string{"/nonexistent.crt"}, Fail, "/nonexistent.crt"},
+	} {
+		got := machine{Config{Certificates: c.paths}}.certificates()
+		if got.status != c.want || !strings.Contains(got.text+got.remedy, c.says) {
+			t.Errorf("%s: %+v, want %s with %q", name, got, c.want, c.says)
+		}
 	}
 }

@@ -170,6 +170,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, l.net.Close()) }()
+	defer l.certificates().keep(ctx)()
 
 	coordinator, err := l.startCoordinator()
 	if err != nil {
@@ -202,35 +203,12 @@ func (l *lab) cleanUp() error {
 
 // prepare makes certificates and the repository where there are none.
 func (l *lab) prepare(ctx context.Context) error {
-	certs := l.layout.certs()
-	if _, err := os.Stat(filepath.Join(certs, identity.CACertFile)); errors.Is(err, os.ErrNotExist) {
-		if err := identity.CreateCA(certs, 0); err != nil {
-			return err
-		}
-	}
-	requests := []struct {
-		prefix string
-		req    identity.Request
-	}{
-		{"operator", identity.Request{Role: identity.RoleOperator, Name: "operator"}},
-		{"coordinator", identity.Request{Role: identity.RoleCoordinator, Name: "coordinator", Hosts: []string{hubAddress().String()}}},
+	if err := l.certificates().make(); err != nil {
+		return err
 	}
 	for i := range l.cfg.Nodes {
-		requests = append(requests, struct {
-			prefix string
-			req    identity.Request
-		}{nodeName(i), identity.Request{Role: identity.RoleAgent, Name: nodeName(i)}})
 		if err := os.MkdirAll(l.layout.node(nodeName(i)), 0o700); err != nil {
 			return fmt.Errorf("make node directory: %w", err)
-		}
-	}
-	for _, r := range requests {
-		prefix := filepath.Join(certs, r.prefix)
-		if _, err := os.Stat(prefix + ".crt"); err == nil {
-			continue
-		}
-		if _, err := identity.Issue(certs, r.req, prefix); err != nil {
-			return err
 		}
 	}
 	key, err := l.repositoryKey()
@@ -244,6 +222,10 @@ func (l *lab) prepare(ctx context.Context) error {
 		_, err = repository.Open(ctx, repo)
 	}
 	return coordinator.RepositoryFault(err)
+}
+
+func (l *lab) certificates() certificates {
+	return certificates{dir: l.layout.certs(), nodes: l.cfg.Nodes, log: l.cfg.Logger}
 }
 
 // repositoryKey is the key in the lab's directory, which is drawn if it is wanted and

@@ -1,6 +1,10 @@
 package operatortest
 
-import "fermata/protocol/api"
+import (
+	"time"
+
+	"fermata/protocol/api"
+)
 
 // begun is the instant at which the fixed state begins, in nanoseconds.
 const begun = 1_700_000_000_000_000_000
@@ -69,10 +73,12 @@ func Nodes() []*api.NodeInfo {
 		{
 			Name: "node2", Address: "10.0.0.2:7001", FabricAddress: "10.0.0.2:7002", MemoryBytes: 16 << 30, Cpus: 8,
 			QemuVersion: "10.0.2", Kernel: "6.1.0", Kvm: true, Version: "v1.0.0", Incarnation: "d4", LastSeenUnixNs: begun,
+			CertificateNotAfterUnixNs: begun,
 		},
 		{
 			Name: "node1", Address: "10.0.0.1:7001", FabricAddress: "10.0.0.1:7002", MemoryBytes: 16 << 30, MemoryFreeBytes: 12 << 30, Cpus: 4,
 			QemuVersion: "7.2.22", Kernel: "6.18.0", Version: "v1.0.0", Incarnation: "c3", LastSeenUnixNs: begun + 5_000_000_000, Alive: true,
+			CertificateNotAfterUnixNs: begun + 100*365*24*int64(time.Hour),
 			Guests: []*api.GuestStatus{
 				{Name: "a", Cluster: "demo", Node: "node1", State: api.GuestState_GUEST_STATE_RUNNING, MemoryBytes: 512 << 20, Vcpus: 1, Pid: 4242},
 			},

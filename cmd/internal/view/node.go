@@ -1,11 +1,14 @@
 package view
 
 import (
+	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"fermata/cmd/internal/render"
 	"fermata/protocol/api"
+	"fermata/protocol/identity"
 )
 
 // Nodes is the document of "node list".
@@ -30,6 +33,9 @@ type Node struct {
 	Incarnation     string   `json:"incarnation"`
 	Bridges         []string `json:"bridges"` // that networks may be joined to
 	Guests          []Guest  `json:"guests"`
+
+	// CertificateExpires is the zero instant for a node without a certificate.
+	CertificateExpires Instant `json:"certificate_expires"`
 }
 
 // OfNodes makes the document, sorted by name.
@@ -47,6 +53,8 @@ func OfNode(m *api.NodeInfo) Node {
 		Version: m.GetVersion(), Incarnation: m.GetIncarnation(),
 		Bridges: append([]string{}, m.GetBridges()...),
 		Guests:  ofGuests(m.GetGuests()),
+
+		CertificateExpires: instant(m.GetCertificateNotAfterUnixNs()),
 	}
 }
 
@@ -57,7 +65,17 @@ func (d Nodes) WriteTable(w io.Writer) error {
 		rows.Add(n.Name, n.state(), n.Address, len(n.Guests), render.Bytes(n.MemoryFreeBytes), render.Bytes(n.MemoryBytes),
 			n.CPUs, yesNo(n.KVM), n.QEMUVersion, render.Time(n.LastSeen.Time))
 	}
-	return rows.Write(w)
+	if err := rows.Write(w); err != nil {
+		return err
+	}
+	for _, n := range d.Nodes {
+		if text := n.certificateWarning(time.Now()); text != "" {
+			if _, err := fmt.Fprintf(w, "warning: the certificate of node %s %s; renew it with: fermata certs renew\n", n.Name, text); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // WriteTable writes the node and its guests.
@@ -75,6 +93,13 @@ func (n Node) WriteTable(w io.Writer) error {
 	f.Add("kernel", n.Kernel)
 	if len(n.Bridges) > 0 {
 		f.Add("bridges", strings.Join(n.Bridges, ", "))
+	}
+	if at := n.CertificateExpires.Time; !at.IsZero() {
+		text := n.certificateWarning(time.Now())
+		if text == "" {
+			text = "expires on " + at.UTC().Format(time.DateOnly)
+		}
+		f.Add("certificate", text)
 	}
 	f.Add("version", n.Version)
 	f.Add("incarnation", n.Incarnation)
@@ -96,6 +121,21 @@ func (n Node) state() string {
 		return "alive"
 	}
 	return "lost"
+}
+
+// certificateWarning says that the node's certificate expires soon, or has; empty: it
+// does not.
+func (n Node) certificateWarning(now time.Time) string {
+	at := n.CertificateExpires.Time
+	left := at.Sub(now)
+	switch {
+	case at.IsZero() || left > identity.WarnBefore:
+		return ""
+	case left <= 0:
+		return "expired on " + at.UTC().Format(time.DateOnly)
+	default:
+		return fmt.Sprintf("expires on %s, in %d days", at.UTC().Format(time.DateOnly), int(left.Hours()/24))
+	}
 }
 
 func yesNo(b bool) string {
