@@ -34,12 +34,13 @@ const (
 	Gluster    Tier = "gluster"     // root, and glusterd and mount.glusterfs in PATH
 	Etcd       Tier = "etcd"        // etcd in PATH
 	Libvirt    Tier = "libvirt"     // libvirtd and virsh in PATH
+	OVMF       Tier = "ovmf"        // UEFI firmware for guests, see OVMFCode
 	GuestImage Tier = "guest-image" // a kernel and an initrd to boot, see GuestDir
 )
 
 // Tiers lists every tier.
 func Tiers() []Tier {
-	return []Tier{QEMU, KVM, HugePages, UFFD, NetNS, FUSE, Gluster, Etcd, Libvirt, GuestImage}
+	return []Tier{QEMU, KVM, HugePages, UFFD, NetNS, FUSE, Gluster, Etcd, Libvirt, OVMF, GuestImage}
 }
 
 // Need returns when the machine has every tier. Otherwise it ends the test:

@@ -31,6 +31,9 @@ func probe(tier Tier) error {
 	case QEMU:
 		_, err := exec.LookPath("qemu-system-x86_64")
 		return err
+	case OVMF:
+		_, err := os.Stat(OVMFCode)
+		return err
 	case Libvirt:
 		return inPath("libvirtd", "virsh")
 	case Gluster:
@@ -59,6 +62,13 @@ func probe(tier Tier) error {
 		return fmt.Errorf("unknown tier %q", string(tier))
 	}
 }
+
+// UEFI firmware for guests, as Debian's package ovmf installs it: the code, and the
+// variables that a guest gets a copy of.
+const (
+	OVMFCode = "/usr/share/OVMF/OVMF_CODE_4M.fd"
+	OVMFVars = "/usr/share/OVMF/OVMF_VARS_4M.fd"
+)
 
 // offered lists the tiers that this kernel can offer. One that was started
 // without KVM has neither the device nor its number in /proc/misc; where one of
