@@ -67,6 +67,9 @@ func (w *worker) track(ctx context.Context, g *guest) (*tracked, error) {
 	name := g.spec.Name
 	if tr := w.tracked[name]; tr != nil {
 		err := tr.tracker.Check()
+		if err == nil && adopted(g) { // its owner may have plugged in a device that writes unseen
+			err = g.machine.Trackable(ctx)
+		}
 		if err == nil {
 			return tr, nil
 		}

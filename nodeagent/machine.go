@@ -21,7 +21,8 @@ type machine interface {
 	Describe(ctx context.Context) (qemu.Description, error)
 	// State returns the record by which a later agent finds the machine.
 	State() qemu.State
-	// ReadySave makes ready what SaveDevices needs, while the guest runs.
+	// ReadySave makes ready what SaveDevices needs, while the guest runs, and refuses
+	// a machine that cannot be saved.
 	ReadySave(ctx context.Context) error
 	// Trackable says why the guest's memory cannot be captured live, or nil.
 	Trackable(ctx context.Context) error

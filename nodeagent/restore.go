@@ -20,7 +20,7 @@ import (
 
 // Bounds on what a manifest may make an agent allocate, in bytes.
 const (
-	maxDeviceState  = 64 << 20
+	maxDeviceState  = 160 << 20 // twice 64 MiB at most, as the driver has it, and what frames them
 	maxChannelState = 512 << 20
 )
 
@@ -49,10 +49,23 @@ func (m *maker) restore(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read device state: %w", err)
 	}
-	if err := g.machine.LoadDevices(ctx, state); err != nil {
+	loaded, err := g.machine.LoadDevices(ctx, state)
+	if err != nil {
 		return fmt.Errorf("load device state: %w", machineFault(err))
 	}
+	m.tellLoaded(loaded)
 	return m.injectRecorded(ctx)
+}
+
+// tellLoaded reports what a checkpoint of an earlier version lacked.
+func (m *maker) tellLoaded(loaded vmm.Loaded) {
+	log := m.agent.log.With("cluster", m.cluster.name, "guest", m.guest.spec.Name)
+	if len(loaded.Replaced) > 0 {
+		log.Info("checkpoint holds no firmware, used this host's", "blocks", loaded.Replaced)
+	}
+	if len(loaded.Missing) > 0 {
+		log.Warn("checkpoint lacks memory of the machine, guest may not survive a reboot: restart it from a later checkpoint", "blocks", loaded.Missing)
+	}
 }
 
 // checkMachine refuses to pour a state into a machine it was not taken from.
@@ -204,7 +217,7 @@ func machineFault(err error) error {
 	switch {
 	case errors.Is(err, vmm.ErrNoSpace):
 		return fault.Wrap(fault.NoSpace, err, "")
-	case errors.Is(err, vmm.ErrUnsupported), errors.Is(err, vmm.ErrUnfitMemory), errors.Is(err, vmm.ErrForeign):
+	case errors.Is(err, vmm.ErrUnsupported), errors.Is(err, vmm.ErrUnfitMemory), errors.Is(err, vmm.ErrForeign), errors.Is(err, vmm.ErrUnsavable):
 		return fault.Wrap(fault.Invalid, err, "")
 	case errors.Is(err, vmm.ErrCorrupt), errors.Is(err, vmm.ErrStateSize):
 		return fault.Wrap(fault.Corrupt, err, "")

@@ -219,7 +219,7 @@ func (w *worker) prepare(ctx context.Context, a round.Action) error {
 			return fault.New(fault.Invalid, "guest %s is %s, must run", g.spec.Name, status)
 		}
 		if err := g.machine.ReadySave(ctx); err != nil {
-			return fmt.Errorf("guest %s: %w", g.spec.Name, err)
+			return fmt.Errorf("guest %s: %w", g.spec.Name, machineFault(err))
 		}
 		s.guests = append(s.guests, &savedGuest{guest: g, dropped: bypassDropped(g), report: &api.GuestReport{Name: g.spec.Name, Node: r.agent.cfg.Name}})
 		reply.Guests = append(reply.Guests, g.spec.Name)

@@ -24,6 +24,9 @@ var (
 	// ErrStateSize: a device state of a size that cannot be right; RAM went
 	// into it.
 	ErrStateSize = errors.New("device state of impossible size")
+	// ErrUnsavable: the monitor cannot save the state of one of the machine's
+	// devices; the error names it.
+	ErrUnsavable = errors.New("guest cannot be saved")
 	// ErrCorrupt: bytes that no SaveDevices returned. Never worth a retry.
 	ErrCorrupt = errors.New("device state is corrupt")
 	// ErrIncompatible: a checkpoint's machine and this one differ.

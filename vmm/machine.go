@@ -64,7 +64,7 @@ type Machine interface {
 	// On error: the machine is of no use any more; Kill it. Only a state refused
 	// with ErrCorrupt or ErrStateSize has not been shown to the monitor, so the
 	// machine still waits.
-	LoadDevices(ctx context.Context, state []byte) error
+	LoadDevices(ctx context.Context, state []byte) (Loaded, error)
 
 	// Exited is closed once the process has ended, for whatever reason; after
 	// Detach it may never be.
@@ -78,6 +78,13 @@ type Machine interface {
 	// Detach lets go of this handle and leaves the guest as it is. Afterwards
 	// the handle's other methods report ErrDetached. It is idempotent.
 	Detach() error
+}
+
+// Loaded says what a device state lacked. States of earlier versions hold no firmware,
+// without which a guest runs on and cannot reboot.
+type Loaded struct {
+	Replaced []string // memory blocks that were filled with this host's firmware, each with its file
+	Missing  []string // memory blocks that stay empty until the machine is launched anew
 }
 
 // Memory is one RAM block of a guest.

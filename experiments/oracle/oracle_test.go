@@ -573,7 +573,7 @@ func revive(t *testing.T, g *subject, memory, devices []byte, disks [][]byte) {
 	again := launch(t, config, g.check)
 	defer again.end()
 	again.setMemory(memory)
-	if err := again.LoadDevices(t.Context(), devices); err != nil {
+	if _, err := again.LoadDevices(t.Context(), devices); err != nil {
 		t.Fatal(err)
 	}
 	if err := again.Continue(t.Context()); err != nil {

@@ -1,15 +1,12 @@
 package qemu
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -86,7 +83,7 @@ func adopt(ctx context.Context, name, socket, dir string) (_ *Machine, err error
 	if m.state.Foreign.Memory, err = m.foreignMemory(ctx); err != nil {
 		return nil, err
 	}
-	if err := m.refuseDisks(ctx); err != nil {
+	if err := m.refuseUnsavable(ctx); err != nil {
 		return nil, err
 	}
 	return m, m.state.write()
@@ -194,51 +191,22 @@ func (m *Machine) foreignDevices(ctx context.Context) (out []string, err error) 
 	return out, err
 }
 
-// foreignMemory finds the RAM blocks in the process. ROM is left out: QEMU fills
-// it at every start, as in machines of our own.
+// foreignMemory lists the RAM blocks that the guest may write to. The others are a
+// part of the device state; see firmwareBlocks.
 func (m *Machine) foreignMemory(ctx context.Context) ([]vmm.Memory, error) {
-	text, err := m.human(ctx, "info ramblock")
+	blocks, err := m.findBlocks(ctx)
 	if err != nil {
 		return nil, err
 	}
-	blocks, err := parseRAMBlocks(text)
-	if err != nil {
-		return nil, err
-	}
-	if text, err = m.human(ctx, "info mtree -f"); err != nil {
-		return nil, err
-	}
-	views := parseViews(text)
 	maps, err := uffd.All(m.PID())
 	if err != nil {
 		return nil, err
 	}
 	var all []vmm.Memory
-	var hidden []ramBlock // from the guest, at present
 	for _, b := range blocks {
-		if b.rom() {
-			continue
+		if !b.rom() {
+			all = append(all, vmm.Memory{Name: b.name, Size: b.used, Addr: b.host})
 		}
-		v, seen, err := viewOf(b, blocks, views)
-		if err != nil {
-			return nil, err
-		}
-		if !seen {
-			hidden = append(hidden, b)
-			continue
-		}
-		host, err := m.hostAddress(ctx, v.guest)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, vmm.Memory{Name: b.name, Size: b.used, Addr: host - v.offset})
-	}
-	for _, b := range hidden {
-		addr, err := findHidden(b, maps, all)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, vmm.Memory{Name: b.name, Size: b.used, Addr: addr})
 	}
 	if len(all) == 0 {
 		return nil, fmt.Errorf("%w: no RAM found", vmm.ErrForeign)
@@ -249,129 +217,6 @@ func (m *Machine) foreignMemory(ctx context.Context) ([]vmm.Memory, error) {
 		}
 	}
 	return all, nil
-}
-
-// ramBlock is a line of "info ramblock".
-type ramBlock struct {
-	name        string
-	used, total uint64 // bytes now, and at most
-}
-
-// rom tells blocks that QEMU itself fills when it starts.
-func (b ramBlock) rom() bool {
-	return strings.HasPrefix(b.name, "/rom@") || strings.HasSuffix(b.name, ".rom") || strings.HasSuffix(b.name, ".bios")
-}
-
-// parseRAMBlocks reads "info ramblock": name, page size, offset, used, total;
-// newer QEMUs add columns.
-func parseRAMBlocks(text string) (blocks []ramBlock, err error) {
-	lines := bufio.NewScanner(strings.NewReader(text))
-	lines.Scan() // headings
-	for lines.Scan() {
-		f := strings.Fields(lines.Text())
-		if len(f) == 0 {
-			continue
-		}
-		if len(f) < 6 { // the page size is two words
-			return nil, fmt.Errorf("%w: line of info ramblock %.80q", vmm.ErrUnsupported, lines.Text())
-		}
-		used, err := strconv.ParseUint(f[4], 0, 63)
-		total, totalErr := strconv.ParseUint(f[5], 0, 63)
-		if err != nil || totalErr != nil {
-			return nil, fmt.Errorf("%w: line of info ramblock %.80q", vmm.ErrUnsupported, lines.Text())
-		}
-		blocks = append(blocks, ramBlock{f[0], used, total})
-	}
-	return blocks, nil
-}
-
-// view is where a part of a RAM block appears to the guest.
-type view struct {
-	region string // name of QEMU's memory region: the block's, without the device's path
-	guest  uint64 // guest-physical address
-	last   uint64 // address of its last byte
-	offset uint64 // in the block, bytes
-}
-
-// is tells whether the view is of this block.
-func (v view) is(block string) bool {
-	return block == v.region || strings.HasSuffix(block, "/"+v.region)
-}
-
-var viewLine = regexp.MustCompile(`^ +([0-9a-f]{16})-([0-9a-f]{16}) \(prio -?\d+, (?:ram|romd|nv-ram)\): (\S+)(?: @([0-9a-f]{16}))?`)
-
-// parseViews reads the RAM in "info mtree -f".
-func parseViews(text string) (views []view) {
-	for line := range strings.Lines(text) {
-		f := viewLine.FindStringSubmatch(line)
-		if f == nil {
-			continue
-		}
-		guest, err := strconv.ParseUint(f[1], 16, 64)
-		if err != nil {
-			continue
-		}
-		last, err := strconv.ParseUint(f[2], 16, 64)
-		if err != nil {
-			continue
-		}
-		offset, _ := strconv.ParseUint(f[4], 16, 64) // absent: 0
-		views = append(views, view{f[3], guest, last, offset})
-	}
-	return views
-}
-
-// viewOf finds a place at which the guest sees a block; a device's memory may be
-// switched off.
-func viewOf(b ramBlock, blocks []ramBlock, views []view) (v view, seen bool, err error) {
-	for _, v := range views {
-		if !v.is(b.name) {
-			continue
-		}
-		if n := len(slices.DeleteFunc(slices.Clone(blocks), func(o ramBlock) bool { return !v.is(o.name) })); n > 1 {
-			return view{}, false, fmt.Errorf("%w: %d memory blocks are called %s and cannot be told apart", vmm.ErrForeign, n, v.region)
-		}
-		return v, true, nil
-	}
-	return view{}, false, nil
-}
-
-// findHidden finds a block that the guest does not see by the shape in which QEMU
-// maps memory (qemu_ram_mmap in util/mmap-alloc.c): aligned as it likes it best,
-// of the block's size, with a page behind it that nobody may touch.
-func findHidden(b ramBlock, maps []uffd.Mapping, known []vmm.Memory) (addr uint64, err error) {
-	const align = 2 << 20 // QEMU_VMALLOC_ALIGN of x86-64
-	var found []uint64
-	for i := range maps[:max(len(maps)-1, 0)] {
-		m, behind := maps[i], maps[i+1]
-		if m.Addr%align != 0 || m.Len != b.total || !m.Writable || m.Inode != 0 ||
-			behind.Addr != m.End() || behind.Readable || behind.Writable {
-			continue
-		}
-		if !slices.ContainsFunc(known, func(k vmm.Memory) bool { return k.Addr == m.Addr }) {
-			found = append(found, m.Addr)
-		}
-	}
-	if len(found) != 1 {
-		return 0, fmt.Errorf("%w: the guest does not see memory block %s at present, and %d places in the process look like it; give the guest no such device",
-			vmm.ErrForeign, b.name, len(found))
-	}
-	return found[0], nil
-}
-
-var hostLine = regexp.MustCompile(`is (0x[0-9a-f]+)`)
-
-// hostAddress asks where a guest-physical address lies in the process.
-func (m *Machine) hostAddress(ctx context.Context, guest uint64) (uint64, error) {
-	text, err := m.human(ctx, fmt.Sprintf("gpa2hva %#x", guest))
-	if err != nil {
-		return 0, err
-	}
-	f := hostLine.FindStringSubmatch(text)
-	if f == nil {
-		return 0, fmt.Errorf("%w: gpa2hva says %.80q", vmm.ErrUnsupported, text)
-	}
-	return strconv.ParseUint(f[1], 0, 64)
 }
 
 // throughFile finds the file through which a block is read: the one that the
@@ -403,30 +248,6 @@ func (m *Machine) throughFile(mem *vmm.Memory, maps []uffd.Mapping) error {
 		}
 	}
 	return fmt.Errorf("%w: QEMU maps a file there and has closed it", vmm.ErrForeign)
-}
-
-// refuseDisks refuses a machine that writes to disks: their content would have
-// to be of the same instant as its memory.
-func (m *Machine) refuseDisks(ctx context.Context) error {
-	var disks []struct {
-		Device   string
-		QDev     string
-		Inserted *struct {
-			File string
-			RO   bool
-		}
-	}
-	if err := m.execute(ctx, "query-block", nil, &disks); err != nil {
-		return err
-	}
-	var errs []error
-	for _, d := range disks {
-		if d.Inserted != nil && !d.Inserted.RO {
-			errs = append(errs, fmt.Errorf("%w: it writes to disk %s%s (%s), which a checkpoint would not hold; start it diskless or with read-only disks, or create the guest with Fermata",
-				vmm.ErrForeign, d.Device, d.QDev, d.Inserted.File))
-		}
-	}
-	return errors.Join(errs...)
 }
 
 // Lend implements vmm.Process.

@@ -18,6 +18,7 @@ import (
 	"fermata/protocol/mustrun"
 	"fermata/vmm"
 	"fermata/vmm/qemu"
+	"fermata/vmm/qmp"
 	"fermata/vmm/vmmtest"
 )
 
@@ -165,7 +166,7 @@ func TestAdopt_SavesAndRestoresWhatSomebodyElseStarted(t *testing.T) {
 				must(t, err)
 				must(t, was.Compatible(is))
 				writeMemory(t, r, ram)
-				must(t, r.LoadDevices(t.Context(), state))
+				load(t, r, state)
 				must(t, r.Continue(t.Context()))
 				awaitCount(t, r, cut.Count+50)
 				wantStatus(t, r, vmm.StatusRunning)
@@ -196,7 +197,7 @@ func TestAdopt_LeavesTheMachineToItsOwner(t *testing.T) {
 	if err := m.Kill(t.Context()); !errors.Is(err, vmm.ErrForeign) {
 		t.Errorf("kill: %v, want ErrForeign", err)
 	}
-	if err := m.LoadDevices(t.Context(), nil); !errors.Is(err, vmm.ErrCorrupt) {
+	if _, err := m.LoadDevices(t.Context(), nil); !errors.Is(err, vmm.ErrCorrupt) {
 		t.Errorf("load: %v, want ErrCorrupt", err)
 	}
 	// A later agent finds it by the record.
@@ -265,4 +266,81 @@ func TestAdopt_RefusesWhatItCannotCapture(t *testing.T) {
 			t.Errorf("adopt: %v, want ErrForeign", err)
 		}
 	})
+}
+
+// TestAdopt_RefusesWhatQEMUCannotSave: xen-save-devices-state would end the guest, or
+// lose a device.
+func TestAdopt_RefusesWhatQEMUCannotSave(t *testing.T) {
+	mustrun.Need(t, mustrun.QEMU)
+	disk := filepath.Join(t.TempDir(), "disk")
+	must(t, os.WriteFile(disk, make([]byte, 1<<20), 0o600))
+	for device, args := range map[string][]string{
+		"nvme":    {"-drive", "if=none,id=d,read-only=on,format=raw,file=" + disk, "-device", "nvme,drive=d,serial=1"},
+		"usb-mtp": {"-device", "usb-ehci", "-device", "usb-mtp,rootdir=" + t.TempDir()},
+		"usb-uas": {"-device", "usb-ehci", "-device", "usb-uas"},
+	} {
+		t.Run(device, func(t *testing.T) {
+			f := startForeign(t, "tcg", append(args, "-machine", machineType)...)
+			if _, err := qemu.Adopt(t.Context(), "guest", f.socket, t.TempDir()); !errors.Is(err, vmm.ErrUnsavable) || !strings.Contains(err.Error(), device) {
+				t.Errorf("adopt: %v, want ErrUnsavable and a word of %s", err, device)
+			}
+		})
+	}
+}
+
+// TestAdopt_NoticesWhatIsPluggedInLater plugs into an adopted guest what would be
+// refused at adoption.
+func TestAdopt_NoticesWhatIsPluggedInLater(t *testing.T) {
+	mustrun.Need(t, mustrun.QEMU)
+	disk := filepath.Join(t.TempDir(), "disk")
+	must(t, os.WriteFile(disk, make([]byte, 1<<20), 0o600))
+	type command struct {
+		name string
+		args map[string]any
+	}
+	node := command{"blockdev-add", map[string]any{"driver": "raw", "node-name": "hot", "file": map[string]any{"driver": "file", "filename": disk}}}
+	for _, tc := range []struct {
+		name string
+		plug []command
+		want error
+		says string
+	}{
+		{"writable_disk", []command{node, {"device_add", map[string]any{"driver": "virtio-blk-pci", "drive": "hot", "id": "hotdisk", "bus": "root1"}}}, vmm.ErrForeign, disk},
+		{"memory", []command{
+			{"object-add", map[string]any{"qom-type": "memory-backend-ram", "id": "hotram", "size": 128 << 20}},
+			{"device_add", map[string]any{"driver": "pc-dimm", "id": "dimm", "memdev": "hotram"}},
+		}, vmm.ErrForeign, "hotram"},
+		{"nvme", []command{node, {"device_add", map[string]any{"driver": "nvme", "drive": "hot", "serial": "1", "bus": "root1"}}}, vmm.ErrUnsavable, "nvme"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			own := filepath.Join(t.TempDir(), "owner")
+			f := startForeign(t, "tcg", "-machine", machineType, "-m", "16,slots=2,maxmem=1G", "-device", "pcie-root-port,id=root1,chassis=1",
+				"-qmp", "unix:"+own+",server=on,wait=off")
+			m := adopt(t, f, "guest")
+			must(t, m.ReadySave(t.Context()))
+			must(t, m.Stop(t.Context()))
+			_, err := m.SaveDevices(t.Context())
+			must(t, err)
+			must(t, m.Continue(t.Context()))
+
+			owner, err := qmp.Dial(t.Context(), own)
+			must(t, err)
+			defer owner.Close()
+			for _, c := range tc.plug {
+				must(t, owner.Execute(t.Context(), c.name, c.args, nil))
+			}
+			if err := m.ReadySave(t.Context()); !errors.Is(err, tc.want) || !strings.Contains(err.Error(), tc.says) {
+				t.Errorf("ready to save: %v, want %v and a word of %s", err, tc.want, tc.says)
+			}
+			// Nor in a pause, if it comes after the question: a disk is only asked for before.
+			if tc.name != "writable_disk" {
+				must(t, m.Stop(t.Context()))
+				if _, err := m.SaveDevices(t.Context()); !errors.Is(err, tc.want) {
+					t.Errorf("save: %v, want %v", err, tc.want)
+				}
+				must(t, m.Continue(t.Context()))
+			}
+			wantStatus(t, m, vmm.StatusRunning)
+		})
+	}
 }

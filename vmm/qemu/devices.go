@@ -2,12 +2,10 @@ package qemu
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -58,11 +56,11 @@ func (m *Machine) saveDevices(ctx context.Context) ([]byte, error) {
 		}
 		return m.saveByMigration(ctx, s.Status == "postmigrate")
 	}
-	stream, err := m.saveByXen(ctx)
+	state, err := m.saveByXen(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return encodeRecord(methodXen, stream), nil
+	return state.encode(), nil
 }
 
 // standsStill refuses a guest that runs: QEMU itself would stop it, save it and
@@ -84,12 +82,15 @@ type saveFile struct {
 	set  qmp.FDSet
 }
 
-// ReadySave makes ready what SaveDevices needs, so that it takes less of a pause.
-// It is a matter of speed only.
+// ReadySave makes ready what SaveDevices needs, so that it takes less of a pause, and
+// refuses a machine that cannot be saved: its owner may have plugged in a device, a
+// disk or memory since the last time. The error names it.
 func (m *Machine) ReadySave(ctx context.Context) error {
 	done, err := m.takeTurn(ctx)
 	if err == nil {
-		err = m.readySave(ctx)
+		if err = m.refuseUnsavable(ctx); err == nil {
+			err = m.readySave(ctx)
+		}
 		done()
 	}
 	if err != nil {
@@ -98,13 +99,23 @@ func (m *Machine) ReadySave(ctx context.Context) error {
 	return nil
 }
 
-// readySave makes the file for the next save, if there is none.
+// readySave makes the file for the next save, and finds the memory to read beside it.
 //
 // Preconditions: the caller has the turn.
 func (m *Machine) readySave(ctx context.Context) error {
 	if m.state.Config.Save == SaveMigrate {
 		return nil
 	}
+	if err := m.readyFirmware(ctx); err != nil {
+		return err
+	}
+	return m.readySaveFile(ctx)
+}
+
+// readySaveFile makes the file, if there is none on the present connection.
+//
+// Preconditions: the caller has the turn.
+func (m *Machine) readySaveFile(ctx context.Context) error {
 	mon, err := m.connect(ctx)
 	if err != nil {
 		return err
@@ -146,36 +157,53 @@ func (m *Machine) dropSave(ctx context.Context) {
 	m.save = saveFile{}
 }
 
-// saveByXen has QEMU write the stream to the save file. live:false keeps the
-// block devices active.
-func (m *Machine) saveByXen(ctx context.Context) ([]byte, error) {
-	if err := m.readySave(ctx); err != nil {
-		return nil, err
+// saveByXen has QEMU write the stream to the save file, and reads the blocks that are
+// not in it. live:false keeps the block devices active.
+func (m *Machine) saveByXen(ctx context.Context) (state deviceState, err error) {
+	if err := m.readySaveFile(ctx); err != nil {
+		return state, err
+	}
+	if m.firmware.mem == nil { // nobody called ReadySave
+		if err := m.readyFirmware(ctx); err != nil {
+			return state, err
+		}
+	}
+	if m.state.Foreign != nil { // whose owner may plug something in at any time
+		if err := m.refuseBlocked(ctx); err != nil {
+			return state, err
+		}
 	}
 	// The descriptors share their place in the file (dup(2)).
 	f := m.save.file
 	if err := f.Truncate(0); err != nil {
-		return nil, err
+		return state, err
 	}
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		return nil, err
+		return state, err
 	}
 	var s qmp.RunState
+	var blocks string
 	asked := &qmp.Call{Name: "query-status", Result: &s}
 	saved := &qmp.Call{Name: "xen-save-devices-state", Arguments: map[string]any{
 		"filename": fmt.Sprintf("/dev/fdset/%d", m.save.set.ID), "live": false,
 	}}
-	err := m.batch(ctx, asked, saved)
+	listed := &qmp.Call{Name: "human-monitor-command", Arguments: map[string]string{"command-line": "info ramblock"}, Result: &blocks}
+	err = m.batch(ctx, asked, saved, listed)
 	if asked.Err == nil {
 		m.saw(s)
 		if err := standsStill(s); err != nil {
-			return nil, err
+			return state, err
 		}
 	}
 	if err != nil {
-		return nil, err
+		return state, err
 	}
-	return m.readStream(f)
+	state.method = methodXen
+	if state.blocks, err = m.readFirmware(blocks); err != nil {
+		return state, err
+	}
+	state.stream, err = m.readStream(f)
+	return state, err
 }
 
 // readStream returns what a file that is open for writing holds.
@@ -201,75 +229,73 @@ func (m *Machine) checkSize(n int64) error {
 }
 
 // LoadDevices implements vmm.Machine.
-func (m *Machine) LoadDevices(ctx context.Context, state []byte) error {
+func (m *Machine) LoadDevices(ctx context.Context, state []byte) (vmm.Loaded, error) {
 	done, err := m.takeTurn(ctx)
 	if err != nil {
-		return fmt.Errorf("load devices of guest %s: %w", m.Name(), err)
+		return vmm.Loaded{}, fmt.Errorf("load devices of guest %s: %w", m.Name(), err)
 	}
 	defer done()
-	if err := m.loadDevices(ctx, state); err != nil {
-		return fmt.Errorf("load devices of guest %s: %w", m.Name(), err)
+	loaded, err := m.loadDevices(ctx, state)
+	if err != nil {
+		return vmm.Loaded{}, fmt.Errorf("load devices of guest %s: %w", m.Name(), err)
 	}
-	return nil
+	return loaded, nil
 }
 
-func (m *Machine) loadDevices(ctx context.Context, state []byte) error {
-	method, stream, err := decodeRecord(state)
+func (m *Machine) loadDevices(ctx context.Context, record []byte) (loaded vmm.Loaded, err error) {
+	state, err := decodeRecord(record)
 	if err != nil {
-		return err
+		return loaded, err
 	}
-	if err := m.checkSize(int64(len(stream))); err != nil {
-		return err
+	if err := m.checkSize(int64(len(state.stream))); err != nil {
+		return loaded, err
 	}
 	s, err := m.runState(ctx)
 	if err != nil {
-		return err
+		return loaded, err
+	}
+	if statusOf(s) != vmm.StatusIncoming {
+		return loaded, fmt.Errorf("%w: it is %s", vmm.ErrNotIncoming, s.Status)
+	}
+	// A migration has the blocks in its stream.
+	blocks := state.blocks
+	if state.method == methodXen {
+		if blocks, loaded, err = m.restoredBlocks(ctx, blocks); err != nil {
+			return loaded, err
+		}
+	}
+	stream, err := m.incomingStream(state.stream, blocks)
+	if err != nil {
+		return loaded, err
+	}
+	// Both ends of a migration without RAM must say so; the other stream has main RAM
+	// in no section at all.
+	if err := m.ignoreShared(ctx, state.method == methodMigrate); err != nil {
+		return loaded, err
+	}
+	if err := m.keepQuiet(ctx); err != nil {
+		return loaded, err
+	}
+	if err := m.receive(ctx, stream); err != nil {
+		return loaded, err
+	}
+	return loaded, m.awaitLoaded(ctx)
+}
+
+// incomingStream makes of a saved stream the one that the machine is given.
+func (m *Machine) incomingStream(stream []byte, blocks []blockBytes) ([]byte, error) {
+	stream, err := withoutAnnouncements(stream)
+	if err != nil {
+		return nil, err
 	}
 	if m.state.Foreign == nil || m.state.Foreign.Configuration {
 		stream = withConfiguration(stream, m.state.Description.Machine)
 	}
-	if statusOf(s) != vmm.StatusIncoming {
-		return fmt.Errorf("%w: it is %s", vmm.ErrNotIncoming, s.Status)
-	}
-	// Both ends of a migration without RAM must say so; the other stream has no
-	// RAM section at all.
-	if err := m.ignoreShared(ctx, method == methodMigrate); err != nil {
-		return err
-	}
-	if err := m.keepQuiet(ctx); err != nil {
-		return err
-	}
-	if err := m.receive(ctx, stream); err != nil {
-		return err
-	}
-	return m.awaitLoaded(ctx)
+	return withBlocks(stream, blocks)
 }
 
-// withConfiguration puts the configuration section at the head of a stream that
-// has none: xen-save-devices-state writes none, and a machine expects one unless
-// it was started with send-configuration=off, with which newer QEMUs abort when
-// they migrate (seen with 10.0: qemu_savevm_state_header opens its JSON object for
-// that section only). The section is a byte, and the name of the machine type with
-// its length (vmstate_configuration in QEMU's migration/savevm.c; magic and
-// version before it are 4 bytes each).
-func withConfiguration(stream []byte, machine string) []byte {
-	const (
-		head          = 8
-		configuration = 0x07 // QEMU_VM_CONFIGURATION
-	)
-	if len(stream) <= head || stream[head] == configuration {
-		return stream
-	}
-	out := slices.Clone(stream[:head])
-	out = append(out, configuration)
-	out = binary.BigEndian.AppendUint32(out, uint32(len(machine)))
-	out = append(out, machine...)
-	return append(out, stream[head:]...)
-}
-
-// keepQuiet has the cards not announce themselves. By default QEMU sends RARP
-// frames after a load and asks the guest to send ARP: frames that the guest
-// never sent, in a cluster whose network is put back as it was.
+// keepQuiet has QEMU send no announcement for the cards after a load: by default it
+// sends RARP frames.
 func (m *Machine) keepQuiet(ctx context.Context) error {
 	return m.execute(ctx, "migrate-set-parameters", map[string]any{"announce-rounds": 0}, nil)
 }

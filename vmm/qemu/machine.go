@@ -35,8 +35,9 @@ type Machine struct {
 	// turn is a lock that a context can give up waiting for. It keeps Stop,
 	// Continue, SaveDevices and LoadDevices apart: a Continue in the middle of a
 	// save would cut RAM and devices at different instants.
-	turn chan struct{}
-	save saveFile // guarded by turn; what SaveDevices has QEMU write to
+	turn     chan struct{}
+	save     saveFile // guarded by turn; what SaveDevices has QEMU write to
+	firmware firmware // guarded by turn; what SaveDevices reads beside that
 
 	// dialling is such a lock, too: held to replace monitor.
 	dialling chan struct{}
@@ -104,6 +105,11 @@ func (m *Machine) Describe(ctx context.Context) (Description, error) {
 	d.QEMU = mon.Greeting().Version.String()
 	if d.CPUMissing, err = m.missingFeatures(ctx); err != nil {
 		return Description{}, fmt.Errorf("describe guest %s: %w", m.Name(), err)
+	}
+	if m.state.Foreign != nil { // its owner may have plugged something in or out
+		if d.Devices, err = m.foreignDevices(ctx); err != nil {
+			return Description{}, fmt.Errorf("describe guest %s: %w", m.Name(), err)
+		}
 	}
 	return d, nil
 }
@@ -185,6 +191,7 @@ func (m *Machine) Detach() error {
 	defer cancel()
 	if done, err := m.takeTurn(ctx); err == nil {
 		m.dropSave(ctx)
+		m.dropFirmware()
 		done()
 	}
 	m.mu.Lock()

@@ -22,7 +22,9 @@ const (
 type migrateProgress struct {
 	Status    string `json:"status"`
 	ErrorDesc string `json:"error-desc"`
-	RAM       struct {
+	// Blocked says, since QEMU 6.0, why the machine cannot be migrated at all.
+	Blocked []string `json:"blocked-reasons"`
+	RAM     struct {
 		Total uint64 `json:"total"` // bytes of the RAM blocks that take part
 	} `json:"ram"`
 }
@@ -50,7 +52,7 @@ func (m *Machine) saveByMigration(ctx context.Context, moved bool) ([]byte, erro
 	if moved {
 		record, err := os.ReadFile(kept)
 		if err == nil {
-			_, _, err = decodeRecord(record)
+			_, err = decodeRecord(record)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("guest was migrated and has not run since, and its record is lost: %w", err)
@@ -68,7 +70,7 @@ func (m *Machine) saveByMigration(ctx context.Context, moved bool) ([]byte, erro
 	if err != nil {
 		return nil, errors.Join(err, m.cancelMigration(context.WithoutCancel(ctx)))
 	}
-	record := encodeRecord(methodMigrate, stream)
+	record := deviceState{method: methodMigrate, stream: stream}.encode()
 	if err := os.WriteFile(kept+".tmp", record, 0o600); err != nil {
 		return nil, err
 	}

@@ -177,7 +177,7 @@ func TestMappings(t *testing.T) {
 	st := fi.Sys().(*syscall.Stat_t)
 	want := Mapping{
 		Range: Range{w.addr, fileBytes}, Readable: true, Writable: true, Shared: true,
-		Device: st.Dev, Inode: st.Ino, PageBytes: pageSize,
+		Device: st.Dev, Inode: st.Ino, PageBytes: pageSize, Name: w.file.Name(),
 	}
 	if len(got) != 1 || got[0] != want {
 		t.Errorf("mappings are %+v, want %+v", got, want)

@@ -19,6 +19,8 @@ type Mapping struct {
 	Offset        uint64 // in the file, bytes
 	Device, Inode uint64
 
+	Name string // the file's path, or what the kernel calls it, as in [heap]
+
 	PageBytes uint64 // that it is made of: 4 KiB, or a huge page's; 0: not known
 }
 
@@ -96,6 +98,9 @@ func parseMapping(line string) (m Mapping, err error) {
 	m.Len = end - m.Addr
 	m.Readable, m.Writable, m.Shared = mode[0] == 'r', mode[1] == 'w', mode[3] == 's'
 	m.Device = unix.Mkdev(major, minor)
+	if f := strings.SplitN(strings.TrimSpace(line), " ", 6); len(f) == 6 {
+		m.Name = strings.TrimSpace(f[5])
+	}
 	return m, nil
 }
 

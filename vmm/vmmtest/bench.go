@@ -136,16 +136,20 @@ func (b *bench) restart(t *testing.T, name string, cp checkpoint) *stand {
 	}
 	damaged := append([]byte(nil), cp.state...)
 	damaged[len(damaged)/2] ^= 1
-	if err := g.LoadDevices(b.ctx, damaged); !errors.Is(err, vmm.ErrCorrupt) {
+	if _, err := g.LoadDevices(b.ctx, damaged); !errors.Is(err, vmm.ErrCorrupt) {
 		t.Fatalf("load a damaged state: %v, want ErrCorrupt", err)
 	}
 	g.wantStatus(t, vmm.StatusIncoming)
 	b.must(t, copyFile(g.Memory()[0].Path, cp.ram, 0))
 	start := time.Now()
-	b.must(t, g.LoadDevices(b.ctx, cp.state))
+	loaded, err := g.LoadDevices(b.ctx, cp.state)
+	b.must(t, err)
+	if len(loaded.Replaced)+len(loaded.Missing) > 0 {
+		t.Errorf("a state that was just saved lacks %v", loaded)
+	}
 	t.Logf("loaded %d bytes in %v", len(cp.state), time.Since(start))
 	g.wantStatus(t, vmm.StatusPaused)
-	if err := g.LoadDevices(b.ctx, cp.state); !errors.Is(err, vmm.ErrNotIncoming) {
+	if _, err := g.LoadDevices(b.ctx, cp.state); !errors.Is(err, vmm.ErrNotIncoming) {
 		t.Fatalf("load a second state: %v, want ErrNotIncoming", err)
 	}
 	if own := g.console(t); own != cp.console {

@@ -130,8 +130,8 @@ func (f *Fake) SaveDevices(ctx context.Context) ([]byte, error) {
 }
 
 // LoadDevices implements vmm.Machine.
-func (f *Fake) LoadDevices(ctx context.Context, state []byte) error {
-	return f.change(ctx, "load devices of", func(s vmm.Status) (vmm.Status, error) {
+func (f *Fake) LoadDevices(ctx context.Context, state []byte) (vmm.Loaded, error) {
+	return vmm.Loaded{}, f.change(ctx, "load devices of", func(s vmm.Status) (vmm.Status, error) {
 		registers, err := decodeRegisters(state)
 		if err != nil {
 			return s, err

@@ -73,7 +73,7 @@ func launchedStopped(t *testing.T, b *bench, g *stand) {
 	if st, err := os.Stat(mem[0].Path); err != nil || st.Size() != ProgramMemory {
 		t.Fatalf("memory file: %v, %v", st, err)
 	}
-	if err := g.LoadDevices(b.ctx, []byte("no state")); !errors.Is(err, vmm.ErrCorrupt) {
+	if _, err := g.LoadDevices(b.ctx, []byte("no state")); !errors.Is(err, vmm.ErrCorrupt) {
 		t.Errorf("load garbage: %v, want ErrCorrupt", err)
 	}
 	if g.console(t) != "" || g.counter(t).Started {
