@@ -17,6 +17,9 @@ func (t *term) createCluster(ctx context.Context, req *api.CreateClusterRequest)
 	if err != nil {
 		return nil, err
 	}
+	if err := t.checkSupport(ctx, s); err != nil {
+		return nil, err
+	}
 	release, err := t.ops.begin(s.Name, "create")
 	if err != nil {
 		return nil, err

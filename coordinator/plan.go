@@ -24,10 +24,20 @@ type restriction struct {
 // On error: no-space names each guest that fits nowhere, unavailable a node
 // that was asked for and does not answer.
 func plan(s *spec.Spec, seen *survey, r restriction) ([]deploy.Part, map[string]string, error) {
+	var infos []*api.NodeInfo
+	for _, v := range seen.usable() {
+		if len(r.nodes) == 0 || slices.Contains(r.nodes, v.info.GetName()) {
+			infos = append(infos, v.info)
+		}
+	}
+	cannot, err := unfit(s, infos, r.on)
+	if err != nil {
+		return nil, nil, fmt.Errorf("place guests of cluster %s: %w", s.Name, err)
+	}
 	guests := make([]placement.Guest, 0, len(s.Guests))
 	wanted := slices.Clone(r.nodes)
 	for _, g := range s.Guests {
-		guests = append(guests, placement.Guest{Name: g.Name, Memory: g.MemoryBytes, VCPUs: g.VCPUs, Pin: g.Node})
+		guests = append(guests, placement.Guest{Name: g.Name, Memory: g.MemoryBytes, VCPUs: g.VCPUs, Pin: g.Node, Unfit: cannot[g.Name]})
 		if on, given := r.on[g.Name]; given {
 			wanted = append(wanted, on)
 		} else if g.Node != "" {

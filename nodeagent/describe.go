@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -30,7 +31,7 @@ func (a *Agent) Describe(ctx context.Context) (*api.NodeInfo, error) {
 		MemoryBytes: uint64(a.cfg.MemoryBytes), MemoryFreeBytes: uint64(max(a.memoryFree(), 0)),
 		Cpus: uint32(runtime.NumCPU()), QemuVersion: a.qemu.Version.String(), Kernel: kernelRelease(),
 		Kvm: canKVM(), Version: a.cfg.Version, Incarnation: a.incarnation,
-		Bridges: slices.Sorted(maps.Keys(a.cfg.Bridges)),
+		Bridges: slices.Sorted(maps.Keys(a.cfg.Bridges)), QemuSupport: support(a.qemu),
 	}
 	if id := a.cfg.Identity; id != nil {
 		info.CertificateNotAfterUnixNs = id.NotAfter().UnixNano()
@@ -53,6 +54,17 @@ func (a *Agent) Describe(ctx context.Context) (*api.NodeInfo, error) {
 	}
 	wg.Wait()
 	return info, nil
+}
+
+// support is what of this QEMU a specification can ask for: versioned PC machines.
+func support(info qemu.Info) *api.QEMUSupport {
+	out := &api.QEMUSupport{CpuModels: info.CPUModels}
+	for _, m := range info.MachineTypes {
+		if strings.HasPrefix(m, "pc-") {
+			out.MachineTypes = append(out.MachineTypes, m)
+		}
+	}
+	return out
 }
 
 // lostGuests lists what is only to be destroyed.

@@ -63,14 +63,18 @@ func place(nodes []Node, guests []Guest, fixed map[string]string, choose chooser
 		if _, must := fixed[g.Name]; must {
 			continue
 		}
+		able := slices.DeleteFunc(slices.Clone(rooms), func(r *room) bool { return slices.Contains(g.Unfit, r.name) })
 		var fitting []*room
-		for _, r := range rooms {
+		for _, r := range able {
 			if r.fits(g) {
 				fitting = append(fitting, r)
 			}
 		}
 		if len(fitting) == 0 {
-			best := slices.MaxFunc(rooms, func(a, b *room) int { return cmp.Compare(a.free, b.free) })
+			if len(able) == 0 {
+				able = rooms
+			}
+			best := slices.MaxFunc(able, func(a, b *room) int { return cmp.Compare(a.free, b.free) })
 			misfits = append(misfits, Misfit{Guest: g.Name, Needs: g.Memory, Node: best.name, Free: best.free})
 			continue
 		}

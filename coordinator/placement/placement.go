@@ -31,7 +31,8 @@ type Guest struct {
 	Name   string
 	Memory uint64 // bytes
 	VCPUs  uint32
-	Pin    string // the only node it may run on; empty: any
+	Pin    string   // the only node it may run on; empty: any
+	Unfit  []string // nodes that it cannot run on
 }
 
 // Restrictions are an operator's wishes for one start or restart.

@@ -300,3 +300,18 @@ func TestPlan_OrderDoesNotMatter(t *testing.T) {
 		}
 	})
 }
+
+// A guest goes only where it can run, and what it lacks is looked for there.
+func TestPlan_KeepsGuestsFromUnfitNodes(t *testing.T) {
+	nodes := []placement.Node{{Name: "n1", MemoryFree: 100, CPUs: 64}, {Name: "n2", MemoryFree: 30, CPUs: 1}}
+	for _, policy := range []spec.Policy{spec.Spread, spec.Pack} {
+		plan, err := placement.Plan(nodes, []placement.Guest{{Name: "a", Memory: 20, VCPUs: 4, Unfit: []string{"n1"}}, {Name: "b", Memory: 20}}, policy, placement.Restrictions{})
+		if err != nil || plan[0].Node != "n2" {
+			t.Errorf("%s: %v, %v; want a on n2", policy, plan, err)
+		}
+	}
+	_, err := placement.Plan(nodes, []placement.Guest{{Name: "a", Memory: 40, Unfit: []string{"n1"}}}, spec.Spread, placement.Restrictions{})
+	if fault.ClassOf(err) != fault.NoSpace || !strings.Contains(err.Error(), "n2") {
+		t.Errorf("%v, want no-space that names n2", err)
+	}
+}

@@ -45,3 +45,24 @@ func TestShown(t *testing.T) {
 		}
 	}
 }
+
+func TestClosest(t *testing.T) {
+	machines := []string{"pc-i440fx-7.2", "pc-q35-7.1", "pc-q35-7.2", "pc-q35-6.2"}
+	for _, c := range []struct{ s, closest, near string }{
+		{"pc-q35-7.2", "pc-q35-7.2", "pc-q35-7.2"},
+		{"pc-q35-9.2", "pc-q35-7.2", "pc-q35-7.2"},
+		{"pc-q35-7.3", "pc-q35-7.2", "pc-q35-7.2"},
+		{"pc-i440fx-8.2", "pc-i440fx-7.2", "pc-i440fx-7.2"},
+		{"x", "pc-q35-7.2", ""},
+	} {
+		if got := text.Closest(c.s, machines); got != c.closest {
+			t.Errorf("Closest(%s) = %q, want %q", c.s, got, c.closest)
+		}
+		if got := text.Near(c.s, machines); got != c.near {
+			t.Errorf("Near(%s) = %q, want %q", c.s, got, c.near)
+		}
+	}
+	if got := text.Closest("a", nil) + text.Near("a", nil); got != "" {
+		t.Errorf("of no words: %q", got)
+	}
+}
