@@ -159,10 +159,11 @@ func (a *Agent) openImages(ctx context.Context, req *api.CreateGuestsRequest) (*
 	if len(req.Images) == 0 {
 		return nil, nil
 	}
-	if err := a.repo.Refresh(ctx); err != nil {
+	repo := a.repo.Within(ctx, 0) // the call has the cluster's turn
+	if err := repo.Refresh(ctx); err != nil {
 		return nil, fmt.Errorf("look for new packs: %w", repositoryFault(err))
 	}
-	reader, err := a.repo.NewReader(ctx, req.Packs)
+	reader, err := repo.NewReader(ctx, req.Packs)
 	if err != nil {
 		return nil, fmt.Errorf("open packs: %w", repositoryFault(err))
 	}

@@ -39,6 +39,8 @@ type worker struct {
 	batch   int                // guarded by mu; number of the last hand
 	current round.ID           // guarded by mu; of the job in progress
 	abandon context.CancelFunc // guarded by mu; cancels the job in progress; nil: none is
+	storing round.ID           // guarded by mu; the round that leave belongs to
+	leave   context.CancelFunc // guarded by mu; ends what the round does with the repository; nil: none does
 	wake    chan struct{}      // buffered 1; raised when queue grows
 }
 
@@ -64,6 +66,9 @@ func (w *worker) hand(actions []round.Action) {
 			w.queue = slices.DeleteFunc(w.queue, func(j job) bool { return j.Round == a.Round })
 			if w.abandon != nil && w.current == a.Round {
 				w.abandon()
+			}
+			if w.leave != nil && w.storing == a.Round {
+				w.leave()
 			}
 			continue
 		}
@@ -91,7 +96,7 @@ func (w *worker) run(ctx context.Context) {
 				return
 			}
 		}
-		err := w.do(jobCtx, j.Action)
+		err := w.do(ctx, jobCtx, j.Action)
 		w.finish(j, err)
 	}
 }
@@ -128,8 +133,27 @@ func (w *worker) finish(j job, err error) {
 	}
 }
 
-// do carries out one action and hands its event back.
-func (w *worker) do(ctx context.Context, a round.Action) error {
+// storage is the repository for one round: its file operations end when the round
+// is abandoned, and with life, whatever the file system does. So no round keeps
+// the worker for longer than it lasts.
+func (w *worker) storage(life, job context.Context, id round.ID) *repository.Repository {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.leave != nil {
+		w.leave()
+	}
+	var ctx context.Context
+	ctx, w.leave = context.WithCancel(life)
+	w.storing = id
+	if job.Err() != nil { // abandoned before this was called
+		w.leave()
+	}
+	return w.rounds.agent.repo.Within(ctx, 0)
+}
+
+// do carries out one action and hands its event back. ctx ends with the action,
+// life with the worker.
+func (w *worker) do(life, ctx context.Context, a round.Action) error {
 	r, s, epoch := w.rounds, w.saving, a.Round.Epoch
 	begun := time.Now()
 	defer func() {
@@ -137,7 +161,7 @@ func (w *worker) do(ctx context.Context, a round.Action) error {
 	}()
 	switch a.Kind {
 	case round.PrepareGuests:
-		return w.prepare(ctx, a)
+		return w.prepare(ctx, a, w.storage(life, ctx, a.Round))
 	case round.ResumeGuests:
 		return w.resume(ctx, epoch)
 	case round.KeepImage:
@@ -184,7 +208,7 @@ func (w *worker) do(ctx context.Context, a round.Action) error {
 }
 
 // prepare checks that every guest can be cut and reserves what the round needs.
-func (w *worker) prepare(ctx context.Context, a round.Action) error {
+func (w *worker) prepare(ctx context.Context, a round.Action, repo *repository.Repository) error {
 	r := w.rounds
 	w.pending = nil // of a round whose outcome was never heard
 	if err := w.free(); err != nil {
@@ -196,10 +220,10 @@ func (w *worker) prepare(ctx context.Context, a round.Action) error {
 	for _, g := range r.cluster.leftovers() {
 		return fault.New(fault.Invalid, "guest %s is lost, must run", g.spec.Name)
 	}
-	if err := r.agent.repo.Refresh(ctx); err != nil {
+	if err := repo.Refresh(ctx); err != nil {
 		return fmt.Errorf("look for new packs: %w", repositoryFault(err))
 	}
-	writer, err := r.agent.repo.NewWriter(repository.WriterConfig{
+	writer, err := repo.NewWriter(repository.WriterConfig{
 		Cluster: r.cluster.name, Epoch: uint64(a.Round.Epoch), Node: r.agent.cfg.Name,
 	})
 	if err != nil {
