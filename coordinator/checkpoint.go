@@ -32,6 +32,8 @@ func (t *term) checkpoint(ctx context.Context, req *api.CheckpointRequest, p pro
 		return nil, err
 	}
 	defer release()
+	ctx, forget := t.cancellable(ctx, name)
+	defer forget()
 	c, err := t.c.store.Cluster(ctx, name)
 	if err != nil {
 		return nil, err
@@ -103,6 +105,35 @@ func (t *term) checkpoint(ctx context.Context, req *api.CheckpointRequest, p pro
 	t.c.log.Info("checkpoint taken", "cluster", name, "epoch", epoch, "resumed", time.Duration(done.ResumedUs)*time.Microsecond,
 		"stored-bytes", done.StoredBytes, "elapsed", time.Since(begun))
 	return &api.Event{Result: &api.Event_Checkpoint{Checkpoint: done}}, nil
+}
+
+// cancellable is ctx, which cancelCheckpoint also ends until forget is called.
+//
+// Preconditions: the caller has claimed the cluster.
+func (t *term) cancellable(ctx context.Context, cluster string) (_ context.Context, forget func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.cancels[cluster] = cancel
+	return ctx, func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		delete(t.cancels, cluster)
+		cancel(nil)
+	}
+}
+
+// cancelCheckpoint has the round that runs on a cluster aborted, if that is still
+// possible. Its own caller is told how it ended.
+func (t *term) cancelCheckpoint(cluster string) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	cancel := t.cancels[cluster]
+	if cancel == nil {
+		return fault.New(fault.NotFound, "no checkpoint of cluster %s is in progress", cluster)
+	}
+	cancel(fault.New(fault.Aborted, "at the operator's request"))
+	return nil
 }
 
 // members are the nodes with guests of the cluster. A node whose lease has run

@@ -215,6 +215,32 @@ func TestCheckpoint_FinishThatHangsChangesNothing(t *testing.T) {
 	c.mustCheckpoint("web")
 }
 
+// TestCheckpoint_CancelledByCall aborts a round by a call of its own: the one who
+// has it taken is told how it ended.
+func TestCheckpoint_CancelledByCall(t *testing.T) {
+	l := newLab(t, "n1")
+	c := l.ready(0)
+	c.running("web", "a")
+	cancel := func() error {
+		_, err := c.CancelCheckpoint(t.Context(), &api.CancelCheckpointRequest{Cluster: "web"})
+		return err
+	}
+	wantFault(t, cancel(), fault.NotFound, "no checkpoint of cluster web is in progress")
+	arrived, never := make(chan struct{}), make(chan struct{})
+	l.agents["n1"].Inject(coordinatortest.Persist, coordinatortest.Park(arrived, never))
+	ended := make(chan error, 1)
+	go func() {
+		_, err := c.checkpoint("web")
+		ended <- err
+	}()
+	<-arrived
+	if err := cancel(); err != nil {
+		t.Error(err)
+	}
+	wantFault(t, <-ended, fault.Aborted, "at the operator's request")
+	c.mustCheckpoint("web")
+}
+
 func TestCheckpoint_CancelAborts(t *testing.T) {
 	for _, call := range []coordinatortest.Call{coordinatortest.Prepare, coordinatortest.Cut, coordinatortest.Persist} {
 		t.Run(string(call), func(t *testing.T) {

@@ -268,7 +268,8 @@ func (c *Coordinator) lead(ctx context.Context, f store.Fence) error {
 	}
 	t := &term{
 		c: c, ctx: termCtx, fence: f, ops: newOperations(), drive: drive, begun: time.Now(), incarnations: map[string]string{},
-		aside: make(chan struct{}, 1),
+		cancels: map[string]context.CancelCauseFunc{},
+		aside:   make(chan struct{}, 1),
 	}
 	c.log.Info("this coordinator leads", "fence", f.Token, "store", fmt.Sprintf("%x", f.Store))
 	t.work.Go(t.maintain)

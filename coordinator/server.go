@@ -117,6 +117,15 @@ func (s *operatorServer) TakeCheckpoint(req *api.CheckpointRequest, stream grpc.
 	return ledEvents(stream, s.c, func(ctx context.Context, t *term, p progress) (*api.Event, error) { return t.checkpoint(ctx, req, p) })
 }
 
+func (s *operatorServer) CancelCheckpoint(ctx context.Context, req *api.CancelCheckpointRequest) (*api.CancelCheckpointReply, error) {
+	if err := store.CheckName("cluster", req.GetCluster()); err != nil {
+		return nil, err
+	}
+	return led(ctx, s.c, func(_ context.Context, t *term) (*api.CancelCheckpointReply, error) {
+		return &api.CancelCheckpointReply{}, t.cancelCheckpoint(req.GetCluster())
+	})
+}
+
 func (s *operatorServer) ListCheckpoints(ctx context.Context, req *api.ListCheckpointsRequest) (*api.ListCheckpointsReply, error) {
 	if name := req.GetCluster(); name != "" {
 		if err := store.CheckName("cluster", name); err != nil {

@@ -43,6 +43,8 @@ type term struct {
 	mu           sync.Mutex
 	over         bool              // guarded by mu; no work begins any more
 	incarnations map[string]string // guarded by mu; of each node's agent
+	// cancels aborts the round that runs on a cluster. Guarded by mu.
+	cancels map[string]context.CancelCauseFunc
 }
 
 // enter admits one piece of work to the term. On error the term is over;

@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
@@ -25,8 +27,9 @@ func newCheckpointCommand(o *operator) *cobra.Command {
 		Use:   "checkpoint CLUSTER",
 		Short: "Take a checkpoint of a running cluster",
 		Long: `Take a checkpoint of a running cluster and wait until it is durable. The guests
-stand still for milliseconds only. An interrupt aborts the round: the guests
-keep running, and nothing is left of the checkpoint.
+stand still for milliseconds only. An interrupt aborts the round unless it is
+committed already, and the command says which of the two it is. The guests keep
+running.
 
 Memory is captured live: write-protected in the pause, and stored while the guest
 runs. Where that cannot be, as with a device that writes memory behind QEMU's
@@ -66,7 +69,7 @@ guest of the cluster was adopted.`,
 			if req.DiscardChannels {
 				o.env.Notice("warning: --discard-channels: a restart from this checkpoint loses the frames that were on the wire")
 			}
-			o.env.OnInterrupt("the round is aborted, guests keep running")
+			o.env.OnInterrupt("asking the coordinator to abort the checkpoint; the guests keep running")
 			return o.takeCheckpoint(c.Context(), &req)
 		},
 	}
@@ -84,9 +87,16 @@ guest of the cluster was adopted.`,
 
 func (o *operator) takeCheckpoint(ctx context.Context, req *api.CheckpointRequest) error {
 	return o.call(ctx, "checkpoint "+req.GetCluster(), func(conn *remote.Conn) error {
-		event, err := o.follow(ctx, func(ctx context.Context) (grpc.ServerStreamingClient[api.Event], error) {
+		call, end := cancelling(ctx, conn, req.GetCluster())
+		defer end()
+		event, err := o.follow(call, func(ctx context.Context) (grpc.ServerStreamingClient[api.Event], error) {
 			return conn.TakeCheckpoint(ctx, req)
 		})
+		if interrupted := ctx.Err() != nil; interrupted && fault.ClassOf(err) == fault.Aborted {
+			return fmt.Errorf("%w; the checkpoint was aborted, and the guests keep running", app.ErrInterrupted)
+		} else if interrupted && err == nil {
+			o.env.Notice("the checkpoint was committed before it could be aborted")
+		}
 		if err != nil {
 			return err
 		}
@@ -95,6 +105,32 @@ func (o *operator) takeCheckpoint(ctx context.Context, req *api.CheckpointReques
 		}
 		return o.print(view.OfCheckpoint(event.GetCheckpoint()))
 	})
+}
+
+// cancelBudget is how long the coordinator may take to hear that a checkpoint is
+// to be aborted, and its word how that one ended to come after it said that none runs.
+const cancelBudget = 5 * time.Second
+
+// cancelling returns the context of a call that takes a checkpoint. When ctx ends
+// the coordinator is asked to abort the round, and the call goes on until it says
+// how the round ended. Only if the coordinator cannot be asked does the call end.
+func cancelling(ctx context.Context, conn api.OperatorClient, cluster string) (_ context.Context, end func()) {
+	call, giveUp := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		asking, cancel := context.WithTimeout(call, cancelBudget)
+		defer cancel()
+		_, err := conn.CancelCheckpoint(asking, &api.CancelCheckpointRequest{Cluster: cluster})
+		if fault.ClassOf(err) == fault.NotFound { // it has not begun, or has just ended
+			<-asking.Done()
+		}
+		if err != nil {
+			giveUp()
+		}
+	})
+	return call, func() {
+		stop()
+		giveUp()
+	}
 }
 
 func newCheckpointsCommand(o *operator) *cobra.Command {

@@ -135,30 +135,44 @@ func TestCoordinator_NotReached(t *testing.T) {
 	}
 }
 
-// TestInterrupt_CancelsTheRound sends a real signal while a checkpoint runs.
+// TestInterrupt_CancelsTheRound sends a real signal while a checkpoint runs. The
+// command says what became of it.
 func TestInterrupt_CancelsTheRound(t *testing.T) {
-	server := operatortest.New(t)
-	server.Hold = true
-	done := make(chan result, 1)
-	go func() { done <- fermata(t, server, "checkpoint", "demo", "--progress", "plain") }()
-	waitFor(t, func() bool { return len(server.Requests()) == 1 })
-	if err := syscall.Kill(os.Getpid(), syscall.SIGINT); err != nil {
-		t.Fatal(err)
-	}
-	select {
-	case <-server.Cancelled():
-	case <-time.After(budget):
-		t.Fatal("the call was not cancelled")
-	}
-	select {
-	case r := <-done:
-		if r.status != app.ExitInterrupted || r.stdout != "" ||
-			!strings.Contains(r.stderr, "the round is aborted, guests keep running") ||
-			!strings.HasSuffix(r.stderr, "fermata: checkpoint demo: interrupted\n") {
-			t.Errorf("status %d, stdout %q, stderr:\n%s", r.status, r.stdout, r.stderr)
-		}
-	case <-time.After(budget):
-		t.Fatal("the command goes on")
+	for _, tc := range []struct {
+		name    string
+		verdict error
+		old     bool
+		status  int
+		says    string
+	}{
+		{"aborted", fault.New(fault.Aborted, "round demo@5 aborted: cancelled"), false, app.ExitInterrupted, "the checkpoint was aborted, and the guests keep running"},
+		{"committed", nil, false, 0, "the checkpoint was committed before it could be aborted"},
+		{"not known", fault.New(fault.Unknown, "round demo@5: it is not known yet"), false, fault.Unknown.ExitCode(), "it is not known yet"},
+		{"a coordinator that cannot be asked", nil, true, app.ExitInterrupted, "interrupted"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			server := operatortest.New(t)
+			server.Hold, server.Verdict, server.Old = true, tc.verdict, tc.old
+			done := make(chan result, 1)
+			go func() { done <- fermata(t, server, "checkpoint", "demo", "--progress", "plain") }()
+			waitFor(t, func() bool { return len(server.Requests()) == 1 })
+			if err := syscall.Kill(os.Getpid(), syscall.SIGINT); err != nil {
+				t.Fatal(err)
+			}
+			select {
+			case <-server.Cancelled():
+			case <-time.After(budget):
+				t.Fatal("the call was not cancelled")
+			}
+			select {
+			case r := <-done:
+				if r.status != tc.status || (r.stdout != "") != (tc.status == 0) || !strings.Contains(r.stderr, tc.says) {
+					t.Errorf("status %d, stdout %q, stderr:\n%s", r.status, r.stdout, r.stderr)
+				}
+			case <-time.After(budget):
+				t.Fatal("the command goes on")
+			}
+		})
 	}
 }
 

@@ -745,6 +745,86 @@ func (x *CheckpointRequest) GetCut() Cut {
 	return Cut_CUT_COLOURED
 }
 
+type CancelCheckpointRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cluster       string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelCheckpointRequest) Reset() {
+	*x = CancelCheckpointRequest{}
+	mi := &file_fermata_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelCheckpointRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelCheckpointRequest) ProtoMessage() {}
+
+func (x *CancelCheckpointRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fermata_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelCheckpointRequest.ProtoReflect.Descriptor instead.
+func (*CancelCheckpointRequest) Descriptor() ([]byte, []int) {
+	return file_fermata_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *CancelCheckpointRequest) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+type CancelCheckpointReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelCheckpointReply) Reset() {
+	*x = CancelCheckpointReply{}
+	mi := &file_fermata_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelCheckpointReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelCheckpointReply) ProtoMessage() {}
+
+func (x *CancelCheckpointReply) ProtoReflect() protoreflect.Message {
+	mi := &file_fermata_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelCheckpointReply.ProtoReflect.Descriptor instead.
+func (*CancelCheckpointReply) Descriptor() ([]byte, []int) {
+	return file_fermata_proto_rawDescGZIP(), []int{10}
+}
+
 type ListCheckpointsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Cluster       string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"` // empty: all clusters
@@ -754,7 +834,7 @@ type ListCheckpointsRequest struct {
 
 func (x *ListCheckpointsRequest) Reset() {
 	*x = ListCheckpointsRequest{}
-	mi := &file_fermata_proto_msgTypes[9]
+	mi := &file_fermata_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -766,7 +846,7 @@ func (x *ListCheckpointsRequest) String() string {
 func (*ListCheckpointsRequest) ProtoMessage() {}
 
 func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[9]
+	mi := &file_fermata_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -779,7 +859,7 @@ func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCheckpointsRequest.ProtoReflect.Descriptor instead.
 func (*ListCheckpointsRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{9}
+	return file_fermata_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListCheckpointsRequest) GetCluster() string {
@@ -798,7 +878,7 @@ type ListCheckpointsReply struct {
 
 func (x *ListCheckpointsReply) Reset() {
 	*x = ListCheckpointsReply{}
-	mi := &file_fermata_proto_msgTypes[10]
+	mi := &file_fermata_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -810,7 +890,7 @@ func (x *ListCheckpointsReply) String() string {
 func (*ListCheckpointsReply) ProtoMessage() {}
 
 func (x *ListCheckpointsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[10]
+	mi := &file_fermata_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -823,7 +903,7 @@ func (x *ListCheckpointsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCheckpointsReply.ProtoReflect.Descriptor instead.
 func (*ListCheckpointsReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{10}
+	return file_fermata_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListCheckpointsReply) GetCheckpoints() []*Checkpoint {
@@ -842,7 +922,7 @@ type GetCheckpointRequest struct {
 
 func (x *GetCheckpointRequest) Reset() {
 	*x = GetCheckpointRequest{}
-	mi := &file_fermata_proto_msgTypes[11]
+	mi := &file_fermata_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -854,7 +934,7 @@ func (x *GetCheckpointRequest) String() string {
 func (*GetCheckpointRequest) ProtoMessage() {}
 
 func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[11]
+	mi := &file_fermata_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -867,7 +947,7 @@ func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{11}
+	return file_fermata_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GetCheckpointRequest) GetId() string {
@@ -886,7 +966,7 @@ type VerifyCheckpointRequest struct {
 
 func (x *VerifyCheckpointRequest) Reset() {
 	*x = VerifyCheckpointRequest{}
-	mi := &file_fermata_proto_msgTypes[12]
+	mi := &file_fermata_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -898,7 +978,7 @@ func (x *VerifyCheckpointRequest) String() string {
 func (*VerifyCheckpointRequest) ProtoMessage() {}
 
 func (x *VerifyCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[12]
+	mi := &file_fermata_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -911,7 +991,7 @@ func (x *VerifyCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*VerifyCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{12}
+	return file_fermata_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *VerifyCheckpointRequest) GetId() string {
@@ -930,7 +1010,7 @@ type DeleteCheckpointRequest struct {
 
 func (x *DeleteCheckpointRequest) Reset() {
 	*x = DeleteCheckpointRequest{}
-	mi := &file_fermata_proto_msgTypes[13]
+	mi := &file_fermata_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -942,7 +1022,7 @@ func (x *DeleteCheckpointRequest) String() string {
 func (*DeleteCheckpointRequest) ProtoMessage() {}
 
 func (x *DeleteCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[13]
+	mi := &file_fermata_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -955,7 +1035,7 @@ func (x *DeleteCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*DeleteCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{13}
+	return file_fermata_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DeleteCheckpointRequest) GetId() string {
@@ -974,7 +1054,7 @@ type DeleteCheckpointReply struct {
 
 func (x *DeleteCheckpointReply) Reset() {
 	*x = DeleteCheckpointReply{}
-	mi := &file_fermata_proto_msgTypes[14]
+	mi := &file_fermata_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -986,7 +1066,7 @@ func (x *DeleteCheckpointReply) String() string {
 func (*DeleteCheckpointReply) ProtoMessage() {}
 
 func (x *DeleteCheckpointReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[14]
+	mi := &file_fermata_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -999,7 +1079,7 @@ func (x *DeleteCheckpointReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteCheckpointReply.ProtoReflect.Descriptor instead.
 func (*DeleteCheckpointReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{14}
+	return file_fermata_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *DeleteCheckpointReply) GetFreedBytes() uint64 {
@@ -1024,7 +1104,7 @@ type RestartRequest struct {
 
 func (x *RestartRequest) Reset() {
 	*x = RestartRequest{}
-	mi := &file_fermata_proto_msgTypes[15]
+	mi := &file_fermata_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1036,7 +1116,7 @@ func (x *RestartRequest) String() string {
 func (*RestartRequest) ProtoMessage() {}
 
 func (x *RestartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[15]
+	mi := &file_fermata_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1049,7 +1129,7 @@ func (x *RestartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartRequest.ProtoReflect.Descriptor instead.
 func (*RestartRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{15}
+	return file_fermata_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RestartRequest) GetCluster() string {
@@ -1109,7 +1189,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_fermata_proto_msgTypes[16]
+	mi := &file_fermata_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1121,7 +1201,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[16]
+	mi := &file_fermata_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1134,7 +1214,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{16}
+	return file_fermata_proto_rawDescGZIP(), []int{18}
 }
 
 type ListNodesReply struct {
@@ -1146,7 +1226,7 @@ type ListNodesReply struct {
 
 func (x *ListNodesReply) Reset() {
 	*x = ListNodesReply{}
-	mi := &file_fermata_proto_msgTypes[17]
+	mi := &file_fermata_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1158,7 +1238,7 @@ func (x *ListNodesReply) String() string {
 func (*ListNodesReply) ProtoMessage() {}
 
 func (x *ListNodesReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[17]
+	mi := &file_fermata_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1171,7 +1251,7 @@ func (x *ListNodesReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesReply.ProtoReflect.Descriptor instead.
 func (*ListNodesReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{17}
+	return file_fermata_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListNodesReply) GetNodes() []*NodeInfo {
@@ -1190,7 +1270,7 @@ type GetNodeRequest struct {
 
 func (x *GetNodeRequest) Reset() {
 	*x = GetNodeRequest{}
-	mi := &file_fermata_proto_msgTypes[18]
+	mi := &file_fermata_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1202,7 +1282,7 @@ func (x *GetNodeRequest) String() string {
 func (*GetNodeRequest) ProtoMessage() {}
 
 func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[18]
+	mi := &file_fermata_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1215,7 +1295,7 @@ func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeRequest.ProtoReflect.Descriptor instead.
 func (*GetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{18}
+	return file_fermata_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *GetNodeRequest) GetName() string {
@@ -1237,7 +1317,7 @@ type ConsoleRequest struct {
 
 func (x *ConsoleRequest) Reset() {
 	*x = ConsoleRequest{}
-	mi := &file_fermata_proto_msgTypes[19]
+	mi := &file_fermata_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1249,7 +1329,7 @@ func (x *ConsoleRequest) String() string {
 func (*ConsoleRequest) ProtoMessage() {}
 
 func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[19]
+	mi := &file_fermata_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1262,7 +1342,7 @@ func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleRequest.ProtoReflect.Descriptor instead.
 func (*ConsoleRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{19}
+	return file_fermata_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ConsoleRequest) GetCluster() string {
@@ -1302,7 +1382,7 @@ type ConsoleChunk struct {
 
 func (x *ConsoleChunk) Reset() {
 	*x = ConsoleChunk{}
-	mi := &file_fermata_proto_msgTypes[20]
+	mi := &file_fermata_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1314,7 +1394,7 @@ func (x *ConsoleChunk) String() string {
 func (*ConsoleChunk) ProtoMessage() {}
 
 func (x *ConsoleChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[20]
+	mi := &file_fermata_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1327,7 +1407,7 @@ func (x *ConsoleChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleChunk.ProtoReflect.Descriptor instead.
 func (*ConsoleChunk) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{20}
+	return file_fermata_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ConsoleChunk) GetData() []byte {
@@ -1347,7 +1427,7 @@ type TraceRequest struct {
 
 func (x *TraceRequest) Reset() {
 	*x = TraceRequest{}
-	mi := &file_fermata_proto_msgTypes[21]
+	mi := &file_fermata_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1359,7 +1439,7 @@ func (x *TraceRequest) String() string {
 func (*TraceRequest) ProtoMessage() {}
 
 func (x *TraceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[21]
+	mi := &file_fermata_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1372,7 +1452,7 @@ func (x *TraceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceRequest.ProtoReflect.Descriptor instead.
 func (*TraceRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{21}
+	return file_fermata_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *TraceRequest) GetCluster() string {
@@ -1400,7 +1480,7 @@ type TraceChunk struct {
 
 func (x *TraceChunk) Reset() {
 	*x = TraceChunk{}
-	mi := &file_fermata_proto_msgTypes[22]
+	mi := &file_fermata_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1412,7 +1492,7 @@ func (x *TraceChunk) String() string {
 func (*TraceChunk) ProtoMessage() {}
 
 func (x *TraceChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[22]
+	mi := &file_fermata_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1425,7 +1505,7 @@ func (x *TraceChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceChunk.ProtoReflect.Descriptor instead.
 func (*TraceChunk) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{22}
+	return file_fermata_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *TraceChunk) GetFrames() []*TracedFrame {
@@ -1464,7 +1544,7 @@ type TracedFrame struct {
 
 func (x *TracedFrame) Reset() {
 	*x = TracedFrame{}
-	mi := &file_fermata_proto_msgTypes[23]
+	mi := &file_fermata_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1476,7 +1556,7 @@ func (x *TracedFrame) String() string {
 func (*TracedFrame) ProtoMessage() {}
 
 func (x *TracedFrame) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[23]
+	mi := &file_fermata_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1489,7 +1569,7 @@ func (x *TracedFrame) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TracedFrame.ProtoReflect.Descriptor instead.
 func (*TracedFrame) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{23}
+	return file_fermata_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *TracedFrame) GetUnixNs() int64 {
@@ -1565,7 +1645,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_fermata_proto_msgTypes[24]
+	mi := &file_fermata_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1577,7 +1657,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[24]
+	mi := &file_fermata_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1590,7 +1670,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{24}
+	return file_fermata_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Event) GetStep() string {
@@ -1724,7 +1804,7 @@ type Cluster struct {
 
 func (x *Cluster) Reset() {
 	*x = Cluster{}
-	mi := &file_fermata_proto_msgTypes[25]
+	mi := &file_fermata_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1736,7 +1816,7 @@ func (x *Cluster) String() string {
 func (*Cluster) ProtoMessage() {}
 
 func (x *Cluster) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[25]
+	mi := &file_fermata_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1749,7 +1829,7 @@ func (x *Cluster) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cluster.ProtoReflect.Descriptor instead.
 func (*Cluster) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{25}
+	return file_fermata_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Cluster) GetName() string {
@@ -1835,7 +1915,7 @@ type GuestStatus struct {
 
 func (x *GuestStatus) Reset() {
 	*x = GuestStatus{}
-	mi := &file_fermata_proto_msgTypes[26]
+	mi := &file_fermata_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1847,7 +1927,7 @@ func (x *GuestStatus) String() string {
 func (*GuestStatus) ProtoMessage() {}
 
 func (x *GuestStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[26]
+	mi := &file_fermata_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1860,7 +1940,7 @@ func (x *GuestStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestStatus.ProtoReflect.Descriptor instead.
 func (*GuestStatus) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{26}
+	return file_fermata_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *GuestStatus) GetName() string {
@@ -1966,7 +2046,7 @@ type NICStatus struct {
 
 func (x *NICStatus) Reset() {
 	*x = NICStatus{}
-	mi := &file_fermata_proto_msgTypes[27]
+	mi := &file_fermata_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1978,7 +2058,7 @@ func (x *NICStatus) String() string {
 func (*NICStatus) ProtoMessage() {}
 
 func (x *NICStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[27]
+	mi := &file_fermata_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1991,7 +2071,7 @@ func (x *NICStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NICStatus.ProtoReflect.Descriptor instead.
 func (*NICStatus) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{27}
+	return file_fermata_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *NICStatus) GetName() string {
@@ -2114,7 +2194,7 @@ type Checkpoint struct {
 
 func (x *Checkpoint) Reset() {
 	*x = Checkpoint{}
-	mi := &file_fermata_proto_msgTypes[28]
+	mi := &file_fermata_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2126,7 +2206,7 @@ func (x *Checkpoint) String() string {
 func (*Checkpoint) ProtoMessage() {}
 
 func (x *Checkpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[28]
+	mi := &file_fermata_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2139,7 +2219,7 @@ func (x *Checkpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Checkpoint.ProtoReflect.Descriptor instead.
 func (*Checkpoint) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{28}
+	return file_fermata_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Checkpoint) GetId() string {
@@ -2354,7 +2434,7 @@ type GuestReport struct {
 
 func (x *GuestReport) Reset() {
 	*x = GuestReport{}
-	mi := &file_fermata_proto_msgTypes[29]
+	mi := &file_fermata_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2366,7 +2446,7 @@ func (x *GuestReport) String() string {
 func (*GuestReport) ProtoMessage() {}
 
 func (x *GuestReport) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[29]
+	mi := &file_fermata_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2379,7 +2459,7 @@ func (x *GuestReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestReport.ProtoReflect.Descriptor instead.
 func (*GuestReport) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{29}
+	return file_fermata_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *GuestReport) GetName() string {
@@ -2611,7 +2691,7 @@ type RestartReport struct {
 
 func (x *RestartReport) Reset() {
 	*x = RestartReport{}
-	mi := &file_fermata_proto_msgTypes[30]
+	mi := &file_fermata_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2623,7 +2703,7 @@ func (x *RestartReport) String() string {
 func (*RestartReport) ProtoMessage() {}
 
 func (x *RestartReport) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[30]
+	mi := &file_fermata_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2636,7 +2716,7 @@ func (x *RestartReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartReport.ProtoReflect.Descriptor instead.
 func (*RestartReport) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{30}
+	return file_fermata_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RestartReport) GetCheckpointId() string {
@@ -2714,7 +2794,7 @@ type Assignment struct {
 
 func (x *Assignment) Reset() {
 	*x = Assignment{}
-	mi := &file_fermata_proto_msgTypes[31]
+	mi := &file_fermata_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2726,7 +2806,7 @@ func (x *Assignment) String() string {
 func (*Assignment) ProtoMessage() {}
 
 func (x *Assignment) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[31]
+	mi := &file_fermata_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2739,7 +2819,7 @@ func (x *Assignment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Assignment.ProtoReflect.Descriptor instead.
 func (*Assignment) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{31}
+	return file_fermata_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Assignment) GetGuest() string {
@@ -2782,7 +2862,7 @@ type VerifyReport struct {
 
 func (x *VerifyReport) Reset() {
 	*x = VerifyReport{}
-	mi := &file_fermata_proto_msgTypes[32]
+	mi := &file_fermata_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2794,7 +2874,7 @@ func (x *VerifyReport) String() string {
 func (*VerifyReport) ProtoMessage() {}
 
 func (x *VerifyReport) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[32]
+	mi := &file_fermata_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2807,7 +2887,7 @@ func (x *VerifyReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyReport.ProtoReflect.Descriptor instead.
 func (*VerifyReport) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{32}
+	return file_fermata_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *VerifyReport) GetCheckpointId() string {
@@ -2849,7 +2929,7 @@ type Damage struct {
 
 func (x *Damage) Reset() {
 	*x = Damage{}
-	mi := &file_fermata_proto_msgTypes[33]
+	mi := &file_fermata_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2861,7 +2941,7 @@ func (x *Damage) String() string {
 func (*Damage) ProtoMessage() {}
 
 func (x *Damage) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[33]
+	mi := &file_fermata_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2874,7 +2954,7 @@ func (x *Damage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Damage.ProtoReflect.Descriptor instead.
 func (*Damage) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{33}
+	return file_fermata_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Damage) GetObject() string {
@@ -2925,7 +3005,7 @@ type NodeInfo struct {
 
 func (x *NodeInfo) Reset() {
 	*x = NodeInfo{}
-	mi := &file_fermata_proto_msgTypes[34]
+	mi := &file_fermata_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2937,7 +3017,7 @@ func (x *NodeInfo) String() string {
 func (*NodeInfo) ProtoMessage() {}
 
 func (x *NodeInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[34]
+	mi := &file_fermata_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2950,7 +3030,7 @@ func (x *NodeInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeInfo.ProtoReflect.Descriptor instead.
 func (*NodeInfo) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{34}
+	return file_fermata_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *NodeInfo) GetName() string {
@@ -3097,7 +3177,7 @@ type QEMUSupport struct {
 
 func (x *QEMUSupport) Reset() {
 	*x = QEMUSupport{}
-	mi := &file_fermata_proto_msgTypes[35]
+	mi := &file_fermata_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3109,7 +3189,7 @@ func (x *QEMUSupport) String() string {
 func (*QEMUSupport) ProtoMessage() {}
 
 func (x *QEMUSupport) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[35]
+	mi := &file_fermata_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3122,7 +3202,7 @@ func (x *QEMUSupport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QEMUSupport.ProtoReflect.Descriptor instead.
 func (*QEMUSupport) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{35}
+	return file_fermata_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *QEMUSupport) GetMachineTypes() []string {
@@ -3152,7 +3232,7 @@ type Uplink struct {
 
 func (x *Uplink) Reset() {
 	*x = Uplink{}
-	mi := &file_fermata_proto_msgTypes[36]
+	mi := &file_fermata_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3164,7 +3244,7 @@ func (x *Uplink) String() string {
 func (*Uplink) ProtoMessage() {}
 
 func (x *Uplink) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[36]
+	mi := &file_fermata_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3177,7 +3257,7 @@ func (x *Uplink) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Uplink.ProtoReflect.Descriptor instead.
 func (*Uplink) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{36}
+	return file_fermata_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Uplink) GetNetwork() string {
@@ -3223,7 +3303,7 @@ type UplinkStatus struct {
 
 func (x *UplinkStatus) Reset() {
 	*x = UplinkStatus{}
-	mi := &file_fermata_proto_msgTypes[37]
+	mi := &file_fermata_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3235,7 +3315,7 @@ func (x *UplinkStatus) String() string {
 func (*UplinkStatus) ProtoMessage() {}
 
 func (x *UplinkStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[37]
+	mi := &file_fermata_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3248,7 +3328,7 @@ func (x *UplinkStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UplinkStatus.ProtoReflect.Descriptor instead.
 func (*UplinkStatus) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{37}
+	return file_fermata_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *UplinkStatus) GetCluster() string {
@@ -3312,7 +3392,7 @@ type RegisterRequest struct {
 
 func (x *RegisterRequest) Reset() {
 	*x = RegisterRequest{}
-	mi := &file_fermata_proto_msgTypes[38]
+	mi := &file_fermata_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3324,7 +3404,7 @@ func (x *RegisterRequest) String() string {
 func (*RegisterRequest) ProtoMessage() {}
 
 func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[38]
+	mi := &file_fermata_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3337,7 +3417,7 @@ func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterRequest.ProtoReflect.Descriptor instead.
 func (*RegisterRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{38}
+	return file_fermata_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *RegisterRequest) GetNode() *NodeInfo {
@@ -3366,7 +3446,7 @@ type RegisterReply struct {
 
 func (x *RegisterReply) Reset() {
 	*x = RegisterReply{}
-	mi := &file_fermata_proto_msgTypes[39]
+	mi := &file_fermata_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3378,7 +3458,7 @@ func (x *RegisterReply) String() string {
 func (*RegisterReply) ProtoMessage() {}
 
 func (x *RegisterReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[39]
+	mi := &file_fermata_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3391,7 +3471,7 @@ func (x *RegisterReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterReply.ProtoReflect.Descriptor instead.
 func (*RegisterReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{39}
+	return file_fermata_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *RegisterReply) GetLeaseTtlMs() uint64 {
@@ -3420,7 +3500,7 @@ type SupersededLife struct {
 
 func (x *SupersededLife) Reset() {
 	*x = SupersededLife{}
-	mi := &file_fermata_proto_msgTypes[40]
+	mi := &file_fermata_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3432,7 +3512,7 @@ func (x *SupersededLife) String() string {
 func (*SupersededLife) ProtoMessage() {}
 
 func (x *SupersededLife) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[40]
+	mi := &file_fermata_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3445,7 +3525,7 @@ func (x *SupersededLife) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SupersededLife.ProtoReflect.Descriptor instead.
 func (*SupersededLife) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{40}
+	return file_fermata_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *SupersededLife) GetFence() *Fence {
@@ -3483,7 +3563,7 @@ type Fence struct {
 
 func (x *Fence) Reset() {
 	*x = Fence{}
-	mi := &file_fermata_proto_msgTypes[41]
+	mi := &file_fermata_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3495,7 +3575,7 @@ func (x *Fence) String() string {
 func (*Fence) ProtoMessage() {}
 
 func (x *Fence) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[41]
+	mi := &file_fermata_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3508,7 +3588,7 @@ func (x *Fence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fence.ProtoReflect.Descriptor instead.
 func (*Fence) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{41}
+	return file_fermata_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Fence) GetToken() uint64 {
@@ -3533,7 +3613,7 @@ type DescribeRequest struct {
 
 func (x *DescribeRequest) Reset() {
 	*x = DescribeRequest{}
-	mi := &file_fermata_proto_msgTypes[42]
+	mi := &file_fermata_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3545,7 +3625,7 @@ func (x *DescribeRequest) String() string {
 func (*DescribeRequest) ProtoMessage() {}
 
 func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[42]
+	mi := &file_fermata_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3558,7 +3638,7 @@ func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeRequest.ProtoReflect.Descriptor instead.
 func (*DescribeRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{42}
+	return file_fermata_proto_rawDescGZIP(), []int{44}
 }
 
 // GuestSpec is everything the guest's virtual machine is made of.
@@ -3587,7 +3667,7 @@ type GuestSpec struct {
 
 func (x *GuestSpec) Reset() {
 	*x = GuestSpec{}
-	mi := &file_fermata_proto_msgTypes[43]
+	mi := &file_fermata_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3599,7 +3679,7 @@ func (x *GuestSpec) String() string {
 func (*GuestSpec) ProtoMessage() {}
 
 func (x *GuestSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[43]
+	mi := &file_fermata_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3612,7 +3692,7 @@ func (x *GuestSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestSpec.ProtoReflect.Descriptor instead.
 func (*GuestSpec) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{43}
+	return file_fermata_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *GuestSpec) GetName() string {
@@ -3731,7 +3811,7 @@ type MemoryRange struct {
 
 func (x *MemoryRange) Reset() {
 	*x = MemoryRange{}
-	mi := &file_fermata_proto_msgTypes[44]
+	mi := &file_fermata_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3743,7 +3823,7 @@ func (x *MemoryRange) String() string {
 func (*MemoryRange) ProtoMessage() {}
 
 func (x *MemoryRange) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[44]
+	mi := &file_fermata_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3756,7 +3836,7 @@ func (x *MemoryRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemoryRange.ProtoReflect.Descriptor instead.
 func (*MemoryRange) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{44}
+	return file_fermata_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *MemoryRange) GetStart() uint64 {
@@ -3785,7 +3865,7 @@ type DiskSpec struct {
 
 func (x *DiskSpec) Reset() {
 	*x = DiskSpec{}
-	mi := &file_fermata_proto_msgTypes[45]
+	mi := &file_fermata_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3797,7 +3877,7 @@ func (x *DiskSpec) String() string {
 func (*DiskSpec) ProtoMessage() {}
 
 func (x *DiskSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[45]
+	mi := &file_fermata_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3810,7 +3890,7 @@ func (x *DiskSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskSpec.ProtoReflect.Descriptor instead.
 func (*DiskSpec) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{45}
+	return file_fermata_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *DiskSpec) GetName() string {
@@ -3856,7 +3936,7 @@ type NICSpec struct {
 
 func (x *NICSpec) Reset() {
 	*x = NICSpec{}
-	mi := &file_fermata_proto_msgTypes[46]
+	mi := &file_fermata_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3868,7 +3948,7 @@ func (x *NICSpec) String() string {
 func (*NICSpec) ProtoMessage() {}
 
 func (x *NICSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[46]
+	mi := &file_fermata_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3881,7 +3961,7 @@ func (x *NICSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NICSpec.ProtoReflect.Descriptor instead.
 func (*NICSpec) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{46}
+	return file_fermata_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *NICSpec) GetName() string {
@@ -3933,7 +4013,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_fermata_proto_msgTypes[47]
+	mi := &file_fermata_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3945,7 +4025,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[47]
+	mi := &file_fermata_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3958,7 +4038,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{47}
+	return file_fermata_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Peer) GetNode() string {
@@ -3993,7 +4073,7 @@ type PeerCard struct {
 
 func (x *PeerCard) Reset() {
 	*x = PeerCard{}
-	mi := &file_fermata_proto_msgTypes[48]
+	mi := &file_fermata_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4005,7 +4085,7 @@ func (x *PeerCard) String() string {
 func (*PeerCard) ProtoMessage() {}
 
 func (x *PeerCard) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[48]
+	mi := &file_fermata_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4018,7 +4098,7 @@ func (x *PeerCard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerCard.ProtoReflect.Descriptor instead.
 func (*PeerCard) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{48}
+	return file_fermata_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *PeerCard) GetNetwork() string {
@@ -4053,7 +4133,7 @@ type CreateGuestsRequest struct {
 
 func (x *CreateGuestsRequest) Reset() {
 	*x = CreateGuestsRequest{}
-	mi := &file_fermata_proto_msgTypes[49]
+	mi := &file_fermata_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4065,7 +4145,7 @@ func (x *CreateGuestsRequest) String() string {
 func (*CreateGuestsRequest) ProtoMessage() {}
 
 func (x *CreateGuestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[49]
+	mi := &file_fermata_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4078,7 +4158,7 @@ func (x *CreateGuestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateGuestsRequest.ProtoReflect.Descriptor instead.
 func (*CreateGuestsRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{49}
+	return file_fermata_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *CreateGuestsRequest) GetFence() *Fence {
@@ -4149,7 +4229,7 @@ type CheckGuestsRequest struct {
 
 func (x *CheckGuestsRequest) Reset() {
 	*x = CheckGuestsRequest{}
-	mi := &file_fermata_proto_msgTypes[50]
+	mi := &file_fermata_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4161,7 +4241,7 @@ func (x *CheckGuestsRequest) String() string {
 func (*CheckGuestsRequest) ProtoMessage() {}
 
 func (x *CheckGuestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[50]
+	mi := &file_fermata_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4174,7 +4254,7 @@ func (x *CheckGuestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckGuestsRequest.ProtoReflect.Descriptor instead.
 func (*CheckGuestsRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{50}
+	return file_fermata_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *CheckGuestsRequest) GetCreate() *CreateGuestsRequest {
@@ -4202,7 +4282,7 @@ type CheckGuestsUpdate struct {
 
 func (x *CheckGuestsUpdate) Reset() {
 	*x = CheckGuestsUpdate{}
-	mi := &file_fermata_proto_msgTypes[51]
+	mi := &file_fermata_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4214,7 +4294,7 @@ func (x *CheckGuestsUpdate) String() string {
 func (*CheckGuestsUpdate) ProtoMessage() {}
 
 func (x *CheckGuestsUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[51]
+	mi := &file_fermata_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4227,7 +4307,7 @@ func (x *CheckGuestsUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckGuestsUpdate.ProtoReflect.Descriptor instead.
 func (*CheckGuestsUpdate) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{51}
+	return file_fermata_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *CheckGuestsUpdate) GetDoneBytes() uint64 {
@@ -4264,7 +4344,7 @@ type CreateGuestsUpdate struct {
 
 func (x *CreateGuestsUpdate) Reset() {
 	*x = CreateGuestsUpdate{}
-	mi := &file_fermata_proto_msgTypes[52]
+	mi := &file_fermata_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4276,7 +4356,7 @@ func (x *CreateGuestsUpdate) String() string {
 func (*CreateGuestsUpdate) ProtoMessage() {}
 
 func (x *CreateGuestsUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[52]
+	mi := &file_fermata_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4289,7 +4369,7 @@ func (x *CreateGuestsUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateGuestsUpdate.ProtoReflect.Descriptor instead.
 func (*CreateGuestsUpdate) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{52}
+	return file_fermata_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *CreateGuestsUpdate) GetGuest() string {
@@ -4337,7 +4417,7 @@ type StepClocksRequest struct {
 
 func (x *StepClocksRequest) Reset() {
 	*x = StepClocksRequest{}
-	mi := &file_fermata_proto_msgTypes[53]
+	mi := &file_fermata_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4349,7 +4429,7 @@ func (x *StepClocksRequest) String() string {
 func (*StepClocksRequest) ProtoMessage() {}
 
 func (x *StepClocksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[53]
+	mi := &file_fermata_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4362,7 +4442,7 @@ func (x *StepClocksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepClocksRequest.ProtoReflect.Descriptor instead.
 func (*StepClocksRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{53}
+	return file_fermata_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *StepClocksRequest) GetFence() *Fence {
@@ -4388,7 +4468,7 @@ type StepClocksReply struct {
 
 func (x *StepClocksReply) Reset() {
 	*x = StepClocksReply{}
-	mi := &file_fermata_proto_msgTypes[54]
+	mi := &file_fermata_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4400,7 +4480,7 @@ func (x *StepClocksReply) String() string {
 func (*StepClocksReply) ProtoMessage() {}
 
 func (x *StepClocksReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[54]
+	mi := &file_fermata_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4413,7 +4493,7 @@ func (x *StepClocksReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepClocksReply.ProtoReflect.Descriptor instead.
 func (*StepClocksReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{54}
+	return file_fermata_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *StepClocksReply) GetFailed() []string {
@@ -4433,7 +4513,7 @@ type ReleaseGuestsRequest struct {
 
 func (x *ReleaseGuestsRequest) Reset() {
 	*x = ReleaseGuestsRequest{}
-	mi := &file_fermata_proto_msgTypes[55]
+	mi := &file_fermata_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4445,7 +4525,7 @@ func (x *ReleaseGuestsRequest) String() string {
 func (*ReleaseGuestsRequest) ProtoMessage() {}
 
 func (x *ReleaseGuestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[55]
+	mi := &file_fermata_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4458,7 +4538,7 @@ func (x *ReleaseGuestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseGuestsRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseGuestsRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{55}
+	return file_fermata_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ReleaseGuestsRequest) GetFence() *Fence {
@@ -4484,7 +4564,7 @@ type ReleaseGuestsReply struct {
 
 func (x *ReleaseGuestsReply) Reset() {
 	*x = ReleaseGuestsReply{}
-	mi := &file_fermata_proto_msgTypes[56]
+	mi := &file_fermata_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4496,7 +4576,7 @@ func (x *ReleaseGuestsReply) String() string {
 func (*ReleaseGuestsReply) ProtoMessage() {}
 
 func (x *ReleaseGuestsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[56]
+	mi := &file_fermata_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4509,7 +4589,7 @@ func (x *ReleaseGuestsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseGuestsReply.ProtoReflect.Descriptor instead.
 func (*ReleaseGuestsReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{56}
+	return file_fermata_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ReleaseGuestsReply) GetGuests() []*GuestStatus {
@@ -4529,7 +4609,7 @@ type DestroyGuestsRequest struct {
 
 func (x *DestroyGuestsRequest) Reset() {
 	*x = DestroyGuestsRequest{}
-	mi := &file_fermata_proto_msgTypes[57]
+	mi := &file_fermata_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4541,7 +4621,7 @@ func (x *DestroyGuestsRequest) String() string {
 func (*DestroyGuestsRequest) ProtoMessage() {}
 
 func (x *DestroyGuestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[57]
+	mi := &file_fermata_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4554,7 +4634,7 @@ func (x *DestroyGuestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyGuestsRequest.ProtoReflect.Descriptor instead.
 func (*DestroyGuestsRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{57}
+	return file_fermata_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *DestroyGuestsRequest) GetFence() *Fence {
@@ -4579,7 +4659,7 @@ type DestroyGuestsReply struct {
 
 func (x *DestroyGuestsReply) Reset() {
 	*x = DestroyGuestsReply{}
-	mi := &file_fermata_proto_msgTypes[58]
+	mi := &file_fermata_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4591,7 +4671,7 @@ func (x *DestroyGuestsReply) String() string {
 func (*DestroyGuestsReply) ProtoMessage() {}
 
 func (x *DestroyGuestsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[58]
+	mi := &file_fermata_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4604,7 +4684,7 @@ func (x *DestroyGuestsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyGuestsReply.ProtoReflect.Descriptor instead.
 func (*DestroyGuestsReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{58}
+	return file_fermata_proto_rawDescGZIP(), []int{60}
 }
 
 // Round names one run of the protocol. It is the key of idempotence.
@@ -4619,7 +4699,7 @@ type Round struct {
 
 func (x *Round) Reset() {
 	*x = Round{}
-	mi := &file_fermata_proto_msgTypes[59]
+	mi := &file_fermata_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4631,7 +4711,7 @@ func (x *Round) String() string {
 func (*Round) ProtoMessage() {}
 
 func (x *Round) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[59]
+	mi := &file_fermata_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4644,7 +4724,7 @@ func (x *Round) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Round.ProtoReflect.Descriptor instead.
 func (*Round) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{59}
+	return file_fermata_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *Round) GetFence() *Fence {
@@ -4685,7 +4765,7 @@ type PrepareRoundRequest struct {
 
 func (x *PrepareRoundRequest) Reset() {
 	*x = PrepareRoundRequest{}
-	mi := &file_fermata_proto_msgTypes[60]
+	mi := &file_fermata_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4697,7 +4777,7 @@ func (x *PrepareRoundRequest) String() string {
 func (*PrepareRoundRequest) ProtoMessage() {}
 
 func (x *PrepareRoundRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[60]
+	mi := &file_fermata_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4710,7 +4790,7 @@ func (x *PrepareRoundRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareRoundRequest.ProtoReflect.Descriptor instead.
 func (*PrepareRoundRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{60}
+	return file_fermata_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *PrepareRoundRequest) GetRound() *Round {
@@ -4785,7 +4865,7 @@ type PrepareRoundReply struct {
 
 func (x *PrepareRoundReply) Reset() {
 	*x = PrepareRoundReply{}
-	mi := &file_fermata_proto_msgTypes[61]
+	mi := &file_fermata_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4797,7 +4877,7 @@ func (x *PrepareRoundReply) String() string {
 func (*PrepareRoundReply) ProtoMessage() {}
 
 func (x *PrepareRoundReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[61]
+	mi := &file_fermata_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4810,7 +4890,7 @@ func (x *PrepareRoundReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareRoundReply.ProtoReflect.Descriptor instead.
 func (*PrepareRoundReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{61}
+	return file_fermata_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *PrepareRoundReply) GetGuests() []string {
@@ -4829,7 +4909,7 @@ type CutRoundRequest struct {
 
 func (x *CutRoundRequest) Reset() {
 	*x = CutRoundRequest{}
-	mi := &file_fermata_proto_msgTypes[62]
+	mi := &file_fermata_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4841,7 +4921,7 @@ func (x *CutRoundRequest) String() string {
 func (*CutRoundRequest) ProtoMessage() {}
 
 func (x *CutRoundRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[62]
+	mi := &file_fermata_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4854,7 +4934,7 @@ func (x *CutRoundRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CutRoundRequest.ProtoReflect.Descriptor instead.
 func (*CutRoundRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{62}
+	return file_fermata_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *CutRoundRequest) GetRound() *Round {
@@ -4873,7 +4953,7 @@ type CutRoundReply struct {
 
 func (x *CutRoundReply) Reset() {
 	*x = CutRoundReply{}
-	mi := &file_fermata_proto_msgTypes[63]
+	mi := &file_fermata_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4885,7 +4965,7 @@ func (x *CutRoundReply) String() string {
 func (*CutRoundReply) ProtoMessage() {}
 
 func (x *CutRoundReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[63]
+	mi := &file_fermata_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4898,7 +4978,7 @@ func (x *CutRoundReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CutRoundReply.ProtoReflect.Descriptor instead.
 func (*CutRoundReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{63}
+	return file_fermata_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *CutRoundReply) GetGuests() []*GuestReport {
@@ -4917,7 +4997,7 @@ type PersistRoundRequest struct {
 
 func (x *PersistRoundRequest) Reset() {
 	*x = PersistRoundRequest{}
-	mi := &file_fermata_proto_msgTypes[64]
+	mi := &file_fermata_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4929,7 +5009,7 @@ func (x *PersistRoundRequest) String() string {
 func (*PersistRoundRequest) ProtoMessage() {}
 
 func (x *PersistRoundRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[64]
+	mi := &file_fermata_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4942,7 +5022,7 @@ func (x *PersistRoundRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PersistRoundRequest.ProtoReflect.Descriptor instead.
 func (*PersistRoundRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{64}
+	return file_fermata_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *PersistRoundRequest) GetRound() *Round {
@@ -4963,7 +5043,7 @@ type PersistRoundUpdate struct {
 
 func (x *PersistRoundUpdate) Reset() {
 	*x = PersistRoundUpdate{}
-	mi := &file_fermata_proto_msgTypes[65]
+	mi := &file_fermata_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4975,7 +5055,7 @@ func (x *PersistRoundUpdate) String() string {
 func (*PersistRoundUpdate) ProtoMessage() {}
 
 func (x *PersistRoundUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[65]
+	mi := &file_fermata_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4988,7 +5068,7 @@ func (x *PersistRoundUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PersistRoundUpdate.ProtoReflect.Descriptor instead.
 func (*PersistRoundUpdate) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{65}
+	return file_fermata_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *PersistRoundUpdate) GetDoneBytes() uint64 {
@@ -5028,7 +5108,7 @@ type NodeImage struct {
 
 func (x *NodeImage) Reset() {
 	*x = NodeImage{}
-	mi := &file_fermata_proto_msgTypes[66]
+	mi := &file_fermata_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5040,7 +5120,7 @@ func (x *NodeImage) String() string {
 func (*NodeImage) ProtoMessage() {}
 
 func (x *NodeImage) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[66]
+	mi := &file_fermata_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5053,7 +5133,7 @@ func (x *NodeImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeImage.ProtoReflect.Descriptor instead.
 func (*NodeImage) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{66}
+	return file_fermata_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *NodeImage) GetNode() string {
@@ -5120,7 +5200,7 @@ type GuestImage struct {
 
 func (x *GuestImage) Reset() {
 	*x = GuestImage{}
-	mi := &file_fermata_proto_msgTypes[67]
+	mi := &file_fermata_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5132,7 +5212,7 @@ func (x *GuestImage) String() string {
 func (*GuestImage) ProtoMessage() {}
 
 func (x *GuestImage) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[67]
+	mi := &file_fermata_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5145,7 +5225,7 @@ func (x *GuestImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestImage.ProtoReflect.Descriptor instead.
 func (*GuestImage) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{67}
+	return file_fermata_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *GuestImage) GetGuest() string {
@@ -5197,7 +5277,7 @@ type BaseFile struct {
 
 func (x *BaseFile) Reset() {
 	*x = BaseFile{}
-	mi := &file_fermata_proto_msgTypes[68]
+	mi := &file_fermata_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5209,7 +5289,7 @@ func (x *BaseFile) String() string {
 func (*BaseFile) ProtoMessage() {}
 
 func (x *BaseFile) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[68]
+	mi := &file_fermata_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5222,7 +5302,7 @@ func (x *BaseFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BaseFile.ProtoReflect.Descriptor instead.
 func (*BaseFile) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{68}
+	return file_fermata_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *BaseFile) GetDisk() string {
@@ -5274,7 +5354,7 @@ type ImageObject struct {
 
 func (x *ImageObject) Reset() {
 	*x = ImageObject{}
-	mi := &file_fermata_proto_msgTypes[69]
+	mi := &file_fermata_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5286,7 +5366,7 @@ func (x *ImageObject) String() string {
 func (*ImageObject) ProtoMessage() {}
 
 func (x *ImageObject) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[69]
+	mi := &file_fermata_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5299,7 +5379,7 @@ func (x *ImageObject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageObject.ProtoReflect.Descriptor instead.
 func (*ImageObject) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{69}
+	return file_fermata_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ImageObject) GetKind() string {
@@ -5347,7 +5427,7 @@ type FinishRoundRequest struct {
 
 func (x *FinishRoundRequest) Reset() {
 	*x = FinishRoundRequest{}
-	mi := &file_fermata_proto_msgTypes[70]
+	mi := &file_fermata_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5359,7 +5439,7 @@ func (x *FinishRoundRequest) String() string {
 func (*FinishRoundRequest) ProtoMessage() {}
 
 func (x *FinishRoundRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[70]
+	mi := &file_fermata_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5372,7 +5452,7 @@ func (x *FinishRoundRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishRoundRequest.ProtoReflect.Descriptor instead.
 func (*FinishRoundRequest) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{70}
+	return file_fermata_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *FinishRoundRequest) GetRound() *Round {
@@ -5397,7 +5477,7 @@ type FinishRoundReply struct {
 
 func (x *FinishRoundReply) Reset() {
 	*x = FinishRoundReply{}
-	mi := &file_fermata_proto_msgTypes[71]
+	mi := &file_fermata_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5409,7 +5489,7 @@ func (x *FinishRoundReply) String() string {
 func (*FinishRoundReply) ProtoMessage() {}
 
 func (x *FinishRoundReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fermata_proto_msgTypes[71]
+	mi := &file_fermata_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5422,7 +5502,7 @@ func (x *FinishRoundReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishRoundReply.ProtoReflect.Descriptor instead.
 func (*FinishRoundReply) Descriptor() ([]byte, []int) {
-	return file_fermata_proto_rawDescGZIP(), []int{71}
+	return file_fermata_proto_rawDescGZIP(), []int{73}
 }
 
 var File_fermata_proto protoreflect.FileDescriptor
@@ -5457,7 +5537,10 @@ const file_fermata_proto_rawDesc = "" +
 	"\x04full\x18\x05 \x01(\bR\x04full\x12\x14\n" +
 	"\x05audit\x18\x06 \x01(\bR\x05audit\x12&\n" +
 	"\x03cut\x18\a \x01(\x0e2\x0f.fermata.v1.CutH\x00R\x03cut\x88\x01\x01B\x06\n" +
-	"\x04_cut\"2\n" +
+	"\x04_cut\"3\n" +
+	"\x17CancelCheckpointRequest\x12\x18\n" +
+	"\acluster\x18\x01 \x01(\tR\acluster\"\x17\n" +
+	"\x15CancelCheckpointReply\"2\n" +
 	"\x16ListCheckpointsRequest\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\"P\n" +
 	"\x14ListCheckpointsReply\x128\n" +
@@ -5892,7 +5975,7 @@ const file_fermata_proto_rawDesc = "" +
 	"\x13OUTSIDE_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fOUTSIDE_DROP\x10\x01\x12\x11\n" +
 	"\rOUTSIDE_ALLOW\x10\x02\x12\x1e\n" +
-	"\x1aOUTSIDE_HOLD_UNTIL_DURABLE\x10\x032\x95\t\n" +
+	"\x1aOUTSIDE_HOLD_UNTIL_DURABLE\x10\x032\xf1\t\n" +
 	"\bOperator\x12F\n" +
 	"\rCreateCluster\x12 .fermata.v1.CreateClusterRequest\x1a\x13.fermata.v1.Cluster\x12N\n" +
 	"\fListClusters\x12\x1f.fermata.v1.ListClustersRequest\x1a\x1d.fermata.v1.ListClustersReply\x12@\n" +
@@ -5901,7 +5984,8 @@ const file_fermata_proto_rawDesc = "" +
 	"\fStartCluster\x12\x1f.fermata.v1.StartClusterRequest\x1a\x11.fermata.v1.Event0\x01\x12B\n" +
 	"\vStopCluster\x12\x1e.fermata.v1.StopClusterRequest\x1a\x11.fermata.v1.Event0\x01\x12Q\n" +
 	"\rDeleteCluster\x12 .fermata.v1.DeleteClusterRequest\x1a\x1e.fermata.v1.DeleteClusterReply\x12D\n" +
-	"\x0eTakeCheckpoint\x12\x1d.fermata.v1.CheckpointRequest\x1a\x11.fermata.v1.Event0\x01\x12W\n" +
+	"\x0eTakeCheckpoint\x12\x1d.fermata.v1.CheckpointRequest\x1a\x11.fermata.v1.Event0\x01\x12Z\n" +
+	"\x10CancelCheckpoint\x12#.fermata.v1.CancelCheckpointRequest\x1a!.fermata.v1.CancelCheckpointReply\x12W\n" +
 	"\x0fListCheckpoints\x12\".fermata.v1.ListCheckpointsRequest\x1a .fermata.v1.ListCheckpointsReply\x12I\n" +
 	"\rGetCheckpoint\x12 .fermata.v1.GetCheckpointRequest\x1a\x16.fermata.v1.Checkpoint\x12L\n" +
 	"\x10VerifyCheckpoint\x12#.fermata.v1.VerifyCheckpointRequest\x1a\x11.fermata.v1.Event0\x01\x12Z\n" +
@@ -5941,7 +6025,7 @@ func file_fermata_proto_rawDescGZIP() []byte {
 }
 
 var file_fermata_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_fermata_proto_msgTypes = make([]protoimpl.MessageInfo, 75)
+var file_fermata_proto_msgTypes = make([]protoimpl.MessageInfo, 77)
 var file_fermata_proto_goTypes = []any{
 	(Cut)(0),                        // 0: fermata.v1.Cut
 	(CaptureMode)(0),                // 1: fermata.v1.CaptureMode
@@ -5957,134 +6041,136 @@ var file_fermata_proto_goTypes = []any{
 	(*DeleteClusterRequest)(nil),    // 11: fermata.v1.DeleteClusterRequest
 	(*DeleteClusterReply)(nil),      // 12: fermata.v1.DeleteClusterReply
 	(*CheckpointRequest)(nil),       // 13: fermata.v1.CheckpointRequest
-	(*ListCheckpointsRequest)(nil),  // 14: fermata.v1.ListCheckpointsRequest
-	(*ListCheckpointsReply)(nil),    // 15: fermata.v1.ListCheckpointsReply
-	(*GetCheckpointRequest)(nil),    // 16: fermata.v1.GetCheckpointRequest
-	(*VerifyCheckpointRequest)(nil), // 17: fermata.v1.VerifyCheckpointRequest
-	(*DeleteCheckpointRequest)(nil), // 18: fermata.v1.DeleteCheckpointRequest
-	(*DeleteCheckpointReply)(nil),   // 19: fermata.v1.DeleteCheckpointReply
-	(*RestartRequest)(nil),          // 20: fermata.v1.RestartRequest
-	(*ListNodesRequest)(nil),        // 21: fermata.v1.ListNodesRequest
-	(*ListNodesReply)(nil),          // 22: fermata.v1.ListNodesReply
-	(*GetNodeRequest)(nil),          // 23: fermata.v1.GetNodeRequest
-	(*ConsoleRequest)(nil),          // 24: fermata.v1.ConsoleRequest
-	(*ConsoleChunk)(nil),            // 25: fermata.v1.ConsoleChunk
-	(*TraceRequest)(nil),            // 26: fermata.v1.TraceRequest
-	(*TraceChunk)(nil),              // 27: fermata.v1.TraceChunk
-	(*TracedFrame)(nil),             // 28: fermata.v1.TracedFrame
-	(*Event)(nil),                   // 29: fermata.v1.Event
-	(*Cluster)(nil),                 // 30: fermata.v1.Cluster
-	(*GuestStatus)(nil),             // 31: fermata.v1.GuestStatus
-	(*NICStatus)(nil),               // 32: fermata.v1.NICStatus
-	(*Checkpoint)(nil),              // 33: fermata.v1.Checkpoint
-	(*GuestReport)(nil),             // 34: fermata.v1.GuestReport
-	(*RestartReport)(nil),           // 35: fermata.v1.RestartReport
-	(*Assignment)(nil),              // 36: fermata.v1.Assignment
-	(*VerifyReport)(nil),            // 37: fermata.v1.VerifyReport
-	(*Damage)(nil),                  // 38: fermata.v1.Damage
-	(*NodeInfo)(nil),                // 39: fermata.v1.NodeInfo
-	(*QEMUSupport)(nil),             // 40: fermata.v1.QEMUSupport
-	(*Uplink)(nil),                  // 41: fermata.v1.Uplink
-	(*UplinkStatus)(nil),            // 42: fermata.v1.UplinkStatus
-	(*RegisterRequest)(nil),         // 43: fermata.v1.RegisterRequest
-	(*RegisterReply)(nil),           // 44: fermata.v1.RegisterReply
-	(*SupersededLife)(nil),          // 45: fermata.v1.SupersededLife
-	(*Fence)(nil),                   // 46: fermata.v1.Fence
-	(*DescribeRequest)(nil),         // 47: fermata.v1.DescribeRequest
-	(*GuestSpec)(nil),               // 48: fermata.v1.GuestSpec
-	(*MemoryRange)(nil),             // 49: fermata.v1.MemoryRange
-	(*DiskSpec)(nil),                // 50: fermata.v1.DiskSpec
-	(*NICSpec)(nil),                 // 51: fermata.v1.NICSpec
-	(*Peer)(nil),                    // 52: fermata.v1.Peer
-	(*PeerCard)(nil),                // 53: fermata.v1.PeerCard
-	(*CreateGuestsRequest)(nil),     // 54: fermata.v1.CreateGuestsRequest
-	(*CheckGuestsRequest)(nil),      // 55: fermata.v1.CheckGuestsRequest
-	(*CheckGuestsUpdate)(nil),       // 56: fermata.v1.CheckGuestsUpdate
-	(*CreateGuestsUpdate)(nil),      // 57: fermata.v1.CreateGuestsUpdate
-	(*StepClocksRequest)(nil),       // 58: fermata.v1.StepClocksRequest
-	(*StepClocksReply)(nil),         // 59: fermata.v1.StepClocksReply
-	(*ReleaseGuestsRequest)(nil),    // 60: fermata.v1.ReleaseGuestsRequest
-	(*ReleaseGuestsReply)(nil),      // 61: fermata.v1.ReleaseGuestsReply
-	(*DestroyGuestsRequest)(nil),    // 62: fermata.v1.DestroyGuestsRequest
-	(*DestroyGuestsReply)(nil),      // 63: fermata.v1.DestroyGuestsReply
-	(*Round)(nil),                   // 64: fermata.v1.Round
-	(*PrepareRoundRequest)(nil),     // 65: fermata.v1.PrepareRoundRequest
-	(*PrepareRoundReply)(nil),       // 66: fermata.v1.PrepareRoundReply
-	(*CutRoundRequest)(nil),         // 67: fermata.v1.CutRoundRequest
-	(*CutRoundReply)(nil),           // 68: fermata.v1.CutRoundReply
-	(*PersistRoundRequest)(nil),     // 69: fermata.v1.PersistRoundRequest
-	(*PersistRoundUpdate)(nil),      // 70: fermata.v1.PersistRoundUpdate
-	(*NodeImage)(nil),               // 71: fermata.v1.NodeImage
-	(*GuestImage)(nil),              // 72: fermata.v1.GuestImage
-	(*BaseFile)(nil),                // 73: fermata.v1.BaseFile
-	(*ImageObject)(nil),             // 74: fermata.v1.ImageObject
-	(*FinishRoundRequest)(nil),      // 75: fermata.v1.FinishRoundRequest
-	(*FinishRoundReply)(nil),        // 76: fermata.v1.FinishRoundReply
-	nil,                             // 77: fermata.v1.StartClusterRequest.OnEntry
-	nil,                             // 78: fermata.v1.RestartRequest.OnEntry
-	nil,                             // 79: fermata.v1.NICStatus.DropsEntry
+	(*CancelCheckpointRequest)(nil), // 14: fermata.v1.CancelCheckpointRequest
+	(*CancelCheckpointReply)(nil),   // 15: fermata.v1.CancelCheckpointReply
+	(*ListCheckpointsRequest)(nil),  // 16: fermata.v1.ListCheckpointsRequest
+	(*ListCheckpointsReply)(nil),    // 17: fermata.v1.ListCheckpointsReply
+	(*GetCheckpointRequest)(nil),    // 18: fermata.v1.GetCheckpointRequest
+	(*VerifyCheckpointRequest)(nil), // 19: fermata.v1.VerifyCheckpointRequest
+	(*DeleteCheckpointRequest)(nil), // 20: fermata.v1.DeleteCheckpointRequest
+	(*DeleteCheckpointReply)(nil),   // 21: fermata.v1.DeleteCheckpointReply
+	(*RestartRequest)(nil),          // 22: fermata.v1.RestartRequest
+	(*ListNodesRequest)(nil),        // 23: fermata.v1.ListNodesRequest
+	(*ListNodesReply)(nil),          // 24: fermata.v1.ListNodesReply
+	(*GetNodeRequest)(nil),          // 25: fermata.v1.GetNodeRequest
+	(*ConsoleRequest)(nil),          // 26: fermata.v1.ConsoleRequest
+	(*ConsoleChunk)(nil),            // 27: fermata.v1.ConsoleChunk
+	(*TraceRequest)(nil),            // 28: fermata.v1.TraceRequest
+	(*TraceChunk)(nil),              // 29: fermata.v1.TraceChunk
+	(*TracedFrame)(nil),             // 30: fermata.v1.TracedFrame
+	(*Event)(nil),                   // 31: fermata.v1.Event
+	(*Cluster)(nil),                 // 32: fermata.v1.Cluster
+	(*GuestStatus)(nil),             // 33: fermata.v1.GuestStatus
+	(*NICStatus)(nil),               // 34: fermata.v1.NICStatus
+	(*Checkpoint)(nil),              // 35: fermata.v1.Checkpoint
+	(*GuestReport)(nil),             // 36: fermata.v1.GuestReport
+	(*RestartReport)(nil),           // 37: fermata.v1.RestartReport
+	(*Assignment)(nil),              // 38: fermata.v1.Assignment
+	(*VerifyReport)(nil),            // 39: fermata.v1.VerifyReport
+	(*Damage)(nil),                  // 40: fermata.v1.Damage
+	(*NodeInfo)(nil),                // 41: fermata.v1.NodeInfo
+	(*QEMUSupport)(nil),             // 42: fermata.v1.QEMUSupport
+	(*Uplink)(nil),                  // 43: fermata.v1.Uplink
+	(*UplinkStatus)(nil),            // 44: fermata.v1.UplinkStatus
+	(*RegisterRequest)(nil),         // 45: fermata.v1.RegisterRequest
+	(*RegisterReply)(nil),           // 46: fermata.v1.RegisterReply
+	(*SupersededLife)(nil),          // 47: fermata.v1.SupersededLife
+	(*Fence)(nil),                   // 48: fermata.v1.Fence
+	(*DescribeRequest)(nil),         // 49: fermata.v1.DescribeRequest
+	(*GuestSpec)(nil),               // 50: fermata.v1.GuestSpec
+	(*MemoryRange)(nil),             // 51: fermata.v1.MemoryRange
+	(*DiskSpec)(nil),                // 52: fermata.v1.DiskSpec
+	(*NICSpec)(nil),                 // 53: fermata.v1.NICSpec
+	(*Peer)(nil),                    // 54: fermata.v1.Peer
+	(*PeerCard)(nil),                // 55: fermata.v1.PeerCard
+	(*CreateGuestsRequest)(nil),     // 56: fermata.v1.CreateGuestsRequest
+	(*CheckGuestsRequest)(nil),      // 57: fermata.v1.CheckGuestsRequest
+	(*CheckGuestsUpdate)(nil),       // 58: fermata.v1.CheckGuestsUpdate
+	(*CreateGuestsUpdate)(nil),      // 59: fermata.v1.CreateGuestsUpdate
+	(*StepClocksRequest)(nil),       // 60: fermata.v1.StepClocksRequest
+	(*StepClocksReply)(nil),         // 61: fermata.v1.StepClocksReply
+	(*ReleaseGuestsRequest)(nil),    // 62: fermata.v1.ReleaseGuestsRequest
+	(*ReleaseGuestsReply)(nil),      // 63: fermata.v1.ReleaseGuestsReply
+	(*DestroyGuestsRequest)(nil),    // 64: fermata.v1.DestroyGuestsRequest
+	(*DestroyGuestsReply)(nil),      // 65: fermata.v1.DestroyGuestsReply
+	(*Round)(nil),                   // 66: fermata.v1.Round
+	(*PrepareRoundRequest)(nil),     // 67: fermata.v1.PrepareRoundRequest
+	(*PrepareRoundReply)(nil),       // 68: fermata.v1.PrepareRoundReply
+	(*CutRoundRequest)(nil),         // 69: fermata.v1.CutRoundRequest
+	(*CutRoundReply)(nil),           // 70: fermata.v1.CutRoundReply
+	(*PersistRoundRequest)(nil),     // 71: fermata.v1.PersistRoundRequest
+	(*PersistRoundUpdate)(nil),      // 72: fermata.v1.PersistRoundUpdate
+	(*NodeImage)(nil),               // 73: fermata.v1.NodeImage
+	(*GuestImage)(nil),              // 74: fermata.v1.GuestImage
+	(*BaseFile)(nil),                // 75: fermata.v1.BaseFile
+	(*ImageObject)(nil),             // 76: fermata.v1.ImageObject
+	(*FinishRoundRequest)(nil),      // 77: fermata.v1.FinishRoundRequest
+	(*FinishRoundReply)(nil),        // 78: fermata.v1.FinishRoundReply
+	nil,                             // 79: fermata.v1.StartClusterRequest.OnEntry
+	nil,                             // 80: fermata.v1.RestartRequest.OnEntry
+	nil,                             // 81: fermata.v1.NICStatus.DropsEntry
 }
 var file_fermata_proto_depIdxs = []int32{
-	30, // 0: fermata.v1.ListClustersReply.clusters:type_name -> fermata.v1.Cluster
-	77, // 1: fermata.v1.StartClusterRequest.on:type_name -> fermata.v1.StartClusterRequest.OnEntry
+	32, // 0: fermata.v1.ListClustersReply.clusters:type_name -> fermata.v1.Cluster
+	79, // 1: fermata.v1.StartClusterRequest.on:type_name -> fermata.v1.StartClusterRequest.OnEntry
 	1,  // 2: fermata.v1.CheckpointRequest.mode:type_name -> fermata.v1.CaptureMode
 	0,  // 3: fermata.v1.CheckpointRequest.cut:type_name -> fermata.v1.Cut
-	33, // 4: fermata.v1.ListCheckpointsReply.checkpoints:type_name -> fermata.v1.Checkpoint
-	78, // 5: fermata.v1.RestartRequest.on:type_name -> fermata.v1.RestartRequest.OnEntry
-	39, // 6: fermata.v1.ListNodesReply.nodes:type_name -> fermata.v1.NodeInfo
-	28, // 7: fermata.v1.TraceChunk.frames:type_name -> fermata.v1.TracedFrame
-	30, // 8: fermata.v1.Event.cluster:type_name -> fermata.v1.Cluster
-	33, // 9: fermata.v1.Event.checkpoint:type_name -> fermata.v1.Checkpoint
-	35, // 10: fermata.v1.Event.restart:type_name -> fermata.v1.RestartReport
-	37, // 11: fermata.v1.Event.verify:type_name -> fermata.v1.VerifyReport
+	35, // 4: fermata.v1.ListCheckpointsReply.checkpoints:type_name -> fermata.v1.Checkpoint
+	80, // 5: fermata.v1.RestartRequest.on:type_name -> fermata.v1.RestartRequest.OnEntry
+	41, // 6: fermata.v1.ListNodesReply.nodes:type_name -> fermata.v1.NodeInfo
+	30, // 7: fermata.v1.TraceChunk.frames:type_name -> fermata.v1.TracedFrame
+	32, // 8: fermata.v1.Event.cluster:type_name -> fermata.v1.Cluster
+	35, // 9: fermata.v1.Event.checkpoint:type_name -> fermata.v1.Checkpoint
+	37, // 10: fermata.v1.Event.restart:type_name -> fermata.v1.RestartReport
+	39, // 11: fermata.v1.Event.verify:type_name -> fermata.v1.VerifyReport
 	2,  // 12: fermata.v1.Cluster.state:type_name -> fermata.v1.ClusterState
-	31, // 13: fermata.v1.Cluster.guests:type_name -> fermata.v1.GuestStatus
-	42, // 14: fermata.v1.Cluster.uplinks:type_name -> fermata.v1.UplinkStatus
-	31, // 15: fermata.v1.Cluster.leftovers:type_name -> fermata.v1.GuestStatus
+	33, // 13: fermata.v1.Cluster.guests:type_name -> fermata.v1.GuestStatus
+	44, // 14: fermata.v1.Cluster.uplinks:type_name -> fermata.v1.UplinkStatus
+	33, // 15: fermata.v1.Cluster.leftovers:type_name -> fermata.v1.GuestStatus
 	3,  // 16: fermata.v1.GuestStatus.state:type_name -> fermata.v1.GuestState
-	32, // 17: fermata.v1.GuestStatus.nics:type_name -> fermata.v1.NICStatus
-	79, // 18: fermata.v1.NICStatus.drops:type_name -> fermata.v1.NICStatus.DropsEntry
-	34, // 19: fermata.v1.Checkpoint.guests:type_name -> fermata.v1.GuestReport
+	34, // 17: fermata.v1.GuestStatus.nics:type_name -> fermata.v1.NICStatus
+	81, // 18: fermata.v1.NICStatus.drops:type_name -> fermata.v1.NICStatus.DropsEntry
+	36, // 19: fermata.v1.Checkpoint.guests:type_name -> fermata.v1.GuestReport
 	0,  // 20: fermata.v1.Checkpoint.cut:type_name -> fermata.v1.Cut
-	36, // 21: fermata.v1.RestartReport.plan:type_name -> fermata.v1.Assignment
-	38, // 22: fermata.v1.VerifyReport.damage:type_name -> fermata.v1.Damage
-	31, // 23: fermata.v1.NodeInfo.guests:type_name -> fermata.v1.GuestStatus
-	42, // 24: fermata.v1.NodeInfo.uplinks:type_name -> fermata.v1.UplinkStatus
-	40, // 25: fermata.v1.NodeInfo.qemu_support:type_name -> fermata.v1.QEMUSupport
+	38, // 21: fermata.v1.RestartReport.plan:type_name -> fermata.v1.Assignment
+	40, // 22: fermata.v1.VerifyReport.damage:type_name -> fermata.v1.Damage
+	33, // 23: fermata.v1.NodeInfo.guests:type_name -> fermata.v1.GuestStatus
+	44, // 24: fermata.v1.NodeInfo.uplinks:type_name -> fermata.v1.UplinkStatus
+	42, // 25: fermata.v1.NodeInfo.qemu_support:type_name -> fermata.v1.QEMUSupport
 	4,  // 26: fermata.v1.Uplink.outside:type_name -> fermata.v1.Outside
-	41, // 27: fermata.v1.UplinkStatus.uplink:type_name -> fermata.v1.Uplink
-	39, // 28: fermata.v1.RegisterRequest.node:type_name -> fermata.v1.NodeInfo
-	46, // 29: fermata.v1.RegisterRequest.newest_fences:type_name -> fermata.v1.Fence
-	45, // 30: fermata.v1.RegisterReply.superseded:type_name -> fermata.v1.SupersededLife
-	46, // 31: fermata.v1.SupersededLife.fence:type_name -> fermata.v1.Fence
-	50, // 32: fermata.v1.GuestSpec.disks:type_name -> fermata.v1.DiskSpec
-	51, // 33: fermata.v1.GuestSpec.nics:type_name -> fermata.v1.NICSpec
-	49, // 34: fermata.v1.GuestSpec.confidential:type_name -> fermata.v1.MemoryRange
-	53, // 35: fermata.v1.Peer.cards:type_name -> fermata.v1.PeerCard
-	46, // 36: fermata.v1.CreateGuestsRequest.fence:type_name -> fermata.v1.Fence
-	48, // 37: fermata.v1.CreateGuestsRequest.guests:type_name -> fermata.v1.GuestSpec
-	52, // 38: fermata.v1.CreateGuestsRequest.peers:type_name -> fermata.v1.Peer
-	72, // 39: fermata.v1.CreateGuestsRequest.images:type_name -> fermata.v1.GuestImage
-	41, // 40: fermata.v1.CreateGuestsRequest.uplinks:type_name -> fermata.v1.Uplink
-	54, // 41: fermata.v1.CheckGuestsRequest.create:type_name -> fermata.v1.CreateGuestsRequest
-	46, // 42: fermata.v1.StepClocksRequest.fence:type_name -> fermata.v1.Fence
-	46, // 43: fermata.v1.ReleaseGuestsRequest.fence:type_name -> fermata.v1.Fence
-	31, // 44: fermata.v1.ReleaseGuestsReply.guests:type_name -> fermata.v1.GuestStatus
-	46, // 45: fermata.v1.DestroyGuestsRequest.fence:type_name -> fermata.v1.Fence
-	46, // 46: fermata.v1.Round.fence:type_name -> fermata.v1.Fence
-	64, // 47: fermata.v1.PrepareRoundRequest.round:type_name -> fermata.v1.Round
+	43, // 27: fermata.v1.UplinkStatus.uplink:type_name -> fermata.v1.Uplink
+	41, // 28: fermata.v1.RegisterRequest.node:type_name -> fermata.v1.NodeInfo
+	48, // 29: fermata.v1.RegisterRequest.newest_fences:type_name -> fermata.v1.Fence
+	47, // 30: fermata.v1.RegisterReply.superseded:type_name -> fermata.v1.SupersededLife
+	48, // 31: fermata.v1.SupersededLife.fence:type_name -> fermata.v1.Fence
+	52, // 32: fermata.v1.GuestSpec.disks:type_name -> fermata.v1.DiskSpec
+	53, // 33: fermata.v1.GuestSpec.nics:type_name -> fermata.v1.NICSpec
+	51, // 34: fermata.v1.GuestSpec.confidential:type_name -> fermata.v1.MemoryRange
+	55, // 35: fermata.v1.Peer.cards:type_name -> fermata.v1.PeerCard
+	48, // 36: fermata.v1.CreateGuestsRequest.fence:type_name -> fermata.v1.Fence
+	50, // 37: fermata.v1.CreateGuestsRequest.guests:type_name -> fermata.v1.GuestSpec
+	54, // 38: fermata.v1.CreateGuestsRequest.peers:type_name -> fermata.v1.Peer
+	74, // 39: fermata.v1.CreateGuestsRequest.images:type_name -> fermata.v1.GuestImage
+	43, // 40: fermata.v1.CreateGuestsRequest.uplinks:type_name -> fermata.v1.Uplink
+	56, // 41: fermata.v1.CheckGuestsRequest.create:type_name -> fermata.v1.CreateGuestsRequest
+	48, // 42: fermata.v1.StepClocksRequest.fence:type_name -> fermata.v1.Fence
+	48, // 43: fermata.v1.ReleaseGuestsRequest.fence:type_name -> fermata.v1.Fence
+	33, // 44: fermata.v1.ReleaseGuestsReply.guests:type_name -> fermata.v1.GuestStatus
+	48, // 45: fermata.v1.DestroyGuestsRequest.fence:type_name -> fermata.v1.Fence
+	48, // 46: fermata.v1.Round.fence:type_name -> fermata.v1.Fence
+	66, // 47: fermata.v1.PrepareRoundRequest.round:type_name -> fermata.v1.Round
 	1,  // 48: fermata.v1.PrepareRoundRequest.mode:type_name -> fermata.v1.CaptureMode
 	0,  // 49: fermata.v1.PrepareRoundRequest.cut:type_name -> fermata.v1.Cut
-	64, // 50: fermata.v1.CutRoundRequest.round:type_name -> fermata.v1.Round
-	34, // 51: fermata.v1.CutRoundReply.guests:type_name -> fermata.v1.GuestReport
-	64, // 52: fermata.v1.PersistRoundRequest.round:type_name -> fermata.v1.Round
-	71, // 53: fermata.v1.PersistRoundUpdate.image:type_name -> fermata.v1.NodeImage
-	72, // 54: fermata.v1.NodeImage.guests:type_name -> fermata.v1.GuestImage
-	34, // 55: fermata.v1.NodeImage.reports:type_name -> fermata.v1.GuestReport
-	74, // 56: fermata.v1.GuestImage.objects:type_name -> fermata.v1.ImageObject
-	49, // 57: fermata.v1.GuestImage.confidential:type_name -> fermata.v1.MemoryRange
-	73, // 58: fermata.v1.GuestImage.files:type_name -> fermata.v1.BaseFile
-	64, // 59: fermata.v1.FinishRoundRequest.round:type_name -> fermata.v1.Round
+	66, // 50: fermata.v1.CutRoundRequest.round:type_name -> fermata.v1.Round
+	36, // 51: fermata.v1.CutRoundReply.guests:type_name -> fermata.v1.GuestReport
+	66, // 52: fermata.v1.PersistRoundRequest.round:type_name -> fermata.v1.Round
+	73, // 53: fermata.v1.PersistRoundUpdate.image:type_name -> fermata.v1.NodeImage
+	74, // 54: fermata.v1.NodeImage.guests:type_name -> fermata.v1.GuestImage
+	36, // 55: fermata.v1.NodeImage.reports:type_name -> fermata.v1.GuestReport
+	76, // 56: fermata.v1.GuestImage.objects:type_name -> fermata.v1.ImageObject
+	51, // 57: fermata.v1.GuestImage.confidential:type_name -> fermata.v1.MemoryRange
+	75, // 58: fermata.v1.GuestImage.files:type_name -> fermata.v1.BaseFile
+	66, // 59: fermata.v1.FinishRoundRequest.round:type_name -> fermata.v1.Round
 	5,  // 60: fermata.v1.Operator.CreateCluster:input_type -> fermata.v1.CreateClusterRequest
 	6,  // 61: fermata.v1.Operator.ListClusters:input_type -> fermata.v1.ListClustersRequest
 	8,  // 62: fermata.v1.Operator.GetCluster:input_type -> fermata.v1.GetClusterRequest
@@ -6092,59 +6178,61 @@ var file_fermata_proto_depIdxs = []int32{
 	10, // 64: fermata.v1.Operator.StopCluster:input_type -> fermata.v1.StopClusterRequest
 	11, // 65: fermata.v1.Operator.DeleteCluster:input_type -> fermata.v1.DeleteClusterRequest
 	13, // 66: fermata.v1.Operator.TakeCheckpoint:input_type -> fermata.v1.CheckpointRequest
-	14, // 67: fermata.v1.Operator.ListCheckpoints:input_type -> fermata.v1.ListCheckpointsRequest
-	16, // 68: fermata.v1.Operator.GetCheckpoint:input_type -> fermata.v1.GetCheckpointRequest
-	17, // 69: fermata.v1.Operator.VerifyCheckpoint:input_type -> fermata.v1.VerifyCheckpointRequest
-	18, // 70: fermata.v1.Operator.DeleteCheckpoint:input_type -> fermata.v1.DeleteCheckpointRequest
-	20, // 71: fermata.v1.Operator.Restart:input_type -> fermata.v1.RestartRequest
-	21, // 72: fermata.v1.Operator.ListNodes:input_type -> fermata.v1.ListNodesRequest
-	23, // 73: fermata.v1.Operator.GetNode:input_type -> fermata.v1.GetNodeRequest
-	24, // 74: fermata.v1.Operator.Console:input_type -> fermata.v1.ConsoleRequest
-	26, // 75: fermata.v1.Operator.Trace:input_type -> fermata.v1.TraceRequest
-	43, // 76: fermata.v1.Registry.Register:input_type -> fermata.v1.RegisterRequest
-	47, // 77: fermata.v1.Node.Describe:input_type -> fermata.v1.DescribeRequest
-	55, // 78: fermata.v1.Node.CheckGuests:input_type -> fermata.v1.CheckGuestsRequest
-	54, // 79: fermata.v1.Node.CreateGuests:input_type -> fermata.v1.CreateGuestsRequest
-	58, // 80: fermata.v1.Node.StepClocks:input_type -> fermata.v1.StepClocksRequest
-	60, // 81: fermata.v1.Node.ReleaseGuests:input_type -> fermata.v1.ReleaseGuestsRequest
-	62, // 82: fermata.v1.Node.DestroyGuests:input_type -> fermata.v1.DestroyGuestsRequest
-	24, // 83: fermata.v1.Node.ReadConsole:input_type -> fermata.v1.ConsoleRequest
-	26, // 84: fermata.v1.Node.TraceFrames:input_type -> fermata.v1.TraceRequest
-	65, // 85: fermata.v1.Node.PrepareRound:input_type -> fermata.v1.PrepareRoundRequest
-	67, // 86: fermata.v1.Node.CutRound:input_type -> fermata.v1.CutRoundRequest
-	69, // 87: fermata.v1.Node.PersistRound:input_type -> fermata.v1.PersistRoundRequest
-	75, // 88: fermata.v1.Node.FinishRound:input_type -> fermata.v1.FinishRoundRequest
-	30, // 89: fermata.v1.Operator.CreateCluster:output_type -> fermata.v1.Cluster
-	7,  // 90: fermata.v1.Operator.ListClusters:output_type -> fermata.v1.ListClustersReply
-	30, // 91: fermata.v1.Operator.GetCluster:output_type -> fermata.v1.Cluster
-	29, // 92: fermata.v1.Operator.StartCluster:output_type -> fermata.v1.Event
-	29, // 93: fermata.v1.Operator.StopCluster:output_type -> fermata.v1.Event
-	12, // 94: fermata.v1.Operator.DeleteCluster:output_type -> fermata.v1.DeleteClusterReply
-	29, // 95: fermata.v1.Operator.TakeCheckpoint:output_type -> fermata.v1.Event
-	15, // 96: fermata.v1.Operator.ListCheckpoints:output_type -> fermata.v1.ListCheckpointsReply
-	33, // 97: fermata.v1.Operator.GetCheckpoint:output_type -> fermata.v1.Checkpoint
-	29, // 98: fermata.v1.Operator.VerifyCheckpoint:output_type -> fermata.v1.Event
-	19, // 99: fermata.v1.Operator.DeleteCheckpoint:output_type -> fermata.v1.DeleteCheckpointReply
-	29, // 100: fermata.v1.Operator.Restart:output_type -> fermata.v1.Event
-	22, // 101: fermata.v1.Operator.ListNodes:output_type -> fermata.v1.ListNodesReply
-	39, // 102: fermata.v1.Operator.GetNode:output_type -> fermata.v1.NodeInfo
-	25, // 103: fermata.v1.Operator.Console:output_type -> fermata.v1.ConsoleChunk
-	27, // 104: fermata.v1.Operator.Trace:output_type -> fermata.v1.TraceChunk
-	44, // 105: fermata.v1.Registry.Register:output_type -> fermata.v1.RegisterReply
-	39, // 106: fermata.v1.Node.Describe:output_type -> fermata.v1.NodeInfo
-	56, // 107: fermata.v1.Node.CheckGuests:output_type -> fermata.v1.CheckGuestsUpdate
-	57, // 108: fermata.v1.Node.CreateGuests:output_type -> fermata.v1.CreateGuestsUpdate
-	59, // 109: fermata.v1.Node.StepClocks:output_type -> fermata.v1.StepClocksReply
-	61, // 110: fermata.v1.Node.ReleaseGuests:output_type -> fermata.v1.ReleaseGuestsReply
-	63, // 111: fermata.v1.Node.DestroyGuests:output_type -> fermata.v1.DestroyGuestsReply
-	25, // 112: fermata.v1.Node.ReadConsole:output_type -> fermata.v1.ConsoleChunk
-	27, // 113: fermata.v1.Node.TraceFrames:output_type -> fermata.v1.TraceChunk
-	66, // 114: fermata.v1.Node.PrepareRound:output_type -> fermata.v1.PrepareRoundReply
-	68, // 115: fermata.v1.Node.CutRound:output_type -> fermata.v1.CutRoundReply
-	70, // 116: fermata.v1.Node.PersistRound:output_type -> fermata.v1.PersistRoundUpdate
-	76, // 117: fermata.v1.Node.FinishRound:output_type -> fermata.v1.FinishRoundReply
-	89, // [89:118] is the sub-list for method output_type
-	60, // [60:89] is the sub-list for method input_type
+	14, // 67: fermata.v1.Operator.CancelCheckpoint:input_type -> fermata.v1.CancelCheckpointRequest
+	16, // 68: fermata.v1.Operator.ListCheckpoints:input_type -> fermata.v1.ListCheckpointsRequest
+	18, // 69: fermata.v1.Operator.GetCheckpoint:input_type -> fermata.v1.GetCheckpointRequest
+	19, // 70: fermata.v1.Operator.VerifyCheckpoint:input_type -> fermata.v1.VerifyCheckpointRequest
+	20, // 71: fermata.v1.Operator.DeleteCheckpoint:input_type -> fermata.v1.DeleteCheckpointRequest
+	22, // 72: fermata.v1.Operator.Restart:input_type -> fermata.v1.RestartRequest
+	23, // 73: fermata.v1.Operator.ListNodes:input_type -> fermata.v1.ListNodesRequest
+	25, // 74: fermata.v1.Operator.GetNode:input_type -> fermata.v1.GetNodeRequest
+	26, // 75: fermata.v1.Operator.Console:input_type -> fermata.v1.ConsoleRequest
+	28, // 76: fermata.v1.Operator.Trace:input_type -> fermata.v1.TraceRequest
+	45, // 77: fermata.v1.Registry.Register:input_type -> fermata.v1.RegisterRequest
+	49, // 78: fermata.v1.Node.Describe:input_type -> fermata.v1.DescribeRequest
+	57, // 79: fermata.v1.Node.CheckGuests:input_type -> fermata.v1.CheckGuestsRequest
+	56, // 80: fermata.v1.Node.CreateGuests:input_type -> fermata.v1.CreateGuestsRequest
+	60, // 81: fermata.v1.Node.StepClocks:input_type -> fermata.v1.StepClocksRequest
+	62, // 82: fermata.v1.Node.ReleaseGuests:input_type -> fermata.v1.ReleaseGuestsRequest
+	64, // 83: fermata.v1.Node.DestroyGuests:input_type -> fermata.v1.DestroyGuestsRequest
+	26, // 84: fermata.v1.Node.ReadConsole:input_type -> fermata.v1.ConsoleRequest
+	28, // 85: fermata.v1.Node.TraceFrames:input_type -> fermata.v1.TraceRequest
+	67, // 86: fermata.v1.Node.PrepareRound:input_type -> fermata.v1.PrepareRoundRequest
+	69, // 87: fermata.v1.Node.CutRound:input_type -> fermata.v1.CutRoundRequest
+	71, // 88: fermata.v1.Node.PersistRound:input_type -> fermata.v1.PersistRoundRequest
+	77, // 89: fermata.v1.Node.FinishRound:input_type -> fermata.v1.FinishRoundRequest
+	32, // 90: fermata.v1.Operator.CreateCluster:output_type -> fermata.v1.Cluster
+	7,  // 91: fermata.v1.Operator.ListClusters:output_type -> fermata.v1.ListClustersReply
+	32, // 92: fermata.v1.Operator.GetCluster:output_type -> fermata.v1.Cluster
+	31, // 93: fermata.v1.Operator.StartCluster:output_type -> fermata.v1.Event
+	31, // 94: fermata.v1.Operator.StopCluster:output_type -> fermata.v1.Event
+	12, // 95: fermata.v1.Operator.DeleteCluster:output_type -> fermata.v1.DeleteClusterReply
+	31, // 96: fermata.v1.Operator.TakeCheckpoint:output_type -> fermata.v1.Event
+	15, // 97: fermata.v1.Operator.CancelCheckpoint:output_type -> fermata.v1.CancelCheckpointReply
+	17, // 98: fermata.v1.Operator.ListCheckpoints:output_type -> fermata.v1.ListCheckpointsReply
+	35, // 99: fermata.v1.Operator.GetCheckpoint:output_type -> fermata.v1.Checkpoint
+	31, // 100: fermata.v1.Operator.VerifyCheckpoint:output_type -> fermata.v1.Event
+	21, // 101: fermata.v1.Operator.DeleteCheckpoint:output_type -> fermata.v1.DeleteCheckpointReply
+	31, // 102: fermata.v1.Operator.Restart:output_type -> fermata.v1.Event
+	24, // 103: fermata.v1.Operator.ListNodes:output_type -> fermata.v1.ListNodesReply
+	41, // 104: fermata.v1.Operator.GetNode:output_type -> fermata.v1.NodeInfo
+	27, // 105: fermata.v1.Operator.Console:output_type -> fermata.v1.ConsoleChunk
+	29, // 106: fermata.v1.Operator.Trace:output_type -> fermata.v1.TraceChunk
+	46, // 107: fermata.v1.Registry.Register:output_type -> fermata.v1.RegisterReply
+	41, // 108: fermata.v1.Node.Describe:output_type -> fermata.v1.NodeInfo
+	58, // 109: fermata.v1.Node.CheckGuests:output_type -> fermata.v1.CheckGuestsUpdate
+	59, // 110: fermata.v1.Node.CreateGuests:output_type -> fermata.v1.CreateGuestsUpdate
+	61, // 111: fermata.v1.Node.StepClocks:output_type -> fermata.v1.StepClocksReply
+	63, // 112: fermata.v1.Node.ReleaseGuests:output_type -> fermata.v1.ReleaseGuestsReply
+	65, // 113: fermata.v1.Node.DestroyGuests:output_type -> fermata.v1.DestroyGuestsReply
+	27, // 114: fermata.v1.Node.ReadConsole:output_type -> fermata.v1.ConsoleChunk
+	29, // 115: fermata.v1.Node.TraceFrames:output_type -> fermata.v1.TraceChunk
+	68, // 116: fermata.v1.Node.PrepareRound:output_type -> fermata.v1.PrepareRoundReply
+	70, // 117: fermata.v1.Node.CutRound:output_type -> fermata.v1.CutRoundReply
+	72, // 118: fermata.v1.Node.PersistRound:output_type -> fermata.v1.PersistRoundUpdate
+	78, // 119: fermata.v1.Node.FinishRound:output_type -> fermata.v1.FinishRoundReply
+	90, // [90:120] is the sub-list for method output_type
+	60, // [60:90] is the sub-list for method input_type
 	60, // [60:60] is the sub-list for extension type_name
 	60, // [60:60] is the sub-list for extension extendee
 	0,  // [0:60] is the sub-list for field type_name
@@ -6156,7 +6244,7 @@ func file_fermata_proto_init() {
 		return
 	}
 	file_fermata_proto_msgTypes[8].OneofWrappers = []any{}
-	file_fermata_proto_msgTypes[24].OneofWrappers = []any{
+	file_fermata_proto_msgTypes[26].OneofWrappers = []any{
 		(*Event_Cluster)(nil),
 		(*Event_Checkpoint)(nil),
 		(*Event_Restart)(nil),
@@ -6168,7 +6256,7 @@ func file_fermata_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fermata_proto_rawDesc), len(file_fermata_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   75,
+			NumMessages:   77,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

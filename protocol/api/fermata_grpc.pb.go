@@ -32,6 +32,7 @@ const (
 	Operator_StopCluster_FullMethodName      = "/fermata.v1.Operator/StopCluster"
 	Operator_DeleteCluster_FullMethodName    = "/fermata.v1.Operator/DeleteCluster"
 	Operator_TakeCheckpoint_FullMethodName   = "/fermata.v1.Operator/TakeCheckpoint"
+	Operator_CancelCheckpoint_FullMethodName = "/fermata.v1.Operator/CancelCheckpoint"
 	Operator_ListCheckpoints_FullMethodName  = "/fermata.v1.Operator/ListCheckpoints"
 	Operator_GetCheckpoint_FullMethodName    = "/fermata.v1.Operator/GetCheckpoint"
 	Operator_VerifyCheckpoint_FullMethodName = "/fermata.v1.Operator/VerifyCheckpoint"
@@ -59,6 +60,9 @@ type OperatorClient interface {
 	DeleteCluster(ctx context.Context, in *DeleteClusterRequest, opts ...grpc.CallOption) (*DeleteClusterReply, error)
 	// TakeCheckpoint runs one round. Cancelling the call aborts the round; the guests run on.
 	TakeCheckpoint(ctx context.Context, in *CheckpointRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Event], error)
+	// CancelCheckpoint aborts the round that TakeCheckpoint runs on a cluster, unless it is
+	// committed already. How it ended is told by TakeCheckpoint. NotFound: none runs.
+	CancelCheckpoint(ctx context.Context, in *CancelCheckpointRequest, opts ...grpc.CallOption) (*CancelCheckpointReply, error)
 	ListCheckpoints(ctx context.Context, in *ListCheckpointsRequest, opts ...grpc.CallOption) (*ListCheckpointsReply, error)
 	GetCheckpoint(ctx context.Context, in *GetCheckpointRequest, opts ...grpc.CallOption) (*Checkpoint, error)
 	// VerifyCheckpoint reads back and verifies every byte of a checkpoint.
@@ -179,6 +183,16 @@ func (c *operatorClient) TakeCheckpoint(ctx context.Context, in *CheckpointReque
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Operator_TakeCheckpointClient = grpc.ServerStreamingClient[Event]
+
+func (c *operatorClient) CancelCheckpoint(ctx context.Context, in *CancelCheckpointRequest, opts ...grpc.CallOption) (*CancelCheckpointReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CancelCheckpointReply)
+	err := c.cc.Invoke(ctx, Operator_CancelCheckpoint_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
 
 func (c *operatorClient) ListCheckpoints(ctx context.Context, in *ListCheckpointsRequest, opts ...grpc.CallOption) (*ListCheckpointsReply, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
@@ -322,6 +336,9 @@ type OperatorServer interface {
 	DeleteCluster(context.Context, *DeleteClusterRequest) (*DeleteClusterReply, error)
 	// TakeCheckpoint runs one round. Cancelling the call aborts the round; the guests run on.
 	TakeCheckpoint(*CheckpointRequest, grpc.ServerStreamingServer[Event]) error
+	// CancelCheckpoint aborts the round that TakeCheckpoint runs on a cluster, unless it is
+	// committed already. How it ended is told by TakeCheckpoint. NotFound: none runs.
+	CancelCheckpoint(context.Context, *CancelCheckpointRequest) (*CancelCheckpointReply, error)
 	ListCheckpoints(context.Context, *ListCheckpointsRequest) (*ListCheckpointsReply, error)
 	GetCheckpoint(context.Context, *GetCheckpointRequest) (*Checkpoint, error)
 	// VerifyCheckpoint reads back and verifies every byte of a checkpoint.
@@ -366,6 +383,9 @@ func (UnimplementedOperatorServer) DeleteCluster(context.Context, *DeleteCluster
 }
 func (UnimplementedOperatorServer) TakeCheckpoint(*CheckpointRequest, grpc.ServerStreamingServer[Event]) error {
 	return status.Error(codes.Unimplemented, "method TakeCheckpoint not implemented")
+}
+func (UnimplementedOperatorServer) CancelCheckpoint(context.Context, *CancelCheckpointRequest) (*CancelCheckpointReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method CancelCheckpoint not implemented")
 }
 func (UnimplementedOperatorServer) ListCheckpoints(context.Context, *ListCheckpointsRequest) (*ListCheckpointsReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListCheckpoints not implemented")
@@ -519,6 +539,24 @@ func _Operator_TakeCheckpoint_Handler(srv interface{}, stream grpc.ServerStream)
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Operator_TakeCheckpointServer = grpc.ServerStreamingServer[Event]
+
+func _Operator_CancelCheckpoint_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CancelCheckpointRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(OperatorServer).CancelCheckpoint(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Operator_CancelCheckpoint_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(OperatorServer).CancelCheckpoint(ctx, req.(*CancelCheckpointRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
 
 func _Operator_ListCheckpoints_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListCheckpointsRequest)
@@ -676,6 +714,10 @@ var Operator_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "DeleteCluster",
 			Handler:    _Operator_DeleteCluster_Handler,
+		},
+		{
+			MethodName: "CancelCheckpoint",
+			Handler:    _Operator_CancelCheckpoint_Handler,
 		},
 		{
 			MethodName: "ListCheckpoints",

@@ -32,8 +32,12 @@ type Server struct {
 	// Fail makes every call end with this error. Set before the first call.
 	Fail error
 	// Hold makes TakeCheckpoint wait, after its first event, until the call is
-	// cancelled. Set before the first call.
-	Hold bool
+	// cancelled, or CancelCheckpoint is called; it then ends with Verdict. Set
+	// before the first call.
+	Hold    bool
+	Verdict error
+	// Old makes the server one that does not know CancelCheckpoint.
+	Old bool
 	// Silent makes TakeCheckpoint end without a result. Set before the first call.
 	Silent bool
 
@@ -182,9 +186,15 @@ func (s *Server) TakeCheckpoint(r *api.CheckpointRequest, stream grpc.ServerStre
 		return err
 	}
 	if s.Hold {
-		<-stream.Context().Done()
-		close(s.cancelled)
-		return stream.Context().Err()
+		select {
+		case <-stream.Context().Done():
+			close(s.cancelled)
+			return stream.Context().Err()
+		case <-s.cancelled:
+			if s.Verdict != nil {
+				return s.Verdict
+			}
+		}
 	}
 	err := send(stream,
 		&api.Event{Step: "persist", Node: "node1", DoneBytes: 1 << 20, TotalBytes: 2 << 20},
@@ -193,6 +203,18 @@ func (s *Server) TakeCheckpoint(r *api.CheckpointRequest, stream grpc.ServerStre
 		return err
 	}
 	return send(stream, &api.Event{Result: &api.Event_Checkpoint{Checkpoint: Checkpoints()[0]}})
+}
+
+// CancelCheckpoint ends a call that is held.
+func (s *Server) CancelCheckpoint(_ context.Context, r *api.CancelCheckpointRequest) (*api.CancelCheckpointReply, error) {
+	if s.Old {
+		return nil, fault.New(fault.Internal, "unknown method CancelCheckpoint")
+	}
+	if err := s.note(r); err != nil {
+		return nil, err
+	}
+	close(s.cancelled)
+	return &api.CancelCheckpointReply{}, nil
 }
 
 // ListCheckpoints answers with those of the cluster.
