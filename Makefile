@@ -43,11 +43,15 @@ demo-control: setup build ## the same with channel state left out: shows that th
 check: fmt-check vet ## what every change must pass: formatting, vet, staticcheck, quick tests
 	$(GO) test -short ./...
 
+# Tests of what is built with the tag failpoints only.
+FAILPOINTS := Failpoint|Inject|Arm
+
 .PHONY: test
 test: setup build vet ## set up the machine, then run every test; nothing may skip
 	$(say-kvm)
 	@status=0; \
 	FERMATA_MUST_RUN=$(MUST_RUN) $(GO) test -count=1 -p 2 -timeout 20m $(LIGHT) || status=1; \
+	FERMATA_MUST_RUN=$(MUST_RUN) $(GO) test -count=1 -p 2 -tags failpoints -run '$(FAILPOINTS)' $(addprefix ./,protocol/failpoint coordinator nodeagent) || status=1; \
 	FERMATA_MUST_RUN=$(MUST_RUN) $(GO) test -count=1 -p 1 -timeout 60m $(HEAVY) || status=1; \
 	exit $$status
 	$(say-kvm)

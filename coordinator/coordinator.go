@@ -46,6 +46,7 @@ import (
 	"fermata/imageio/repository"
 	"fermata/protocol/address"
 	"fermata/protocol/api"
+	"fermata/protocol/failpoint"
 	"fermata/protocol/fault"
 	"fermata/protocol/fault/faultgrpc"
 	"fermata/protocol/identity"
@@ -273,7 +274,9 @@ func (c *Coordinator) lead(ctx context.Context, f store.Fence) error {
 	}
 	c.log.Info("this coordinator leads", "fence", f.Token, "store", fmt.Sprintf("%x", f.Store))
 	t.work.Go(t.maintain)
-	err = t.adopt(termCtx)
+	if err = failpoint.Inject(termCtx, failpoint.CoordinatorAfterElection); err == nil {
+		err = t.adopt(termCtx)
+	}
 	if err == nil {
 		t.settleInBackground()
 		c.setTerm(t)

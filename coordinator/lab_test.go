@@ -68,6 +68,12 @@ const mib = 1 << 20
 func newLab(t *testing.T, nodes ...string) *lab {
 	t.Helper()
 	t.Parallel()
+	return newLoneLab(t, nodes...)
+}
+
+// newLoneLab is newLab for tests that run alone.
+func newLoneLab(t *testing.T, nodes ...string) *lab {
+	t.Helper()
 	// Socket paths are short (unix(7)), and those of t.TempDir are not.
 	dir, err := os.MkdirTemp("", "lab")
 	if err != nil {

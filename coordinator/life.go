@@ -11,6 +11,7 @@ import (
 	"fermata/coordinator/deploy"
 	"fermata/coordinator/store"
 	"fermata/protocol/api"
+	"fermata/protocol/failpoint"
 	"fermata/protocol/fault"
 )
 
@@ -26,6 +27,9 @@ type brought struct {
 func (t *term) bringUp(ctx context.Context, life deploy.Life, parts []deploy.Part, stepClock bool, p progress) (b brought, err error) {
 	p(&api.Event{Step: deploy.StepCreate})
 	if b.framesInjected, err = t.c.deployer.Create(ctx, life, parts, p); err != nil {
+		return b, err
+	}
+	if err := failpoint.Inject(ctx, failpoint.CoordinatorAfterCreate); err != nil {
 		return b, err
 	}
 	if err := ctx.Err(); err != nil {
@@ -165,13 +169,21 @@ func (t *term) stop(ctx context.Context, req *api.StopClusterRequest, p progress
 		return nil, err
 	}
 	p(&api.Event{Step: deploy.StepDestroy})
-	err = t.endGuests(t.ctx, t.life(name, c.Epoch), c)
+	if err = failpoint.Inject(t.ctx, failpoint.CoordinatorAfterRecord); err == nil {
+		err = t.endGuests(t.ctx, t.life(name, c.Epoch), c)
+	}
+	if err == nil {
+		err = failpoint.Inject(t.ctx, failpoint.CoordinatorAfterDestroy)
+	}
 	state, reason := api.ClusterState_CLUSTER_STATE_STOPPED, ""
 	if err != nil {
 		state, reason = api.ClusterState_CLUSTER_STATE_BROKEN, err.Error()
 	}
 	if t.ctx.Err() != nil {
 		return nil, fault.Wrap(fault.Unknown, errDeposed, "")
+	}
+	if err == nil {
+		err = failpoint.Inject(t.ctx, failpoint.CoordinatorBeforeEnd)
 	}
 	if endErr := t.end(name, id, settle(state, reason)); endErr != nil {
 		return nil, errors.Join(err, endErr)

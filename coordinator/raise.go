@@ -15,6 +15,7 @@ import (
 	"fermata/coordinator/deploy"
 	"fermata/coordinator/store"
 	"fermata/protocol/api"
+	"fermata/protocol/failpoint"
 	"fermata/protocol/fault"
 )
 
@@ -88,7 +89,10 @@ func (r *raising) check(ctx context.Context, tg target) error {
 		return err
 	}
 	r.p(&api.Event{Step: deploy.StepCheck})
-	return r.t.c.deployer.Check(ctx, r.t.life(r.cluster, epoch), tg.parts, r.replaces(), r.p)
+	if err := r.t.c.deployer.Check(ctx, r.t.life(r.cluster, epoch), tg.parts, r.replaces(), r.p); err != nil {
+		return err
+	}
+	return failpoint.Inject(ctx, failpoint.CoordinatorAfterCheck)
 }
 
 // raise makes the guests and lets them run. On error guests may be left, until fail.
@@ -107,7 +111,13 @@ func (r *raising) raise(ctx context.Context, tg target) (brought, error) {
 	if r.replaces() {
 		ctx = r.t.ctx
 	}
+	if err := failpoint.Inject(ctx, failpoint.CoordinatorAfterRecord); err != nil {
+		return brought{}, err
+	}
 	if err := r.clear(ctx, tg); err != nil {
+		return brought{}, err
+	}
+	if err := failpoint.Inject(ctx, failpoint.CoordinatorAfterDestroy); err != nil {
 		return brought{}, err
 	}
 	up, err := r.t.bringUp(ctx, r.life, tg.parts, r.stepClock, r.p)
@@ -233,6 +243,9 @@ func (r *raising) clear(ctx context.Context, tg target) error {
 
 // succeed records that the guests run.
 func (r *raising) succeed() error {
+	if err := failpoint.Inject(r.t.ctx, failpoint.CoordinatorBeforeEnd); err != nil {
+		return err
+	}
 	return r.t.end(r.cluster, r.op, settle(api.ClusterState_CLUSTER_STATE_RUNNING, ""))
 }
 

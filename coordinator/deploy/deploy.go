@@ -23,6 +23,7 @@ import (
 
 	"fermata/coordinator/nodeconn"
 	"fermata/protocol/api"
+	"fermata/protocol/failpoint"
 	"fermata/protocol/fault"
 )
 
@@ -217,7 +218,10 @@ func (d *Deployer) Release(ctx context.Context, life Life, nodes []Node) error {
 		_, err := nodeconn.Ask(ctx, d.cfg.Release, func(ctx context.Context) (*api.ReleaseGuestsReply, error) {
 			return client.ReleaseGuests(ctx, &api.ReleaseGuestsRequest{Fence: life.Fence, Cluster: life.Cluster})
 		})
-		return err
+		if err != nil {
+			return err
+		}
+		return failpoint.Inject(ctx, failpoint.CoordinatorAfterRelease)
 	})
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"fermata/coordinator/nodeconn"
 	"fermata/protocol/api"
+	"fermata/protocol/failpoint"
 	"fermata/protocol/fault"
 	"fermata/protocol/round"
 )
@@ -133,7 +134,10 @@ func (r *run) finish(ctx context.Context, client api.NodeClient, req round.Reque
 	_, err := nodeconn.Once(ctx, r.d.cfg.Finish, func(ctx context.Context) (*api.FinishRoundReply, error) {
 		return client.FinishRound(ctx, msg)
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	return failpoint.Inject(ctx, failpoint.CoordinatorAfterFinish)
 }
 
 // stepOf names the step that a call asks for, in errors and logs. A cut is

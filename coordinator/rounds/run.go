@@ -12,6 +12,7 @@ import (
 
 	"fermata/coordinator/deploy"
 	"fermata/protocol/api"
+	"fermata/protocol/failpoint"
 	"fermata/protocol/fault"
 	"fermata/protocol/round"
 )
@@ -106,12 +107,15 @@ func (r *run) loop(ctx, asked context.Context) {
 func (r *run) perform(ctx context.Context, post func(func())) {
 	for r.lead.HasReady() {
 		ready := r.lead.Ready()
+		var failed error // of a point that tests make fail
 		if ready.Persist != nil {
+			failed = failpoint.Inject(ctx, reached(*ready.Persist))
 			if !r.store(ctx, *ready.Persist) {
 				r.lead.Fenced()
 				continue
 			}
 			r.enter(*ready.Persist)
+			failed = errors.Join(failed, failpoint.Inject(ctx, stored(*ready.Persist)))
 		}
 		if ready.Decide != round.OutcomeNone {
 			r.toDecide = append(r.toDecide, ready.Decide)
@@ -128,7 +132,34 @@ func (r *run) perform(ctx context.Context, post func(func())) {
 			r.log.Info("round decided", "outcome", ready.Done.Outcome, "reason", ready.Done.Reason,
 				"elapsed", time.Since(r.begun))
 		}
+		if failed != nil {
+			r.giveUp(failed)
+		}
 	}
+}
+
+// reached is the point at which a round is when it is about to store rec.
+func reached(rec round.Record) failpoint.Point {
+	switch {
+	case rec.Phase == round.PhaseCut:
+		return failpoint.CoordinatorAfterPrepare
+	case rec.Phase == round.PhasePersist:
+		return failpoint.CoordinatorAfterCut
+	case rec.Phase == round.PhaseCommit:
+		return failpoint.CoordinatorAfterPersist
+	case rec.Outcome == round.Aborted && rec.Phase == round.PhaseFinish && !rec.Recorded:
+		return failpoint.CoordinatorBeforeAbort
+	default:
+		return failpoint.None
+	}
+}
+
+// stored is the point at which a round is when it has stored rec.
+func stored(rec round.Record) failpoint.Point {
+	if rec.Outcome == round.Aborted && rec.Phase == round.PhaseFinish && !rec.Recorded {
+		return failpoint.CoordinatorAfterAbort
+	}
+	return failpoint.CoordinatorAfterStore
 }
 
 // store makes rec durable, trying again as long as this coordinator leads. It
@@ -136,8 +167,10 @@ func (r *run) perform(ctx context.Context, post func(func())) {
 // wait is bounded by that.
 func (r *run) store(ctx context.Context, rec round.Record) bool {
 	for {
-		var err error
-		if rec.Phase == round.PhaseOver {
+		err := failpoint.Inject(ctx, failpoint.CoordinatorBeforeStore)
+		if err != nil {
+			// as if the store had not been reached
+		} else if rec.Phase == round.PhaseOver {
 			err = r.job.Ledger.EndRound(ctx, rec)
 		} else {
 			err = r.job.Ledger.PutRound(ctx, rec)
@@ -281,7 +314,14 @@ func (r *run) decide(ctx context.Context, want round.Outcome, e Evidence, reason
 		}
 		reason = commitErr.Error()
 	}
-	got, err := r.job.Judge.Abort(ctx, reason)
+	err := failpoint.Inject(ctx, failpoint.CoordinatorBeforeAbort)
+	got := round.OutcomeNone
+	if err == nil {
+		got, err = r.job.Judge.Abort(ctx, reason)
+	}
+	if err == nil {
+		err = failpoint.Inject(ctx, failpoint.CoordinatorAfterAbort)
+	}
 	if err == nil {
 		return decision{got: got, cause: commitErr}
 	}
@@ -293,7 +333,14 @@ func (r *run) decide(ctx context.Context, want round.Outcome, e Evidence, reason
 func (r *run) commit(ctx context.Context, e Evidence) (round.Outcome, error) {
 	begun := time.Now()
 	for {
-		got, err := r.job.Judge.Commit(ctx, e)
+		err := failpoint.Inject(ctx, failpoint.CoordinatorBeforeCommit)
+		got := round.OutcomeNone
+		if err == nil {
+			got, err = r.job.Judge.Commit(ctx, e)
+		}
+		if failErr := failpoint.Inject(ctx, failpoint.CoordinatorAfterCommit); err == nil && failErr != nil {
+			got, err = round.OutcomeNone, fmt.Errorf("%w: %w", ErrUnheard, failErr)
+		}
 		if err == nil || errors.Is(err, ErrUnheard) || !mayPass(err) || time.Since(begun) > commitPatience || !pause(ctx) {
 			return got, err
 		}

@@ -23,6 +23,7 @@ const Enabled = true
 var armed struct {
 	mu     sync.Mutex
 	points map[Point]*arming // guarded by mu
+	seen   map[Point]int     // guarded by mu; how often each point was reached
 }
 
 type arming struct {
@@ -35,6 +36,10 @@ type arming struct {
 // error action, or of a context that ended a delay or hang.
 func Inject(ctx context.Context, p Point) error {
 	armed.mu.Lock()
+	if armed.seen == nil {
+		armed.seen = make(map[Point]int)
+	}
+	armed.seen[p]++
 	a := armed.points[p]
 	act := false
 	if a != nil {
@@ -92,6 +97,13 @@ func signal(p Point, sig syscall.Signal) error {
 		return fmt.Errorf("failpoint %s: %w", p, err)
 	}
 	return nil
+}
+
+// Reached returns how often a point was reached in this process, armed or not.
+func Reached(p Point) int {
+	armed.mu.Lock()
+	defer armed.mu.Unlock()
+	return armed.seen[p]
 }
 
 // Arm arms a point with an action, until disarm is called. Callers that hang in

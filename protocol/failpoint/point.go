@@ -38,6 +38,9 @@ const FileName = "failpoints"
 // Point names a moment: the package, and before or after what.
 type Point string
 
+// None is no point: nothing can be armed there.
+const None Point = ""
+
 // The points of a coordinator.
 const (
 	CoordinatorBeforeStore   Point = "coordinator/before-store"   // round's record not yet in etcd
@@ -51,8 +54,12 @@ const (
 	CoordinatorAfterAbort    Point = "coordinator/after-abort"    // aborted in the record
 	CoordinatorAfterFinish   Point = "coordinator/after-finish"   // one member told
 	CoordinatorAfterElection Point = "coordinator/after-election" // leader, nothing recovered yet
-	CoordinatorAfterCreate   Point = "coordinator/after-create"   // restart: guests created, none released
-	CoordinatorAfterRelease  Point = "coordinator/after-release"  // restart: guests of one node released
+	CoordinatorAfterCheck    Point = "coordinator/after-check"    // start, restart: all checked, nothing stored
+	CoordinatorAfterRecord   Point = "coordinator/after-record"   // start, restart, stop: stored, no guest ended
+	CoordinatorAfterDestroy  Point = "coordinator/after-destroy"  // start, restart, stop: guests of the earlier life ended
+	CoordinatorAfterCreate   Point = "coordinator/after-create"   // start, restart: guests created, none released
+	CoordinatorAfterRelease  Point = "coordinator/after-release"  // start, restart: guests of one node released
+	CoordinatorBeforeEnd     Point = "coordinator/before-end"     // start, restart, stop: done, not recorded
 )
 
 // The points of a node agent, named after the steps of a round.
@@ -85,8 +92,9 @@ func Points() []Point {
 	return []Point{
 		CoordinatorBeforeStore, CoordinatorAfterStore, CoordinatorAfterPrepare, CoordinatorAfterCut,
 		CoordinatorAfterPersist, CoordinatorBeforeCommit, CoordinatorAfterCommit, CoordinatorBeforeAbort,
-		CoordinatorAfterAbort, CoordinatorAfterFinish, CoordinatorAfterElection, CoordinatorAfterCreate,
-		CoordinatorAfterRelease,
+		CoordinatorAfterAbort, CoordinatorAfterFinish, CoordinatorAfterElection, CoordinatorAfterCheck,
+		CoordinatorAfterRecord, CoordinatorAfterDestroy, CoordinatorAfterCreate, CoordinatorAfterRelease,
+		CoordinatorBeforeEnd,
 		AgentAfterPrepare, AgentBeforeCut, AgentAfterGate, AgentAfterDrain, AgentAfterStop, AgentAfterSaveDevices,
 		AgentAfterSaveMemory, AgentBeforeMark, AgentAfterMark, AgentAfterCloseChannels,
 		AgentAfterRecordChannels, AgentBeforeResume, AgentAfterResume, AgentBeforePersist, AgentAfterPersist,
