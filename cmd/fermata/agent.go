@@ -114,6 +114,9 @@ run by the agent's guard process.`,
 			if err != nil {
 				return err
 			}
+			if err := env.DropInherited(); err != nil {
+				return err
+			}
 			cfg.DestroyOnExit = destroy
 			err = errors.Join(failpoint.ArmAll(env.Getenv(failpoint.Env)), failpoint.ArmFile(filepath.Join(f.StateDir, failpoint.FileName)))
 			if err != nil {

@@ -26,7 +26,15 @@ import (
 // a hung test costs.
 const budget = 10 * time.Second
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// playProgram has the test binary be the program itself, for tests that need a process.
+const playProgram = "FERMATA_TEST_PROGRAM"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(playProgram) != "" {
+		os.Exit(app.Main(run, os.Args[1:], os.Stdout, os.Stderr))
+	}
+	goleak.VerifyTestMain(m)
+}
 
 func TestExitStatus_IsTheClass(t *testing.T) {
 	for _, class := range fault.Classes() {

@@ -181,6 +181,9 @@ checkpoints and restarts wait.`,
 			if err != nil {
 				return err
 			}
+			if err := env.DropInherited(); err != nil {
+				return err
+			}
 			if err := failpoint.ArmAll(env.Getenv(failpoint.Env)); err != nil {
 				return fault.Wrap(fault.Invalid, err, "")
 			}

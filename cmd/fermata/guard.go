@@ -25,6 +25,9 @@ func newGuardCommand(env *app.Env) *cobra.Command {
 		Hidden: true,
 		Args:   cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := env.DropInherited(); err != nil {
+				return err
+			}
 			// It must outlive the signal that ends its agent.
 			ctx := context.WithoutCancel(cmd.Context())
 			return guard.Serve(ctx, env.Stdin, guard.Rescue{Resume: continueGuest, Revoke: uffd.Revoke})

@@ -47,6 +47,9 @@ Use it from another terminal with --lab DIR or FERMATA_LAB=DIR.`,
 			if err := lab.EnterNamespace(); err != nil {
 				return fault.Wrap(fault.Denied, err, "lab")
 			}
+			if err := env.DropInherited(); err != nil {
+				return err
+			}
 			env.OnInterrupt("lab ends, and its guests with it")
 			logger, err := log.logger(env.Stderr, "lab")
 			if err != nil {

@@ -36,6 +36,8 @@ type Env struct {
 	Terminal bool      // Stderr is a terminal: progress may draw on it
 	Getenv   func(string) string
 
+	ownProcess bool // the process belongs to this program
+
 	mu          sync.Mutex
 	onInterrupt string    // guarded by mu
 	notices     io.Writer // guarded by mu; nil: Stderr
@@ -50,7 +52,7 @@ type Func func(ctx context.Context, env *Env) error
 func Main(run Func, args []string, stdout, stderr io.Writer) int {
 	env := &Env{
 		Args: args, Stdin: os.Stdin, Stdout: stdout, Stderr: serial(stderr),
-		Terminal: isTerminal(stderr), Getenv: os.Getenv,
+		Terminal: isTerminal(stderr), Getenv: os.Getenv, ownProcess: true,
 	}
 	// Two, because a second interrupt must not be lost while the first is told.
 	signals := make(chan os.Signal, 2)
