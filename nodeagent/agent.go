@@ -24,7 +24,6 @@ package nodeagent
 import (
 	"context"
 	"crypto/rand"
-	"crypto/tls"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -42,11 +41,9 @@ import (
 	"fermata/imageio/repository"
 	"fermata/nodeagent/capture"
 	"fermata/nodeagent/dataplane"
-	"fermata/nodeagent/fabric"
 	"fermata/nodeagent/guard"
 	"fermata/nodeagent/journal"
 	"fermata/protocol/api"
-	"fermata/protocol/identity"
 	"fermata/vmm/qemu"
 )
 
@@ -63,6 +60,7 @@ type Agent struct {
 	journal *journal.Journal
 	repo    *repository.Repository
 	plane   dataplane.Plane
+	process *dataplane.Client // is plane; nil when that is in this process (tests)
 	guard   *guard.Guard
 	budget  *capture.Budget
 	pacer   *pacer
@@ -121,28 +119,17 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 		return fmt.Errorf("listen for the coordinator: %w", err)
 	}
 	defer serviceListener.Close()
-	fabricListener, err := net.Listen("tcp", a.cfg.FabricListen)
-	if err != nil {
-		return fmt.Errorf("listen for links: %w", err)
-	}
-	defer fabricListener.Close()
-	inside, err := fabric.New(a.fabricConfig(fabricListener))
-	if err != nil {
+	if err := a.openPlane(ctx); err != nil {
 		return err
 	}
-	a.plane = inside
+	defer a.process.Close()
 	if err := a.startGuard(); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, a.guard.Close()) }()
 
 	g, gctx := errgroup.WithContext(ctx)
-	// The fabric outlives the service, so that guests still have their wire
-	// while the last calls end.
-	fabricCtx, stopFabric := context.WithCancel(context.WithoutCancel(ctx))
-	g.Go(func() error { return inside.Run(fabricCtx) })
 	g.Go(func() error {
-		defer stopFabric()
 		err := a.recover(gctx)
 		switch {
 		case gctx.Err() != nil:
@@ -182,6 +169,10 @@ func (a *Agent) serve(ctx context.Context, l net.Listener) error {
 		return nil
 	})
 	g.Go(func() error {
+		a.keepPlane(gctx)
+		return nil
+	})
+	g.Go(func() error {
 		<-gctx.Done()
 		server.Stop() // cancels calls
 		return nil
@@ -201,7 +192,7 @@ func (a *Agent) leave(ctx context.Context) error {
 		wg.Go(func() { errs[i] = a.leaveCluster(ctx, c) })
 	}
 	wg.Wait()
-	return errors.Join(errs...)
+	return errors.Join(append(errs, a.closePlane(ctx))...)
 }
 
 func (a *Agent) leaveCluster(ctx context.Context, c *cluster) error {
@@ -214,25 +205,6 @@ func (a *Agent) leaveCluster(ctx context.Context, c *cluster) error {
 		return a.destroy(ctx, c)
 	}
 	return errors.Join(err, a.detach(c))
-}
-
-func (a *Agent) fabricConfig(l net.Listener) fabric.Config {
-	cfg := fabric.Config{
-		Node:        a.cfg.Name,
-		Incarnation: a.incarnation,
-		Listener:    l,
-		Plaintext:   a.cfg.Plaintext || a.cfg.FabricPlaintext,
-		Logger:      a.log.Named("fabric"),
-	}
-	if id := a.cfg.Identity; id != nil && !cfg.Plaintext {
-		cfg.ServerTLS = id.Server(identity.RoleAgent)
-		cfg.ClientTLS = func(node string) *tls.Config { return id.Client(identity.RoleAgent, node) }
-		cfg.PeerName = func(cs tls.ConnectionState) (string, error) {
-			peer, err := identity.PeerOf(cs)
-			return peer.Name, err
-		}
-	}
-	return cfg
 }
 
 // startGuard starts the process that resumes stopped guests if we die.

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 
 	"fermata/experiments/guests"
 	"fermata/imageio/repository"
+	"fermata/nodeagent/dataplane"
 	"fermata/nodeagent/guard"
 	"fermata/protocol/api"
 	"fermata/protocol/fault"
@@ -28,8 +30,15 @@ import (
 	"fermata/vmm/uffd"
 )
 
-// TestMain lets the test binary play the guard process of the agents it runs.
+// TestMain lets the test binary play the guard process and the data plane of the agents it runs.
 func TestMain(m *testing.M) {
+	if len(os.Args) == 3 && os.Args[1] == "data-plane" {
+		if err := dataplane.Main(context.Background(), os.Args[2]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	if len(os.Args) == 2 && os.Args[1] == "guard" {
 		err := guard.Serve(context.Background(), os.Stdin, guard.Rescue{Revoke: uffd.Revoke, Resume: func(ctx context.Context, socket string) error {
 			c, err := qmp.Dial(ctx, socket)
@@ -65,6 +74,7 @@ type rig struct {
 type rigNode struct {
 	name   string
 	cfg    Config
+	agent  *Agent
 	client api.NodeClient
 	cancel context.CancelFunc
 	done   chan error
@@ -97,7 +107,7 @@ func newRig(t *testing.T, names ...string) *rig {
 		r.nodes[name] = &rigNode{name: name, cfg: Config{
 			Name: name, StateDir: filepath.Join(t.TempDir(), name), MemoryDir: filepath.Join(mem, name), Repository: repository.Config{Dir: r.repo},
 			Listen: freeAddress(t), FabricListen: freeAddress(t), Plaintext: true, AllowedPaths: []string{"/"},
-			MemoryBytes: 1 << 30, CaptureBytes: 1 << 30, Guard: []string{exe, "guard"}, DestroyOnExit: true,
+			MemoryBytes: 1 << 30, CaptureBytes: 1 << 30, Guard: []string{exe, "guard"}, DataPlane: []string{exe, "data-plane"}, DestroyOnExit: true,
 			Logger: hclog.New(&hclog.LoggerOptions{Name: name, Level: hclog.Debug, Output: testWriter{t}}),
 		}}
 		r.start(name)
@@ -134,6 +144,7 @@ func (r *rig) start(name string) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
+	n.agent = a
 	ctx, cancel := context.WithCancel(context.Background())
 	n.cancel, n.done = cancel, make(chan error, 1)
 	go func(done chan<- error) { done <- a.Run(ctx) }(n.done)
@@ -510,10 +521,39 @@ func TestAgent_FindsItsGuestsAgain(t *testing.T) {
 	}
 	before := canary(r.console("n1", 1)).Received
 	r.await("traffic to go on", stepBudget, func() bool { return canary(r.console("n1", 1)).Received > before+500 })
-	if c := canary(r.console("n1", 1)); c.Doubled != 0 || c.Reordered != 0 {
+	// The data plane has carried the frames on meanwhile.
+	if c := canary(r.console("n1", 1)); c.Doubled != 0 || c.Reordered != 0 || c.Missing != 0 {
 		t.Errorf("canary after the agent's restart: %+v", c)
 	}
 	if images, _, _ := r.checkpoint(2); len(images) != 2 {
+		t.Errorf("%d images, want 2", len(images))
+	}
+}
+
+// TestAgent_ReplacesItsDataPlane kills the data plane of a node beside its agent. The
+// guests are joined to another, and no frame comes twice.
+func TestAgent_ReplacesItsDataPlane(t *testing.T) {
+	r := newRig(t, "n1", "n2")
+	where := map[int]string{1: "n1", 2: "n2"}
+	r.create(1, where, nil, nil)
+	r.running(where)
+	r.checkpoint(2)
+	n := r.nodes["n1"]
+	before := canary(r.console("n2", 2)).Received
+	if err := syscall.Kill(n.agent.process.PID(), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	r.await("traffic to go on", stepBudget, func() bool { return canary(r.console("n2", 2)).Received > before+500 })
+	for i, node := range where {
+		if c := canary(r.console(node, i)); c.Doubled != 0 || c.Reordered != 0 {
+			t.Errorf("canary of guest %d after the death of a data plane: %+v", i, c)
+		}
+	}
+	// Its guests have the colour of the last round, not of the beginning of their life.
+	if s, err := n.agent.plane.ClusterStats("c"); err != nil || s.Epoch != 2 {
+		t.Errorf("epoch %d, %v, want 2", s.Epoch, err)
+	}
+	if images, _, _ := r.checkpoint(3); len(images) != 2 {
 		t.Errorf("%d images, want 2", len(images))
 	}
 }

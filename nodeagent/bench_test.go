@@ -14,6 +14,7 @@ import (
 	"fermata/imageio/extent"
 	"fermata/imageio/repository"
 	"fermata/nodeagent/capture"
+	"fermata/nodeagent/dataplane"
 	"fermata/nodeagent/fabric"
 	"fermata/nodeagent/guard"
 	"fermata/nodeagent/journal"
@@ -139,9 +140,9 @@ func newBench(t *testing.T, guests int) *bench {
 	a.repo, err = repository.Create(t.Context(), a.cfg.Repository)
 	must(err)
 	a.budget = capture.NewBudget(a.cfg.CaptureBytes)
-	inside, err := fabric.New(a.fabricConfig(listener))
+	inside, err := fabric.New(dataplane.FabricConfig(a.cfg.Name, a.incarnation, listener, nil, a.log))
 	must(err)
-	a.plane = inside
+	a.plane = dataplane.Inside{Fabric: inside}
 	exe, err := os.Executable()
 	must(err)
 	a.guard, err = guard.Start([]string{exe, "guard"}, os.Stderr)

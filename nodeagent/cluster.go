@@ -23,6 +23,10 @@ type cluster struct {
 	name string        // immutable
 	op   chan struct{} // the turn of create, release and destroy; see enter
 
+	// wired is the incarnation of the data plane that the guests are joined to. It
+	// belongs to who has the turn.
+	wired string
+
 	mu      sync.Mutex
 	rec     journal.Cluster   // guarded by mu; what the journal holds
 	guests  map[string]*guest // guarded by mu; complete ones only

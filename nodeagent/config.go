@@ -54,6 +54,9 @@ type Config struct {
 
 	QEMU  string   // binary. Default: qemu-system-x86_64
 	Guard []string // command that runs guard.Serve. Default: this binary with "guard"
+	// DataPlane is the command that runs dataplane.Main. Default: this binary with
+	// "data-plane".
+	DataPlane []string
 
 	// DrainBudget bounds the wait for a guest to take its frames before it is
 	// stopped. It runs again all that time. Default 2s.

@@ -15,7 +15,6 @@ import (
 
 	"fermata/imageio/extent"
 	"fermata/imageio/repository"
-	"fermata/nodeagent/fabric"
 	"fermata/nodeagent/journal"
 	"fermata/nodeagent/undo"
 	"fermata/protocol/api"
@@ -191,7 +190,7 @@ func (a *Agent) beginLife(c *cluster, req *api.CreateGuestsRequest) error {
 	if err := a.joinFabric(c, req.Epoch); err != nil {
 		return err
 	}
-	return a.openUplinks(c.name, c.record().Uplinks)
+	return a.openUplinks(c.name, c.record().Uplinks, nil)
 }
 
 // leaveFabric takes a cluster without guests off the wire.
@@ -199,7 +198,7 @@ func (a *Agent) leaveFabric(c *cluster) error {
 	if len(c.list()) > 0 {
 		return nil
 	}
-	return a.plane.RemoveCluster(c.name)
+	return ignoreClosed(a.plane.RemoveCluster(c.name))
 }
 
 // joinFabric tells the switch the life and the peers of a cluster, from its
@@ -209,19 +208,12 @@ func (a *Agent) joinFabric(c *cluster, epoch uint64) error {
 	if err := a.leaveFabric(c); err != nil {
 		return err
 	}
+	c.wired = a.plane.Incarnation()
 	rec := c.record()
 	if err := a.plane.ContinueCluster(c.name, rec.Epoch, epoch); err != nil {
 		return err
 	}
-	peers := make([]fabric.Peer, 0, len(rec.Peers))
-	for node, addr := range rec.Peers {
-		peer := fabric.Peer{Node: node, Address: addr}
-		for _, card := range rec.Cards[node] {
-			peer.Cards = append(peer.Cards, fabric.Card{Network: card.Network, MAC: card.MAC})
-		}
-		peers = append(peers, peer)
-	}
-	return a.plane.SetPeers(c.name, peers)
+	return a.plane.SetPeers(c.name, peersOf(rec))
 }
 
 func checkCreate(req *api.CreateGuestsRequest) error {
@@ -396,7 +388,10 @@ func (m *maker) launch(ctx context.Context) (err error) {
 		return fmt.Errorf("launch: %w", machineFault(err))
 	}
 	g.machine = launched
-	return nil
+	if len(g.nics) == 0 {
+		return nil
+	}
+	return a.plane.Belongs(g.cluster, g.spec.Name, launched.PID())
 }
 
 func freshDirectories(dirs ...string) error {

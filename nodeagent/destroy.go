@@ -51,7 +51,7 @@ func (a *Agent) destroy(ctx context.Context, c *cluster) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	return a.plane.RemoveCluster(c.name)
+	return ignoreClosed(a.plane.RemoveCluster(c.name))
 }
 
 // destroyGuest removes a guest, complete or not, or lets go of an adopted one. The journal names it until
@@ -75,7 +75,7 @@ func (a *Agent) destroyGuest(ctx context.Context, c *cluster, g *guest) error {
 			return err
 		}
 	}
-	if err := a.plane.Leave(c.name, g.spec.Name); err != nil {
+	if err := ignoreClosed(a.plane.Leave(c.name, g.spec.Name)); err != nil {
 		return err
 	}
 	if err := a.removeFiles(c.name, g.spec.Name); err != nil {

@@ -32,9 +32,11 @@ func (m *maker) injectRecorded(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("read channel state of %s: %w", n.Name, err)
 		}
-		if err := a.inject(g, n, b); err != nil {
+		count, err := a.inject(g, n, b)
+		if err != nil {
 			return err
 		}
+		g.injected += count
 		if err := vfs.WriteFile(vfs.OS{}, recordedPath(g.dir, n.Name), b); err != nil {
 			return fmt.Errorf("keep channel state of %s: %w", n.Name, err)
 		}
@@ -45,37 +47,31 @@ func (m *maker) injectRecorded(ctx context.Context) error {
 	return nil
 }
 
-// injectKept injects again what injectRecorded has injected into a switch that is no
-// more.
+// injectKept injects again what injectRecorded has injected for a card into a data plane
+// that is no more, and returns how many frames that are.
 //
 // Preconditions: the guest was not released since, so its gates were never open and no
 // frame of these has reached it.
-func (a *Agent) injectKept(g *guest) error {
-	for _, n := range g.nics {
-		b, err := os.ReadFile(recordedPath(g.dir, n.Name))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("read channel state of %s: %w", n.Name, err)
-		}
-		if err := a.inject(g, n, b); err != nil {
-			return err
-		}
+func (a *Agent) injectKept(g *guest, n *api.NICSpec) (uint64, error) {
+	b, err := os.ReadFile(recordedPath(g.dir, n.Name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
 	}
-	return nil
+	if err != nil {
+		return 0, fmt.Errorf("read channel state of %s: %w", n.Name, err)
+	}
+	return a.inject(g, n, b)
 }
 
-func (a *Agent) inject(g *guest, n *api.NICSpec, encoded []byte) error {
+func (a *Agent) inject(g *guest, n *api.NICSpec, encoded []byte) (uint64, error) {
 	recorded, err := fabric.DecodeFrames(encoded)
 	if err != nil {
-		return fault.Wrap(fault.Corrupt, err, "channel state of %s", n.Name)
+		return 0, fault.Wrap(fault.Corrupt, err, "channel state of %s", n.Name)
 	}
 	if err := a.plane.Inject(g.cluster, fabric.PortKey{Guest: g.spec.Name, NIC: n.Name}, recorded); err != nil {
-		return fmt.Errorf("inject channel state of %s: %w", n.Name, err)
+		return 0, fmt.Errorf("inject channel state of %s: %w", n.Name, err)
 	}
-	g.injected += uint64(len(recorded))
-	return nil
+	return uint64(len(recorded)), nil
 }
 
 // dropRecorded removes what injectRecorded has kept. What is left of it does no harm: it

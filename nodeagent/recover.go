@@ -52,29 +52,28 @@ func (a *Agent) recover(ctx context.Context) error {
 		a.clusters[name] = newCluster(rec)
 	}
 	a.mu.Unlock()
-	joined := map[string]bool{}
+	if err := a.forgetUnknown(clusters, guests); err != nil {
+		return err
+	}
+	known := map[string]ports{}
 	for _, rec := range guests {
-		if joined[rec.Cluster] {
+		if known[rec.Cluster] != nil {
 			continue
 		}
-		joined[rec.Cluster] = true
 		c, err := a.clusterOf(rec)
 		if err != nil {
 			return err
 		}
-		if err := a.joinFabric(c, epochs[c.name]); err != nil {
+		c.wired = a.plane.Incarnation()
+		if known[c.name], err = a.wireCluster(c, epochs[c.name]); err != nil {
 			return err
-		}
-		if err := a.openUplinks(c.name, c.record().Uplinks); err != nil {
-			// Its guests run on without the world outside.
-			a.log.Error("uplink cannot be opened again", "cluster", c.name, "error", err)
 		}
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(attachWidth)
 	for _, rec := range guests {
 		g.Go(func() error {
-			if err := a.recoverGuest(gctx, rec); err != nil {
+			if err := a.recoverGuest(gctx, rec, known[rec.Cluster]); err != nil {
 				return fmt.Errorf("guest %s of cluster %s: %w", rec.Name, rec.Cluster, err)
 			}
 			return nil
@@ -132,7 +131,7 @@ func (a *Agent) clusterOf(rec journal.Guest) (*cluster, error) {
 
 // recoverGuest finds one guest. Its error is one of the journal; whatever is
 // the matter with the guest is logged, and the guest set aside.
-func (a *Agent) recoverGuest(ctx context.Context, rec journal.Guest) error {
+func (a *Agent) recoverGuest(ctx context.Context, rec journal.Guest, known ports) error {
 	c, err := a.clusterOf(rec)
 	if err != nil {
 		return err
@@ -164,17 +163,16 @@ func (a *Agent) recoverGuest(ctx context.Context, rec journal.Guest) error {
 		}
 		return nil
 	}
-	err = a.takeBack(ctx, g, rec, state)
-	if err == nil && !c.record().Released {
-		err = a.injectKept(g)
-	}
-	switch {
+	switch err := a.takeBack(ctx, c, g, rec, state, known); {
 	case err == nil:
 		a.openTool(c, g)
 		c.complete(g)
 		log.Info("guest found again", "pid", g.machine.PID())
 	case errors.Is(err, vmm.ErrGone):
 		log.Warn("guest ended while no agent ran", "error", err)
+		if err := a.plane.Leave(rec.Cluster, rec.Name); err != nil {
+			log.Error("guest that ended is still on the data plane", "error", err)
+		}
 		c.setAside(g, api.GuestState_GUEST_STATE_DEAD)
 		// Its console stays for whoever wants to know why; its memory need not.
 		if err := os.RemoveAll(a.memoryDir(rec.Cluster, rec.Name)); err != nil {
@@ -187,8 +185,9 @@ func (a *Agent) recoverGuest(ctx context.Context, rec journal.Guest) error {
 	return nil
 }
 
-// takeBack finds the guest's process and joins its cards to the wire, gated.
-func (a *Agent) takeBack(ctx context.Context, g *guest, rec journal.Guest, state qemu.State) error {
+// takeBack finds the guest's process and joins those of its cards to the data plane that
+// it does not know.
+func (a *Agent) takeBack(ctx context.Context, c *cluster, g *guest, rec journal.Guest, state qemu.State, known ports) error {
 	m, err := attach(ctx, state)
 	if err != nil {
 		return fmt.Errorf("find machine: %w", err)
@@ -197,25 +196,9 @@ func (a *Agent) takeBack(ctx context.Context, g *guest, rec journal.Guest, state
 	if err := a.hides(ctx, g, extent.Of(rec.Confidential...), extent.Of(rec.Zeroed...)); err != nil {
 		return err
 	}
-	for _, n := range g.spec.Nics {
-		if n.Bridge != "" {
-			continue // its TAP device is the machine's alone
-		}
-		near, far, err := m.NICFiles(n.Name)
-		if err != nil {
-			select {
-			case <-m.Exited():
-				err = errors.Join(vmm.ErrGone, err)
-			default:
-			}
-			return fmt.Errorf("take card %s back: %w", n.Name, err)
-		}
-		if err := a.joinCard(g, n, near, far); err != nil {
-			return err
-		}
-		g.nics = append(g.nics, n)
-	}
-	return nil
+	g.nics = fabricCards(g.spec)
+	g.injected, err = a.wireGuest(c, g, known)
+	return err
 }
 
 // attach takes the process over; a guest that never had one is gone.

@@ -33,6 +33,10 @@ func (a *Agent) ReleaseGuests(ctx context.Context, req *api.ReleaseGuestsRequest
 	if len(guests) == 0 {
 		return fault.New(fault.NotFound, "cluster %s has no guests on node %s", c.name, a.cfg.Name)
 	}
+	// Not after it is journalled: recorded frames are injected again before a release.
+	if err := a.rewire(c); err != nil {
+		return err
+	}
 	if err := failpoint.Inject(ctx, failpoint.AgentBeforeRelease); err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -110,10 +111,13 @@ func uplinksOf(req *api.CreateGuestsRequest) []journal.Uplink {
 	return all
 }
 
-// openUplinks joins networks of a cluster to bridges of this node. Those that are open
-// stay.
-func (a *Agent) openUplinks(cluster string, uplinks []journal.Uplink) error {
+// openUplinks joins networks of a cluster to bridges of this node, but those that are
+// open.
+func (a *Agent) openUplinks(cluster string, uplinks []journal.Uplink, open []fabric.UplinkStats) error {
 	for _, u := range uplinks {
+		if slices.ContainsFunc(open, func(o fabric.UplinkStats) bool { return o.Network == u.Network }) {
+			continue
+		}
 		outside, err := outsideOf(api.Outside(u.Outside))
 		if err != nil {
 			return err

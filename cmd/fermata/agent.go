@@ -97,7 +97,11 @@ func newAgentCommand(env *app.Env) *cobra.Command {
 
 Its guests outlive it: the next agent with the same state directory finds them
 again. A guest that stands still for a checkpoint when the agent dies is let
-run by the agent's guard process.`,
+run by the agent's guard process.
+
+The node's data plane, which the agent starts when there is none, carries the
+guests' frames also while no agent runs. It ends by itself when it has neither
+an agent nor a guest.`,
 		Example: `  fermata agent --config /etc/fermata/agent.yaml`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

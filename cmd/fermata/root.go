@@ -97,6 +97,7 @@ func newRootCommand(env *app.Env) *cobra.Command {
 		newCoordinatorCommand(env),
 		newLabCommand(env),
 		newGuardCommand(env),
+		newDataPlaneCommand(env),
 	)
 	root.InitDefaultCompletionCmd()
 	if completion, _, err := root.Find([]string{"completion"}); err == nil {

@@ -138,8 +138,8 @@ func (l *Lab) Command(ctx context.Context, progress io.Writer, into any, args ..
 	return nil
 }
 
-// Processes returns the process ids of the lab, its daemons and the guests of
-// the cluster.
+// Processes returns the process ids of the lab, its daemons, their data planes and the
+// guests of the cluster.
 func (l *Lab) Processes(ctx context.Context, clusterName string) ([]int, error) {
 	var pids []int
 	if l.cmd != nil {
@@ -161,6 +161,11 @@ func (l *Lab) Processes(ctx context.Context, clusterName string) ([]int, error) 
 		}
 		pids = append(pids, pid)
 	}
+	planes, err := l.dataPlanes()
+	if err != nil {
+		return nil, err
+	}
+	pids = append(pids, planes...)
 	var cluster struct {
 		Guests []struct {
 			PID int `json:"pid"`
@@ -172,6 +177,30 @@ func (l *Lab) Processes(ctx context.Context, clusterName string) ([]int, error) 
 	for _, g := range cluster.Guests {
 		if g.PID > 0 {
 			pids = append(pids, g.PID)
+		}
+	}
+	return pids, nil
+}
+
+// dataPlanes returns the process ids of the nodes' data planes, which name their sockets.
+func (l *Lab) dataPlanes() ([]int, error) {
+	var pids []int
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, fmt.Errorf("find data planes: %w", err)
+	}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		cmdline, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
+		if err != nil {
+			continue // it has ended
+		}
+		args := strings.Split(strings.TrimRight(string(cmdline), "\x00"), "\x00")
+		if len(args) == 3 && args[1] == "data-plane" && strings.HasPrefix(args[2], l.Dir+"/") {
+			pids = append(pids, pid)
 		}
 	}
 	return pids, nil

@@ -9,8 +9,8 @@ import (
 	"fermata/nodeagent/fabric"
 )
 
-// Plane is a node's fabric as its agent uses it. *fabric.Fabric is one inside the
-// process. Every method is described there.
+// Plane is a node's fabric as its agent uses it. Every method but Belongs is described
+// at *fabric.Fabric.
 //
 // Calls name guests and NICs instead of holding objects, so that they mean the same to a
 // fabric that another agent has used before, or that took the place of one that was lost.
@@ -26,6 +26,9 @@ type Plane interface {
 
 	Join(cfg fabric.PortConfig) error
 	Leave(cluster, guest string) error
+	// Belongs names the process of a guest. A fabric without an agent lives as long as
+	// one of these does.
+	Belongs(cluster, guest string, pid int) error
 	Inject(cluster string, nic fabric.PortKey, frames [][]byte) error
 	AttachUplink(cfg fabric.UplinkConfig) error
 	Durable(cluster string, epoch uint64)
@@ -42,5 +45,3 @@ type Plane interface {
 
 	Trace(ctx context.Context, cluster, network string, tell func(events []fabric.Traced, lost uint64) error) error
 }
-
-var _ Plane = (*fabric.Fabric)(nil)

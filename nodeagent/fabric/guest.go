@@ -75,8 +75,9 @@ func (f *Fabric) Gate(cluster, guest string, limit time.Duration) (early time.Du
 	if err != nil {
 		return 0, fmt.Errorf("gate guest %s of cluster %s: %w", guest, cluster, err)
 	}
-	c.limitGate(guest, limit)
-	for _, p := range c.portsOf(guest) {
+	ports := c.portsOf(guest)
+	c.limitGate(guest, ports, limit)
+	for _, p := range ports {
 		early = max(early, p.Stats().EarlyFor)
 		if err := p.Gate(); err != nil {
 			return early, err
@@ -180,8 +181,8 @@ func (f *Fabric) Abandon() {
 }
 
 // limitGate opens the gates of a guest after limit, unless forgetGate or another limit
-// comes before.
-func (c *cluster) limitGate(guest string, limit time.Duration) {
+// comes before. It leaves gates alone that are closed from the guest's beginning.
+func (c *cluster) limitGate(guest string, ports []*Port, limit time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
@@ -189,6 +190,8 @@ func (c *cluster) limitGate(guest string, limit time.Duration) {
 	}
 	if old := c.gates[guest]; old != nil {
 		old.Stop()
+	} else if slices.ContainsFunc(ports, func(p *Port) bool { return p.checkGated() == nil }) {
+		return
 	}
 	var timer *time.Timer
 	timer = time.AfterFunc(limit, func() {
