@@ -62,6 +62,7 @@ func adopt(ctx context.Context, name, socket, dir string) (_ *Machine, err error
 	}
 	m := newMachine(state, proc)
 	m.monitor = mon
+	m.heed(mon)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, m.Detach())

@@ -304,11 +304,30 @@ func TestMachine_Guard(t *testing.T) {
 	}
 	guard.Execute(t.Context(), "quit", nil, nil) // it may end before it answers
 	awaitExit(t, m)
-	if got := m.ExitReason(); !strings.HasPrefix(got, "exit status 0") {
-		t.Errorf("exit reason %q, want status 0", got)
+	if got, want := m.ExitReason(), "its QEMU was told to quit through the monitor"; got != want {
+		t.Errorf("exit reason %q, want %q", got, want)
 	}
 	if _, err := m.SaveDevices(t.Context()); !errors.Is(err, vmm.ErrGone) {
 		t.Errorf("save a guest that ended: %v, want ErrGone", err)
+	}
+}
+
+// TestMachine_ExitReason says why a guest has ended, by whatever is known.
+func TestMachine_ExitReason(t *testing.T) {
+	for _, tc := range []struct {
+		signal syscall.Signal
+		want   string
+	}{
+		{syscall.SIGTERM, "its QEMU was ended by a signal"},
+		{syscall.SIGKILL, "its QEMU ended: killed by SIGKILL"},
+	} {
+		m := launch(t, smallConfig(t, "signalled"))
+		must(t, m.Continue(t.Context()))
+		must(t, syscall.Kill(m.PID(), tc.signal))
+		awaitExit(t, m)
+		if got := m.ExitReason(); got != tc.want {
+			t.Errorf("after %s: exit reason %q, want %q", unix.SignalName(tc.signal), got, tc.want)
+		}
 	}
 }
 

@@ -46,6 +46,8 @@ type Machine struct {
 
 	mu       sync.Mutex
 	monitor  *qmp.Client // guarded by mu; nil before the first use and after an end
+	heeder   *heeder     // guarded by mu; of the newest connection, nil before the first
+	ending   string      // guarded by mu; why the guest ends, as the monitor has said
 	detached bool        // guarded by mu; only becomes true
 }
 
@@ -117,13 +119,17 @@ func (m *Machine) Describe(ctx context.Context) (Description, error) {
 // Exited implements vmm.Machine.
 func (m *Machine) Exited() <-chan struct{} { return m.proc.exited }
 
-// ExitReason says how the process ended and what it said last. It is empty
-// while the process lives.
+// ExitReason says why the guest has ended, in words that follow its name: what the monitor
+// reported, else how the process ended and what it said last. It is empty while the process lives.
 func (m *Machine) ExitReason() string {
 	reason, ended := m.proc.hasExited()
 	if !ended {
 		return ""
 	}
+	if heard := m.heard(); heard != "" {
+		return heard
+	}
+	reason = "its QEMU ended: " + reason
 	if said := logTail(m.state.LogPath); said != "" {
 		return reason + ": " + said
 	}

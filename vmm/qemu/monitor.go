@@ -30,6 +30,7 @@ func (m *Machine) connect(ctx context.Context) (*qmp.Client, error) {
 	detached := m.detached
 	if !detached {
 		m.monitor = mon
+		m.heed(mon)
 	}
 	m.mu.Unlock()
 	if detached {

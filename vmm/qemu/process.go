@@ -137,7 +137,7 @@ func (p *process) reap() string {
 		case err != nil || pid != p.pid:
 			return "exit status unknown"
 		case ws.Signaled():
-			return "killed by " + ws.Signal().String()
+			return "killed by " + unix.SignalName(ws.Signal())
 		default:
 			return "exit status " + strconv.Itoa(ws.ExitStatus())
 		}
