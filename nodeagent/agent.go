@@ -66,6 +66,8 @@ type Agent struct {
 	pacer   *pacer
 	qemu    qemu.Info
 
+	news chan struct{} // has room for one; something to register with at once
+
 	room sync.Mutex // serialises reservations of memory
 
 	mu       sync.Mutex
@@ -91,6 +93,7 @@ func New(cfg Config) (*Agent, error) {
 		clusters:    map[string]*cluster{},
 		pacer:       newPacer(),
 		paths:       pathRules{allowed: cfg.AllowedPaths, reserved: []string{cfg.StateDir, cfg.MemoryDir}},
+		news:        make(chan struct{}, 1),
 	}, nil
 }
 

@@ -558,6 +558,26 @@ func TestAgent_ReplacesItsDataPlane(t *testing.T) {
 	}
 }
 
+// TestAgent_KnowsWhyAGuestEnded has a guest power itself off.
+func TestAgent_KnowsWhyAGuestEnded(t *testing.T) {
+	r := newRig(t, "n1")
+	n := r.nodes["n1"]
+	r.app = guests.Cluster{Count: 1, Work: guests.RunMPI, MPI: guests.MPI{Side: 64, Iterations: 2, Every: 1}, PowerOff: true}
+	r.create(1, map[int]string{1: "n1"}, nil, nil)
+	var g *api.GuestStatus
+	r.await("the guest to power itself off", bootBudget, func() bool {
+		info, err := n.client.Describe(t.Context(), &api.DescribeRequest{})
+		if err != nil || len(info.Guests) != 1 {
+			t.Fatalf("%v, %v", info, err)
+		}
+		g = info.Guests[0]
+		return g.State == api.GuestState_GUEST_STATE_DEAD && g.Reason != ""
+	})
+	if g.Reason != "it powered itself off" || g.EndedUnixNs == 0 {
+		t.Errorf("status %v", g)
+	}
+}
+
 // TestAgent_FencesOutDeposedCoordinators also covers a store that was lost.
 func TestAgent_FencesOutDeposedCoordinators(t *testing.T) {
 	r := newRig(t, "n1")

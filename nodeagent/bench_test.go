@@ -47,6 +47,7 @@ var _ machine = (*fakeMachine)(nil)
 func (m *fakeMachine) PID() int                                          { return os.Getpid() }
 func (m *fakeMachine) ConsolePath() string                               { return filepath.Join(m.dir, "console") }
 func (m *fakeMachine) GuardConnection(context.Context) (*os.File, error) { return nil, nil }
+func (m *fakeMachine) ExitReason() string                                { return "it crashed" }
 func (m *fakeMachine) ReadySave(context.Context) error                   { return nil }
 func (m *fakeMachine) Lend(context.Context, *os.File) (int, func() error, error) {
 	return 0, nil, vmm.ErrUnsupported
@@ -167,11 +168,12 @@ func newBench(t *testing.T, guests int) *bench {
 		must(err)
 		g := &guest{cluster: "c", spec: &api.GuestSpec{
 			Name: name, MemoryBytes: vmmtest.ProgramMemory, GuestTool: true, Confidential: []*api.MemoryRange{{Start: givenAt, Bytes: 2 * pageBytes}},
-		}, dir: m.dir, machine: m}
+		}, dir: m.dir, machine: m, epoch: 1}
 		must(a.journal.PutGuest(journal.Guest{Cluster: "c", Name: name, Created: true}))
 		must(a.hides(t.Context(), g, extent.Set{}, extent.Set{}))
 		a.openTool(c, g)
 		c.complete(g)
+		a.watch(c, g)
 		b.machines = append(b.machines, m)
 	}
 	must(a.letRun(t.Context(), c))
@@ -181,6 +183,7 @@ func newBench(t *testing.T, guests int) *bench {
 			t.Error(err)
 		}
 		for _, g := range c.list() {
+			g.unwatch()
 			g.closeTool()
 		}
 		for _, m := range b.machines {

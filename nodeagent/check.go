@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 
 	"golang.org/x/sync/errgroup"
@@ -161,7 +160,7 @@ func (c *guestCheck) bootFiles() error {
 	var errs []error
 	for _, path := range []string{c.spec.Kernel, c.spec.Initrd} {
 		if path != "" {
-			errs = append(errs, readable(path))
+			errs = append(errs, c.readable(path))
 		}
 	}
 	return errors.Join(errs...)
@@ -170,7 +169,8 @@ func (c *guestCheck) bootFiles() error {
 func (c *guestCheck) disks() error {
 	var errs []error
 	for _, d := range c.spec.Disks {
-		if err := readable(d.Path); err != nil {
+		chain, err := openChain(c.agent.paths, d.Path, qemu.DiskFormat(d.Format))
+		if err := errors.Join(err, closeDisks([]qemu.Disk{{Backing: chain}})); err != nil {
 			errs = append(errs, fmt.Errorf("disk %s: %w", d.Name, err))
 		}
 		if c.image != nil && !d.ReadOnly && findObject(c.image, kindDisk, d.Name) == nil {
@@ -181,10 +181,10 @@ func (c *guestCheck) disks() error {
 }
 
 // readable refuses a file that cannot be opened.
-func readable(path string) error {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // not to wait where it is a FIFO
+func (c *guestCheck) readable(path string) error {
+	f, err := c.agent.paths.open(path)
 	if err != nil {
-		return fault.Wrap(fault.Invalid, err, "")
+		return err
 	}
 	return f.Close()
 }
@@ -243,6 +243,9 @@ func previewFault(err error) error {
 
 // adopted looks whether somebody's QEMU is in the state that it must be in.
 func (c *guestCheck) adopted(ctx context.Context) error {
+	if err := c.agent.paths.checkSocket(c.spec.Adopt); err != nil {
+		return err
+	}
 	status, err := c.adoptedStatus(ctx)
 	if err != nil {
 		return fault.Wrap(fault.Invalid, err, "no QEMU answers at %s", c.spec.Adopt)

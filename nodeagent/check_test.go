@@ -82,8 +82,8 @@ func TestCheckGuests_FindsWhatCreateWouldMeet(t *testing.T) {
 			r.Guests[0].Nics = []*api.NICSpec{{Name: "net0", Network: "lan", Mac: "02:00:00:00:00:01"}}
 		}, fault.Mismatch, "device 1"},
 		{"no base image", func(r *api.CreateGuestsRequest) {
-			r.Guests[0].Disks = []*api.DiskSpec{{Name: "root", Path: "/nowhere/root.img", Format: "raw", ReadOnly: true}}
-		}, fault.Invalid, "/nowhere/root.img"},
+			r.Guests[0].Disks = []*api.DiskSpec{{Name: "root", Path: filepath.Join(b.agent.paths.allowed[0], "root.img"), Format: "raw", ReadOnly: true}}
+		}, fault.Invalid, "root.img"},
 		{"no kernel", func(r *api.CreateGuestsRequest) { r.Guests[0].Kernel, r.Images, r.Packs = "/nowhere/vmlinuz", nil, nil }, fault.Invalid, "/nowhere/vmlinuz"},
 		{"no bridge", func(r *api.CreateGuestsRequest) { r.Uplinks = []*api.Uplink{{Network: "lan", Bridge: "office"}} }, fault.Mismatch, "no bridge office"},
 		{"no packs", func(r *api.CreateGuestsRequest) { r.Packs = nil }, fault.Corrupt, "guest g1"},

@@ -59,6 +59,11 @@ type guest struct {
 
 	confidential *confidential // nil until it has its machine
 	endTool      func()        // nil: it has no tool
+	endWatch     func()        // ends the watch for its end; nil: none runs
+
+	// ending is how the guest has ended by itself; nil: it has not, as far as is known.
+	// Guarded by cluster.mu.
+	ending *journal.Ending
 
 	// lost says how a partial guest appears to others: not at all (zero) while
 	// it is made. Guarded by cluster.mu.

@@ -7,6 +7,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 
@@ -217,8 +218,9 @@ func TestRecover_ListsWhatEnded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(info.Guests) != 1 || info.Guests[0].Name != "ended" || info.Guests[0].State != api.GuestState_GUEST_STATE_DEAD {
-		t.Errorf("guests %v, want the dead one", info.Guests)
+	if len(info.Guests) != 1 || info.Guests[0].Name != "ended" || info.Guests[0].State != api.GuestState_GUEST_STATE_DEAD ||
+		!strings.Contains(info.Guests[0].Reason, "ended while no agent ran") {
+		t.Errorf("guests %v, want the dead one and why it is", info.Guests)
 	}
 	if err := a.DestroyGuests(t.Context(), &api.DestroyGuestsRequest{Fence: b.fence, Cluster: "c"}); err != nil {
 		t.Fatal(err)

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"fermata/nodeagent/fabric"
+	"fermata/nodeagent/journal"
 	"fermata/protocol/api"
 	"fermata/protocol/fault"
 	"fermata/vmm"
@@ -46,6 +47,7 @@ func (a *Agent) Describe(ctx context.Context) (*api.NodeInfo, error) {
 		for _, g := range c.list() {
 			s := a.statusOf(g)
 			s.Nics = cardStatus(g, wired.Ports)
+			addEnding(s, c.endingOf(g))
 			info.Guests = append(info.Guests, s)
 			wg.Go(func() { askMachine(ctx, g, s) })
 		}
@@ -76,6 +78,7 @@ func (a *Agent) lostGuests(c *cluster) []*api.GuestStatus {
 		if g.lost != api.GuestState_GUEST_STATE_UNSPECIFIED {
 			s := a.statusOf(g)
 			s.State = g.lost
+			addEnding(s, g.ending)
 			out = append(out, s)
 		}
 	}
@@ -87,6 +90,13 @@ func (a *Agent) statusOf(g *guest) *api.GuestStatus {
 	return &api.GuestStatus{
 		Cluster: g.cluster, Name: g.spec.Name, Node: a.cfg.Name, State: api.GuestState_GUEST_STATE_UNKNOWN,
 		MemoryBytes: g.spec.MemoryBytes, Vcpus: g.spec.Vcpus, Adopted: adopted(g), Epoch: g.epoch,
+	}
+}
+
+// addEnding adds how the guest has ended.
+func addEnding(s *api.GuestStatus, e *journal.Ending) {
+	if e != nil {
+		s.State, s.Reason, s.EndedUnixNs = api.GuestState_GUEST_STATE_DEAD, e.Why, e.UnixNS
 	}
 }
 

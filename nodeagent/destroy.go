@@ -59,6 +59,7 @@ func (a *Agent) destroy(ctx context.Context, c *cluster) error {
 //
 // Preconditions: the caller has the cluster's turn.
 func (a *Agent) destroyGuest(ctx context.Context, c *cluster, g *guest) error {
+	g.unwatch()
 	c.setAside(g, api.GuestState_GUEST_STATE_UNKNOWN)
 	g.closeTool()
 	if g.machine == nil && g.process != nil {
@@ -95,6 +96,7 @@ func (a *Agent) destroyGuest(ctx context.Context, c *cluster, g *guest) error {
 func (a *Agent) detach(c *cluster) error {
 	var errs []error
 	for _, g := range append(c.list(), c.leftovers()...) {
+		g.unwatch()
 		g.closeTool()
 		if g.machine != nil {
 			errs = append(errs, g.machine.Detach())

@@ -26,6 +26,9 @@ type machine interface {
 	ReadySave(ctx context.Context) error
 	// Trackable says why the guest's memory cannot be captured live, or nil.
 	Trackable(ctx context.Context) error
+	// ExitReason says why the guest has ended, in words that follow its name; empty:
+	// it has not.
+	ExitReason() string
 	// ConsolePath is the file that holds what the guest printed; empty: none does.
 	ConsolePath() string
 	// TAPName is the device of a card on a bridge.

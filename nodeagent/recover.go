@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -167,17 +166,13 @@ func (a *Agent) recoverGuest(ctx context.Context, rec journal.Guest, known ports
 	case err == nil:
 		a.openTool(c, g)
 		c.complete(g)
+		a.watch(c, g)
 		log.Info("guest found again", "pid", g.machine.PID())
 	case errors.Is(err, vmm.ErrGone):
-		log.Warn("guest ended while no agent ran", "error", err)
 		if err := a.plane.Leave(rec.Cluster, rec.Name); err != nil {
 			log.Error("guest that ended is still on the data plane", "error", err)
 		}
-		c.setAside(g, api.GuestState_GUEST_STATE_DEAD)
-		// Its console stays for whoever wants to know why; its memory need not.
-		if err := os.RemoveAll(a.memoryDir(rec.Cluster, rec.Name)); err != nil {
-			log.Error("memory of a guest that ended cannot be removed", "error", err)
-		}
+		a.endedMeanwhile(c, g, rec, err)
 	default:
 		log.Error("guest cannot be reached", "error", err)
 		c.setAside(g, api.GuestState_GUEST_STATE_UNKNOWN)

@@ -62,10 +62,9 @@ func (a *Agent) register(ctx context.Context) error {
 			next = (next + 1) % len(conns)
 		}
 		registered = err == nil
-		select {
-		case <-ctx.Done():
+		a.awaitNews(ctx, wait)
+		if ctx.Err() != nil {
 			return nil
-		case <-time.After(wait):
 		}
 	}
 }

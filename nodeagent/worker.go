@@ -217,8 +217,11 @@ func (w *worker) prepare(ctx context.Context, a round.Action, repo *repository.R
 	if !r.cluster.isRunning() {
 		return fault.New(fault.Invalid, "guests are not released")
 	}
+	if err := r.cluster.refuseEnded(r.agent.cfg.Name); err != nil {
+		return err
+	}
 	for _, g := range r.cluster.leftovers() {
-		return fault.New(fault.Invalid, "guest %s is lost, must run", g.spec.Name)
+		return fault.New(fault.Invalid, "guest %s on node %s cannot be reached; use `fermata rollback %s` to go back to a checkpoint", g.spec.Name, r.agent.cfg.Name, r.cluster.name)
 	}
 	if err := repo.Refresh(ctx); err != nil {
 		return fmt.Errorf("look for new packs: %w", repositoryFault(err))
@@ -240,7 +243,7 @@ func (w *worker) prepare(ctx context.Context, a round.Action, repo *repository.R
 		case err != nil:
 			return fmt.Errorf("guest %s: %w", g.spec.Name, err)
 		case status != vmm.StatusRunning:
-			return fault.New(fault.Invalid, "guest %s is %s, must run", g.spec.Name, status)
+			return fault.New(fault.Invalid, "guest %s on node %s is %s; only guests that run can be checkpointed", g.spec.Name, r.agent.cfg.Name, status)
 		}
 		if err := g.machine.ReadySave(ctx); err != nil {
 			return fmt.Errorf("guest %s: %w", g.spec.Name, machineFault(err))

@@ -76,10 +76,18 @@ type Guest struct {
 	Machine json.RawMessage `json:"machine,omitempty"`
 	// Created is true once the guest was complete: restored and joined to the fabric.
 	Created bool `json:"created"`
+	// Ending is how the guest has ended by itself; nil: it has not, as far as is known.
+	Ending *Ending `json:"ending,omitempty"`
 	// Confidential is memory that the guest has registered as such, Zeroed what was
 	// confidential in the checkpoint that it began from; guest-physical.
 	Confidential []extent.Extent `json:"confidential,omitempty"`
 	Zeroed       []extent.Extent `json:"zeroed,omitempty"`
+}
+
+// Ending is the end of a guest that nobody has asked for.
+type Ending struct {
+	UnixNS int64  `json:"unix_ns,omitempty"` // 0: nobody knows when
+	Why    string `json:"why"`
 }
 
 // Journal is the open file.
