@@ -43,7 +43,10 @@ func (t *term) checkpoint(ctx context.Context, req *api.CheckpointRequest, p pro
 	case api.ClusterState_CLUSTER_STATE_STARTING, api.ClusterState_CLUSTER_STATE_STOPPING:
 		return nil, fault.New(fault.Busy, "cluster %s is %s", name, stateWord(c.State))
 	default:
-		return nil, fault.New(fault.Invalid, "cluster %s is %s, only a running one has a checkpoint taken", name, stateWord(c.State))
+		return nil, fault.New(fault.Invalid, "cluster %s is %s; only running clusters can be checkpointed", name, stateWord(c.State))
+	}
+	if err := t.refuseEnded(ctx, c); err != nil {
+		return nil, err
 	}
 	s, err := specOf(c)
 	if err != nil {

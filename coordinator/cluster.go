@@ -109,6 +109,10 @@ func stateWord(s api.ClusterState) string {
 		return "stopping"
 	case api.ClusterState_CLUSTER_STATE_BROKEN:
 		return "broken"
+	case api.ClusterState_CLUSTER_STATE_DEGRADED:
+		return "degraded"
+	case api.ClusterState_CLUSTER_STATE_ENDED:
+		return "ended"
 	default:
 		return s.String()
 	}

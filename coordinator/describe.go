@@ -65,6 +65,9 @@ func (c *Coordinator) withGuests(ctx context.Context, recs []store.Cluster) ([]*
 		for _, g := range s.GuestSpecs() {
 			out.Guests = append(out.Guests, guestStatus(rec, g, live))
 		}
+		if rec.State == api.ClusterState_CLUSTER_STATE_RUNNING {
+			out.State, out.Reason = condition(out.Guests, live)
+		}
 		for _, node := range slices.Sorted(maps.Keys(live)) {
 			for _, u := range live[node].GetUplinks() {
 				if u.GetCluster() == rec.Name {

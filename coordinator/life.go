@@ -95,13 +95,29 @@ func (t *term) start(ctx context.Context, req *api.StartClusterRequest, p progre
 		return nil, err
 	}
 	if c.State == api.ClusterState_CLUSTER_STATE_RUNNING {
-		return nil, fault.New(fault.Busy, "cluster %s is running", name)
+		return nil, t.refuseStarted(ctx, c)
+	}
+	if newest := t.c.newestCheckpoint(ctx, name); newest != "" {
+		p(&api.Event{Step: string(store.Start), Text: fmt.Sprintf(
+			"cluster %s has checkpoints; start boots its guests afresh, `fermata restart %s` would go back to %s", name, name, newest)})
 	}
 	r := t.starting(req, p)
 	if err := r.boot(ctx); err != nil {
 		return nil, r.fail(asked(ctx, err))
 	}
 	return t.clusterEvent(ctx, name)
+}
+
+// refuseStarted is why a cluster that was started is not started again.
+func (t *term) refuseStarted(ctx context.Context, c store.Cluster) error {
+	shown, err := t.c.describeCluster(ctx, c.Name)
+	if err != nil {
+		return err
+	}
+	if shown.GetState() == api.ClusterState_CLUSTER_STATE_RUNNING {
+		return fault.New(fault.Busy, "cluster %s is running", c.Name)
+	}
+	return fault.New(fault.Busy, "cluster %s was started, and now %s; %s", c.Name, shown.GetReason(), t.c.wayForward(ctx, c.Name))
 }
 
 func (t *term) starting(req *api.StartClusterRequest, p progress) *raising {

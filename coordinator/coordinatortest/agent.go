@@ -71,6 +71,7 @@ type cluster struct {
 type guest struct {
 	spec     *api.GuestSpec
 	memory   []byte
+	ended    string // why it has ended by itself; empty: it has not
 	frames   uint64 // recorded ones, injected at its restart
 	injected uint64
 }
@@ -200,7 +201,17 @@ func (a *Agent) Running(name string) []string {
 	if c == nil || !c.released {
 		return nil
 	}
-	return sortedKeys(c.guests)
+	return slices.DeleteFunc(sortedKeys(c.guests), func(g string) bool { return c.guests[g].ended != "" })
+}
+
+// endedAt is when guests of fakes end.
+var endedAt = time.Date(2026, 12, 1, 12, 3, 51, 0, time.UTC)
+
+// End has a guest end by itself, and says why.
+func (a *Agent) End(name, guest, why string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.clusters[name].guests[guest].ended = why
 }
 
 // Guests lists the guests of a cluster that exist, running or not.
@@ -294,6 +305,10 @@ func (a *Agent) info() *api.NodeInfo {
 				Cluster: name, Name: g, Node: a.cfg.Name, State: state, MemoryBytes: spec.GetMemoryBytes(), Vcpus: spec.GetVcpus(), Pid: 1,
 				Epoch: c.epoch,
 			})
+			if ended := c.guests[g].ended; ended != "" {
+				last := info.Guests[len(info.Guests)-1]
+				last.State, last.Reason, last.EndedUnixNs = api.GuestState_GUEST_STATE_DEAD, ended, endedAt.UnixNano()
+			}
 		}
 	}
 	return info
