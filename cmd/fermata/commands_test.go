@@ -70,6 +70,8 @@ func TestMistakes_AreOneLine(t *testing.T) {
 		{"clustr", 2, `did you mean "cluster"`},
 		{"cluster", 2, `"fermata cluster" needs a command: console, create`},
 		{"cluster lst", 2, `did you mean "list"`},
+		{"cluster restart demo", 2, `did you mean "fermata restart demo"? It does this: Restart`},
+		{"cluster rollback demo", 2, `did you mean "fermata rollback demo"?`},
 		{"cluster bogus", 2, `unknown command "bogus" for "fermata cluster"`},
 		{"completion tcsh", 2, `unknown command "tcsh"`},
 		{"cluster list extra", 2, `"extra"`},

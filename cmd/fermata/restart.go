@@ -14,10 +14,12 @@ import (
 func newRestartCommand(o *operator) *cobra.Command {
 	return newPutBackCommand(o, &cobra.Command{
 		Use:   "restart CLUSTER",
-		Short: "Put a cluster that does not run back from a checkpoint",
-		Long: `Put a cluster that does not run back from a checkpoint, on any nodes that fit.
-A damaged checkpoint is skipped for the newest intact one before it, when the
-latest is asked for.
+		Short: "Restart a stopped cluster from a checkpoint",
+		Long: `Restart a stopped cluster from a checkpoint, on any nodes that fit. With --from latest,
+a damaged checkpoint is skipped for the newest intact one before it.
+
+All nodes first check whether they can make the guests: memory, QEMU and machine,
+base images, and every page of the checkpoint. --dry-run ends there.
 
 A guest goes on with the time of its checkpoint, and its monotonic clock with the
 second it stood at. --step-clock sets the real-time clocks of all guests first, by
@@ -36,9 +38,12 @@ NODE restricts the whole cluster to the nodes so listed.`,
 func newRollbackCommand(o *operator) *cobra.Command {
 	return newPutBackCommand(o, &cobra.Command{
 		Use:   "rollback CLUSTER",
-		Short: "Put a running cluster back to a checkpoint; its guests are ended first",
-		Long: `Put a cluster back to a checkpoint while it may still be running: its guests are
-ended first, and what they did since is lost. Otherwise it is a restart.`,
+		Short: "Roll a running cluster back to a checkpoint",
+		Long: `Roll a cluster back to a checkpoint while it may still be running. What its guests did
+since the checkpoint is lost.
+
+The guests that run are ended only when everything has been checked, and every page of
+the checkpoint has been read. If anything is wrong, they go on.`,
 		Example: `  fermata rollback demo
   fermata rollback demo --from 7 --dry-run`,
 	}, true)
@@ -69,7 +74,7 @@ func newPutBackCommand(o *operator, c *cobra.Command, rollback bool) *cobra.Comm
 	c.Flags().StringVar(&from, "from", "latest", "checkpoint: CLUSTER@EPOCH, EPOCH or latest")
 	c.Flags().StringArrayVar(&on, "on", nil, "placement: `GUEST=NODE`[,…], or NODE[,…] to use only these nodes")
 	c.Flags().BoolVar(&stepClock, "step-clock", false, "set the guests' clocks to the present before any frame flows between them")
-	c.Flags().BoolVar(&dryRun, "dry-run", false, "only tell which guest would go where")
+	c.Flags().BoolVar(&dryRun, "dry-run", false, "check everything and show which guest would go where, but change nothing")
 	if err := c.RegisterFlagCompletionFunc("from", o.completeFrom); err != nil {
 		panic(err) // the flag is defined above
 	}

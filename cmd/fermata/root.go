@@ -130,6 +130,14 @@ func needsSubcommand(group *cobra.Command) {
 		if len(args) == 0 {
 			return app.Usagef("%q needs a command: %s %s", c.CommandPath(), strings.Join(subcommands(c), ", "), see)
 		}
+		// A verb that stands elsewhere is what was meant, not a sibling of a like name: who
+		// asks for "cluster restart" must not be led to "cluster start", which boots afresh.
+		for _, verb := range c.Root().Commands() {
+			if verb.Name() == args[0] && verb.IsAvailableCommand() {
+				return app.Usagef("unknown command %q for %q, did you mean %q? It does this: %s %s",
+					args[0], c.CommandPath(), strings.Join(append([]string{verb.CommandPath()}, args[1:]...), " "), verb.Short, see)
+			}
+		}
 		if near := c.SuggestionsFor(args[0]); len(near) > 0 {
 			return app.Usagef("unknown command %q for %q, did you mean %q? %s", args[0], c.CommandPath(), near[0], see)
 		}

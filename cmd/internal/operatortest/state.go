@@ -17,14 +17,15 @@ func Clusters() []*api.Cluster {
 			Reason: "start: node2 does not answer",
 		},
 		{
-			Name: "demo", State: api.ClusterState_CLUSTER_STATE_RUNNING, Epoch: 2, CreatedUnixNs: begun + 1_500_000_000,
+			Name: "demo", State: api.ClusterState_CLUSTER_STATE_DEGRADED, Epoch: 2, Reason: "guest b on node node2 has ended (it powered itself off)", CreatedUnixNs: begun + 1_500_000_000,
 			SpecYaml: []byte("name: demo\nguests:\n  - name: a\n"),
 			Guests: []*api.GuestStatus{
 				{
-					Name: "b", Cluster: "demo", Node: "node2", State: api.GuestState_GUEST_STATE_PAUSED, MemoryBytes: 256 << 20, Vcpus: 2, Pid: 4243,
+					Name: "b", Cluster: "demo", Node: "node2", State: api.GuestState_GUEST_STATE_DEAD, MemoryBytes: 256 << 20, Vcpus: 2, Pid: 4243,
+					Epoch: 2, Reason: "it powered itself off", EndedUnixNs: begun + 6_000_000_000,
 				},
 				{
-					Name: "a", Cluster: "demo", Node: "node1", State: api.GuestState_GUEST_STATE_RUNNING, MemoryBytes: 512 << 20, Vcpus: 1, Pid: 4242,
+					Name: "a", Cluster: "demo", Node: "node1", State: api.GuestState_GUEST_STATE_RUNNING, MemoryBytes: 512 << 20, Vcpus: 1, Pid: 4242, Epoch: 2,
 					Nics: []*api.NICStatus{
 						{Name: "net0", Network: "lan", Mac: "52:54:00:00:00:01", FramesReceived: 1200, FramesSent: 1100, FramesHeld: 2, FramesRecorded: 3,
 							FramesDropped: 4, Drops: map[string]uint64{"runt": 1, "giant": 0, "stalled": 3}},
@@ -32,6 +33,7 @@ func Clusters() []*api.Cluster {
 					},
 				},
 			},
+			Leftovers: []*api.GuestStatus{{Name: "a", Cluster: "demo", Node: "node3", State: api.GuestState_GUEST_STATE_RUNNING, Epoch: 1}},
 			Uplinks: []*api.UplinkStatus{{
 				Cluster: "demo", Node: "node1", FramesReceived: 70, FramesSent: 60, FramesWaiting: 5, FramesDropped: 1,
 				Uplink: &api.Uplink{Network: "lan", Bridge: "office", Outside: api.Outside_OUTSIDE_HOLD_UNTIL_DURABLE},

@@ -19,13 +19,15 @@ type Clusters struct {
 // Cluster is the document of "cluster show".
 type Cluster struct {
 	Name    string   `json:"name"`
-	State   string   `json:"state"` // stopped, starting, running, stopping or broken
+	State   string   `json:"state"` // stopped, starting, running, degraded, ended, stopping or broken
 	Reason  string   `json:"reason"`
 	Epoch   uint64   `json:"epoch"`
 	Created Instant  `json:"created"`
 	Guests  []Guest  `json:"guests"`
 	Uplinks []Uplink `json:"uplinks"`
 	Spec    string   `json:"spec_yaml"`
+
+	Leftovers []Guest `json:"leftovers"` // of an earlier life of the cluster, on whatever node
 }
 
 // Uplink joins a network to a bridge of a node.
@@ -51,6 +53,10 @@ type Guest struct {
 	PID         int32  `json:"pid"`
 	Adopted     bool   `json:"adopted"` // somebody else's QEMU
 	NICs        []NIC  `json:"nics"`
+
+	Epoch  uint64  `json:"epoch"`  // in which its present life began
+	Reason string  `json:"reason"` // why it has ended or stands still
+	Ended  Instant `json:"ended"`  // null: it has not, or nobody knows when
 }
 
 // NIC is one network interface of a guest with the fabric's counters.
@@ -85,6 +91,8 @@ func OfCluster(m *api.Cluster) Cluster {
 		Guests:  ofGuests(m.GetGuests()),
 		Uplinks: collect(m.GetUplinks(), ofUplink, func(u Uplink) string { return u.Network }),
 		Spec:    string(m.GetSpecYaml()),
+
+		Leftovers: ofGuests(m.GetLeftovers()),
 	}
 }
 
@@ -114,6 +122,8 @@ func ofGuest(m *api.GuestStatus) Guest {
 		PID:         m.GetPid(),
 		Adopted:     m.GetAdopted(),
 		NICs:        collect(m.GetNics(), ofNIC, func(n NIC) string { return n.Name }),
+
+		Epoch: m.GetEpoch(), Reason: m.GetReason(), Ended: instant(m.GetEndedUnixNs()),
 	}
 }
 
@@ -173,6 +183,17 @@ func (c Cluster) WriteTable(w io.Writer) error {
 	if err := writeGuests(w, c.Guests); err != nil {
 		return err
 	}
+	for _, g := range c.Leftovers {
+		_, err := fmt.Fprintf(w, "\nleft from an earlier life (epoch %d): guest %s on node %s, %s", g.Epoch, g.Name, g.Node, g.State)
+		if err != nil {
+			return err
+		}
+	}
+	if len(c.Leftovers) > 0 {
+		if _, err := fmt.Fprintln(w); err != nil {
+			return err
+		}
+	}
 	if err := writeNICs(w, c.Guests); err != nil || len(c.Uplinks) == 0 {
 		return err
 	}
@@ -184,11 +205,19 @@ func (c Cluster) WriteTable(w io.Writer) error {
 }
 
 func writeGuests(w io.Writer, guests []Guest) error {
-	rows := render.NewRows("GUEST", "NODE", "STATE", "MEMORY", "VCPUS", "PID")
+	rows := render.NewRows("GUEST", "NODE", "STATE", "MEMORY", "VCPUS", "PID", "REASON")
 	for _, g := range guests {
-		rows.Add(g.Name, g.Node, g.State, render.Bytes(g.MemoryBytes), g.VCPUs, g.pid())
+		rows.Add(g.Name, g.Node, g.State, render.Bytes(g.MemoryBytes), g.VCPUs, g.pid(), g.why())
 	}
 	return section(w, rows)
+}
+
+// why is the reason with its time.
+func (g Guest) why() string {
+	if g.Ended.IsZero() {
+		return g.Reason
+	}
+	return g.Reason + " at " + render.Time(g.Ended.Time)
 }
 
 // pid is the process in words: nothing without one.

@@ -20,6 +20,8 @@ type Restart struct {
 
 	ClockStepped    bool     `json:"clock_stepped"`     // of all guests but those that follow
 	ClockNotStepped []string `json:"clock_not_stepped"` // each with the reason
+
+	NotEnded []string `json:"not_ended"` // nodes where guests of the earlier life may still run, each with the reason
 }
 
 // Assignment says on which node a guest is restored.
@@ -42,6 +44,7 @@ func OfRestartReport(m *api.RestartReport) Restart {
 		Skipped: list(m.GetSkipped()),
 
 		ClockStepped: m.GetClockStepped(), ClockNotStepped: list(m.GetClockNotStepped()),
+		NotEnded: list(m.GetNotEnded()),
 	}
 }
 
@@ -61,6 +64,11 @@ func (d Restart) WriteTable(w io.Writer) error {
 	}
 	for _, s := range d.ClockNotStepped {
 		if _, err := fmt.Fprintf(w, "clock not stepped: %s\n", render.Clean(s)); err != nil {
+			return err
+		}
+	}
+	for _, s := range d.NotEnded {
+		if _, err := fmt.Fprintf(w, "not ended: %s\n", render.Clean(s)); err != nil {
 			return err
 		}
 	}
