@@ -180,6 +180,9 @@ func (t *term) deleteCheckpoint(ctx context.Context, cluster string, epoch uint6
 	if err != nil {
 		return nil, fmt.Errorf("checkpoint %s is deleted, but not all its space is free: %w", id, err)
 	}
+	if err := t.c.storage(ctx).KeepReserve(ctx); err != nil {
+		t.c.log.Warn("the repository has no reserve", "error", err)
+	}
 	t.c.log.Info("checkpoint deleted", "cluster", cluster, "epoch", epoch, "freed-bytes", freed+more)
 	return &api.DeleteCheckpointReply{FreedBytes: freed + more}, nil
 }

@@ -34,8 +34,7 @@ type Config struct {
 	// State takes the place of Etcd.
 	State *State
 
-	// Repository says where checkpoints are. Dir is required. A directory that
-	// is none yet becomes one.
+	// Repository says where checkpoints are. Dir is required, and must be a repository.
 	Repository repository.Config
 
 	// Writers is how many nodes write checkpoints to the repository at a time, of all

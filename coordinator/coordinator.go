@@ -108,6 +108,9 @@ func (c *Coordinator) run(ctx context.Context, listeners []net.Listener) (err er
 	if c.repo, err = openRepository(ctx, c.cfg.Repository); err != nil {
 		return err
 	}
+	if err := c.own(ctx); err != nil {
+		return err
+	}
 	c.nodes = nodeconn.New(c.cfg.Identity)
 	defer func() { err = errors.Join(err, c.nodes.Close()) }()
 	t := c.cfg.Timeouts
@@ -195,7 +198,12 @@ func (c *Coordinator) serve(ctx context.Context, listeners []net.Listener, depos
 
 	g, gctx := errgroup.WithContext(ctx)
 	for _, l := range listeners {
-		g.Go(func() error { return server.Serve(l) })
+		g.Go(func() error {
+			if err := server.Serve(l); !errors.Is(err, grpc.ErrServerStopped) { // which is no error of an end that came early
+				return err
+			}
+			return nil
+		})
 	}
 	c.log.Info("coordinator serves", "addresses", c.Addresses(), "repository", c.cfg.Repository.Dir)
 	g.Go(func() error {

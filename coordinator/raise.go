@@ -104,8 +104,14 @@ func (r *raising) raise(ctx context.Context, tg target) (brought, error) {
 	if err != nil {
 		return brought{}, err
 	}
+	if r.life.Epoch != 0 { // of an attempt that failed
+		r.letGo()
+	}
 	r.life = r.t.life(r.cluster, epoch)
 	if err := r.record(ctx, tg); err != nil {
+		return brought{}, err
+	}
+	if err := r.hold(ctx, tg.checkpoint); err != nil {
 		return brought{}, err
 	}
 	if r.replaces() {
@@ -243,6 +249,7 @@ func (r *raising) clear(ctx context.Context, tg target) error {
 
 // succeed records that the guests run.
 func (r *raising) succeed() error {
+	r.letGo()
 	if err := failpoint.Inject(r.t.ctx, failpoint.CoordinatorBeforeEnd); err != nil {
 		return err
 	}
@@ -265,5 +272,6 @@ func (r *raising) fail(cause error) error {
 			return errors.Join(cause, err)
 		}
 	}
+	r.letGo()
 	return r.t.tearDown(r.life, r.op, nodesOf(r.seen.usable()), cause)
 }

@@ -30,9 +30,8 @@ func (c *Coordinator) glance(ctx context.Context) (context.Context, context.Canc
 		fault.New(fault.Unavailable, "the repository %s has not answered for %s", c.cfg.Repository.Dir, glanceBudget))
 }
 
-// openRepository opens the repository, and makes one where there is none. Two
-// coordinators may do so at once. It ends with ctx, although the file system may
-// not answer.
+// openRepository opens the repository. It makes none: where there is none, its file
+// system may not be mounted. It ends with ctx, although the file system may not answer.
 func openRepository(ctx context.Context, cfg repository.Config) (*repository.Repository, error) {
 	type opened struct {
 		r   *repository.Repository
@@ -42,9 +41,7 @@ func openRepository(ctx context.Context, cfg repository.Config) (*repository.Rep
 	go func() {
 		r, err := repository.Open(ctx, cfg)
 		if errors.Is(err, repository.ErrNotRepository) {
-			if r, err = repository.Create(ctx, cfg); errors.Is(err, repository.ErrExists) {
-				r, err = repository.Open(ctx, cfg)
-			}
+			err = fault.New(fault.NotFound, "%s is not a repository: mount its file system, or make one with fermata repo create %s", cfg.Dir, cfg.Dir)
 		}
 		answer <- opened{r, err}
 	}()

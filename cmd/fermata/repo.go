@@ -26,7 +26,37 @@ func newRepoCommand(o *operator) *cobra.Command {
 		newRepoPruneCommand(o),
 		newRepoCopyCommand(o),
 		newRepoKeyCommand(o),
+		newRepoReleaseCommand(o),
 	)
+}
+
+func newRepoReleaseCommand(o *operator) *cobra.Command {
+	var f repositoryFlags
+	c := &cobra.Command{
+		Use:   "release",
+		Short: "Release a repository from the installation that owns it",
+		Long: `Release a repository from the installation that owns it. The first coordinator that
+starts on a repository makes it its installation's, and coordinators of any other
+installation refuse it: clusters of the same name would be mixed. An installation is
+whoever trusts one certificate authority. Stop the coordinators of the old owner first;
+the next coordinator that starts becomes the owner.`,
+		Example: "  fermata repo release --repository /scratch/fermata",
+		Args:    cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return o.onRepository(c.Context(), &f, "release repository", "the repository is released or not", func(ctx context.Context, r *repository.Repository, _ *meter) error {
+				owner, err := r.Disown(ctx)
+				if errors.Is(err, repository.ErrNotFound) {
+					return fault.New(fault.NotFound, "the repository belongs to no installation")
+				}
+				if err != nil {
+					return err
+				}
+				return o.print(view.OfOwner(owner))
+			})
+		},
+	}
+	f.add(c)
+	return o.reads(c)
 }
 
 func newRepoCreateCommand(*operator) *cobra.Command {
@@ -35,11 +65,11 @@ func newRepoCreateCommand(*operator) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "create DIRECTORY",
 		Short: "Make an empty repository",
-		Long: `Make an empty repository. The coordinator makes its own where there is none; this is
-for one to copy to, and for file systems that want a hint before the first file:
---stripe-command is run with the directory of the packs behind its words, whose
-layout the directories below inherit. With a key (see repo key create) everything in
-it is encrypted.`,
+		Long: `Make an empty repository, once, before the coordinator starts: a coordinator makes none,
+because a directory without a repository is most often a file system that is not mounted.
+For file systems that want a hint before the first file, --stripe-command is run with the
+directory of the packs behind its words; the directories below inherit its layout. With a
+key (see repo key create) everything in the repository is encrypted.`,
 		Example: "  fermata repo create /archive/fermata --key-file /etc/fermata/archive.key\n  fermata repo create /lustre/fermata --stripe-command 'lfs setstripe -c 8 -S 4M'",
 		Args:    names("DIRECTORY"),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -56,7 +86,10 @@ it is encrypted.`,
 					return nil
 				}
 			}
-			_, err = repository.Create(c.Context(), cfg)
+			r, err := repository.Create(c.Context(), cfg)
+			if err == nil {
+				err = r.KeepReserve(c.Context())
+			}
 			return app.Cause(c.Context(), coordinator.RepositoryFault(err))
 		},
 	}
@@ -185,7 +218,12 @@ cannot be read.
 
 It runs on any node, beside checkpoints and restarts, and may be killed at any point.
 A checkpoint that is taken in the same moment may fail for a pack that has just gone;
-the next one is right. Do not delete a checkpoint that is being restarted.`,
+the next one is right. A restart that reads a checkpoint keeps its packs until it is done;
+a later prune frees them.
+
+Rules count intact checkpoints only. A checkpoint that is known to be damaged stays where
+a rule would keep it if it were intact, in addition to the others. Deleting works on a
+full file system; compaction needs room for a new pack, and ends when there is none.`,
 		Example: `  fermata repo prune --keep-last 3 --keep-daily 7 --keep-labelled --dry-run
   fermata repo prune --cluster demo --keep-last 10 -o json`,
 		Args: cobra.NoArgs,
@@ -210,6 +248,9 @@ the next one is right. Do not delete a checkpoint that is being restarted.`,
 					return o.print(view.OfRepoPrune(plan, nil))
 				}
 				done, err := r.Prune(ctx, plan)
+				if err == nil && r.KeepReserve(ctx) != nil {
+					o.env.Notice("warning: there is no room for the repository's reserve; deleting from a full file system needs it")
+				}
 				return errors.Join(err, o.print(view.OfRepoPrune(plan, &done)))
 			})
 		},

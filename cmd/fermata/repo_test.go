@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -286,5 +287,27 @@ func TestRepo_Encrypted(t *testing.T) {
 	}
 	if out := succeeds(t, nil, "repo", "key", "list", "--repository", to); !strings.Contains(out, "not encrypted") {
 		t.Errorf("list prints %q", out)
+	}
+}
+
+// TestRepo_Release: a repository has an owner, and whoever asks learns whose it was.
+func TestRepo_Release(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "repository")
+	succeeds(t, nil, "repo", "create", dir)
+	if r := fermata(t, nil, "repo", "release", "--repository", dir); r.status == 0 || !strings.Contains(r.stderr, "belongs to no installation") {
+		t.Errorf("release of what belongs to nobody: %+v", r)
+	}
+	r, err := repository.Open(t.Context(), repository.Config{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Own(t.Context(), "0123456789abcdef0123", "192.0.2.1:7410"); err != nil {
+		t.Fatal(err)
+	}
+	if d := document[view.RepoRelease](t, "repo", "release", "--repository", dir); d.Installation != "0123456789abcdef0123" || d.Name != "192.0.2.1:7410" {
+		t.Errorf("%+v", d)
+	}
+	if _, err := r.Owner(t.Context()); !errors.Is(err, repository.ErrNotFound) {
+		t.Error(err)
 	}
 }

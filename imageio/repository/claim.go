@@ -40,7 +40,7 @@ func (w *Writer) claim(ctx context.Context, packs []string) error {
 	if len(packs) == 0 {
 		return nil
 	}
-	if err := w.writeClaim(packs); err != nil {
+	if err := w.r.writeClaim(w.epoch, w.node, packs); err != nil {
 		return fmt.Errorf("claim packs: %w", err)
 	}
 	for _, s := range packs {
@@ -57,28 +57,28 @@ func (w *Writer) claim(ctx context.Context, packs []string) error {
 	return nil
 }
 
-func (w *Writer) writeClaim(packs []string) error {
-	body, err := json.Marshal(claim{Cluster: w.epoch.cluster, Epoch: w.epoch.epoch, Node: w.node, Packs: packs})
+func (r *Repository) writeClaim(e epochKey, node string, packs []string) error {
+	body, err := json.Marshal(claim{Cluster: e.cluster, Epoch: e.epoch, Node: node, Packs: packs})
 	if err != nil {
 		return err
 	}
 	data, err := claimKind().Encode(body)
 	if err == nil {
-		data, err = sealRecord(w.r.domain, claimContext(w.epoch), data)
+		data, err = sealRecord(r.domain, claimContext(e), data)
 	}
 	if err != nil {
 		return err
 	}
-	token, err := w.r.randomHex(tokenBytes)
+	token, err := r.randomHex(tokenBytes)
 	if err != nil {
 		return err
 	}
-	dir := w.r.claimDir(w.epoch.cluster)
-	if err := w.r.ensureDir(dir); err != nil {
+	dir := r.claimDir(e.cluster)
+	if err := r.ensureDir(dir); err != nil {
 		return err
 	}
-	name := filepath.Join(dir, fmt.Sprintf("%0*d.%s%s", epochDigits, w.epoch.epoch, token, claimSuffix))
-	return w.r.writeNamed(name+tempSuffix, name, data)
+	name := filepath.Join(dir, fmt.Sprintf("%0*d.%s%s", epochDigits, e.epoch, token, claimSuffix))
+	return r.writeNamed(name+tempSuffix, name, data)
 }
 
 // writeNamed makes a file that has its name only when all of it is durable, and then

@@ -84,7 +84,7 @@ func (r *Repository) receive(ctx context.Context, m *manifest.Manifest, fill fun
 	}
 	// Before the first pack is there, so that nobody takes the round for one whose
 	// coordinator has died.
-	err = w.writeClaim([]string{})
+	err = r.writeClaim(e, copierName, []string{})
 	if err == nil {
 		err = fill(w)
 	}

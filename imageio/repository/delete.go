@@ -16,8 +16,8 @@ import (
 // format cannot.
 //
 // Delete does not decide an outcome: it acts only where there is a manifest,
-// and the name is never free in between, so no late Commit can slip in. The
-// caller excludes a restart that reads the checkpoint.
+// and the name is never free in between, so no late Commit can slip in. A restart that
+// holds the checkpoint reads on; see Hold.
 //
 // On error: ErrNotFound where there never was a checkpoint. After any other
 // error the checkpoint may be gone already and its space not yet free.
@@ -26,13 +26,14 @@ func (r *Repository) Delete(ctx context.Context, cluster string, epoch uint64) (
 	if err := manifest.ValidCluster(cluster); err != nil {
 		return 0, fmt.Errorf("delete: %w", err)
 	}
+	freed := func(report SweepReport) { freedBytes += report.FreedBytes }
 	rec, err := r.settledOutcome(e)
 	switch {
 	case errors.Is(err, ErrCorrupt):
-		err = r.bury(ctx, e)
+		err = r.buryFull(ctx, e, freed)
 	case err != nil:
 	case rec.outcome == OutcomeCommitted:
-		err = r.bury(ctx, e)
+		err = r.buryFull(ctx, e, freed)
 	case rec.outcome == OutcomeDeleted:
 	default:
 		err = fmt.Errorf("checkpoint is %s: %w", rec.outcome, ErrNotFound)
@@ -41,10 +42,11 @@ func (r *Repository) Delete(ctx context.Context, cluster string, epoch uint64) (
 		return 0, fmt.Errorf("delete %s: %w", e, err)
 	}
 	report, err := r.Sweep(ctx)
+	freed(report)
 	if err != nil {
-		return report.FreedBytes, fmt.Errorf("delete %s: %w", e, err)
+		return freedBytes, fmt.Errorf("delete %s: %w", e, err)
 	}
-	return report.FreedBytes, nil
+	return freedBytes, nil
 }
 
 // bury replaces the manifest of e by a tombstone.

@@ -22,6 +22,8 @@ const (
 	clusterName = "clusters"
 	claimsName  = "claims"
 	keysName    = "keys"
+	ownerName   = "owner"
+	reserveName = "reserve"
 
 	tempSuffix      = ".tmp"
 	packSuffix      = ".pack"

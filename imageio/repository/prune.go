@@ -87,6 +87,7 @@ type PruneReport struct {
 	FreedBytes   uint64   // by all of it
 	WrittenBytes uint64   // of new packs, by compaction
 	Damaged      []string // what could not be compacted because it is damaged
+	NoRoom       string   // why compaction ended early: it needs room for a new pack
 }
 
 // PlanPrune decides what Prune is to do, and changes nothing. It takes memory for
@@ -241,8 +242,11 @@ func (r *Repository) eachManifest(ctx context.Context, without map[epochKey]bool
 // of which little is needed by what is. It may be killed at any step, and it may
 // run on any node beside writers, commits, restarts and other prunes: a round that
 // relies on a pack in the moment when that is taken fails with ErrPackMissing, as
-// beside a sweep, and the next one is right. A restart from a checkpoint that the
-// plan deletes is for the caller to exclude.
+// beside a sweep, and the next one is right. A restart that holds a checkpoint which the
+// plan deletes reads on; its packs go with a later sweep.
+//
+// It works on a full file system: what needs no room comes first, and tombstones may take
+// the reserve's.
 //
 // On error: the report says what was done. Asking again does the rest.
 func (r *Repository) Prune(ctx context.Context, p *PrunePlan) (PruneReport, error) {
@@ -273,15 +277,14 @@ func (r *Repository) prune(ctx context.Context, p *PrunePlan, c *compaction) err
 		if rec.outcome != OutcomeCommitted {
 			continue // somebody else has deleted it
 		}
-		if err := r.bury(ctx, e); err != nil {
+		if err := r.buryFull(ctx, e, c.swept); err != nil {
 			return fmt.Errorf("delete %s: %w", e, err)
 		}
 		c.report.Deleted++
 	}
 	p.opt.Progress(stepSweep, 0, 0)
 	swept, err := r.Sweep(ctx)
-	c.report.Swept += swept.Packs
-	c.report.FreedBytes += swept.FreedBytes
+	c.swept(swept)
 	if err != nil {
 		return err
 	}
@@ -296,6 +299,10 @@ func (r *Repository) prune(ctx context.Context, p *PrunePlan, c *compaction) err
 			c.report.Damaged = append(c.report.Damaged, err.Error())
 			continue
 		}
+		if isFull(err) { // what is deleted has made no room for a pack, and all is as it was
+			c.report.NoRoom = err.Error()
+			break
+		}
 		if err != nil {
 			return fmt.Errorf("compact: %w", err)
 		}
@@ -304,4 +311,10 @@ func (r *Repository) prune(ctx context.Context, p *PrunePlan, c *compaction) err
 		p.opt.Progress(stepCompact, int64(len(groups)), int64(len(groups)))
 	}
 	return nil
+}
+
+// swept adds a sweep to the report.
+func (c *compaction) swept(s SweepReport) {
+	c.report.Swept += s.Packs
+	c.report.FreedBytes += s.FreedBytes
 }

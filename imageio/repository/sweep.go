@@ -1,6 +1,7 @@
 package repository
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,8 +21,8 @@ type SweepReport struct {
 	FreedBytes uint64 // by them and by unfinished packs
 	Unfinished int    // packs removed that were never finalised
 	Rescued    int    // packs that were condemned and given back
-	// InFlight lists the rounds without an outcome whose packs were kept. A
-	// round that will never end is ended with Abort.
+	// InFlight lists the rounds without an outcome, and the restarts, for which packs
+	// were kept. One that will never end is ended with Abort.
 	InFlight []Round
 	// Unknown names packs that were kept because nothing tells their round.
 	Unknown []string
@@ -98,6 +99,9 @@ func (s *sweep) run(ctx context.Context) error {
 		return err
 	}
 	s.removeStale(files)
+	for _, e := range slices.SortedFunc(maps.Keys(s.view.claimers), compareRounds) {
+		s.noteInFlight(e)
+	}
 	return s.syncTouched()
 }
 
@@ -287,6 +291,10 @@ func (s *sweep) remove(path string) bool {
 	}
 	s.touched[filepath.Dir(path)] = true
 	return true
+}
+
+func compareRounds(a, b epochKey) int {
+	return cmp.Or(cmp.Compare(a.cluster, b.cluster), cmp.Compare(a.epoch, b.epoch))
 }
 
 func (s *sweep) noteInFlight(e epochKey) {

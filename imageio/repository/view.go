@@ -16,7 +16,8 @@ type view struct {
 	outcomes map[epochKey]Outcome
 	live     map[pack.ID]struct{} // named by a manifest
 	claimed  map[pack.ID]struct{} // claimed by a round without an outcome
-	copied   map[epochKey]bool    // rounds without an outcome that are copies or imports
+	claimers map[epochKey]bool    // those rounds
+	copied   map[epochKey]bool    // those of them that are copies or imports
 	fresh    map[pack.ID]struct{} // named by a manifest that no earlier look has read
 	moved    map[pack.ID]pack.ID  // where what is needed of a pack has gone
 	stale    []string             // claims, damage records and temporary names that nobody needs
@@ -41,7 +42,7 @@ func (r *Repository) look(ctx context.Context, earlier *view, without map[epochK
 	}
 	v := &view{
 		outcomes: map[epochKey]Outcome{}, live: map[pack.ID]struct{}{}, claimed: map[pack.ID]struct{}{},
-		copied: map[epochKey]bool{}, fresh: map[pack.ID]struct{}{}, moved: map[pack.ID]pack.ID{},
+		claimers: map[epochKey]bool{}, copied: map[epochKey]bool{}, fresh: map[pack.ID]struct{}{}, moved: map[pack.ID]pack.ID{},
 	}
 	if earlier != nil {
 		maps.Copy(v.outcomes, earlier.outcomes)
@@ -67,12 +68,7 @@ func (r *Repository) look(ctx context.Context, earlier *view, without map[epochK
 		if c.err != nil {
 			return nil, fmt.Errorf("claim of %s: %w", c.epoch, c.err)
 		}
-		if c.node == copierName {
-			v.copied[c.epoch] = true
-		}
-		for _, id := range c.packs {
-			v.claimed[id] = struct{}{}
-		}
+		v.hold(c)
 	}
 	if err := r.lookAtMoves(ctx, v); err != nil {
 		return nil, err

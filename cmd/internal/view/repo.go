@@ -174,6 +174,24 @@ func (d RepoRepair) WriteTable(w io.Writer) error {
 	return d.Left.WriteTable(w)
 }
 
+// RepoRelease is the document of "repo release".
+type RepoRelease struct {
+	Installation string  `json:"installation"` // that owned it; empty if its record was unreadable
+	Name         string  `json:"name"`
+	Since        Instant `json:"since"`
+}
+
+// OfOwner makes the document.
+func OfOwner(o repository.Owner) RepoRelease {
+	return RepoRelease{Installation: o.Installation, Name: o.Name, Since: Instant{o.Since}}
+}
+
+// WriteTable writes whose it was.
+func (d RepoRelease) WriteTable(w io.Writer) error {
+	_, err := fmt.Fprintf(w, "released; it belonged to installation %.16s (%s)\n", d.Installation, d.Name)
+	return err
+}
+
 // RepoPrune is the document of "repo prune".
 type RepoPrune struct {
 	DryRun       bool           `json:"dry_run"`
@@ -208,6 +226,7 @@ type RepoPruneDone struct {
 	FreedBytes   uint64   `json:"freed_bytes"`
 	WrittenBytes uint64   `json:"written_bytes"`
 	Damaged      []string `json:"damaged"`
+	NoRoom       string   `json:"no_room,omitempty"` // why compaction ended early
 }
 
 // OfRepoPrune makes the document of a plan, and of what came of it if done is not
@@ -224,7 +243,7 @@ func OfRepoPrune(p *repository.PrunePlan, done *repository.PruneReport) RepoPrun
 	}
 	if done != nil {
 		d.Done = &RepoPruneDone{Deleted: done.Deleted, Swept: done.Swept, Compacted: done.Compacted, Busy: done.Busy,
-			FreedBytes: done.FreedBytes, WrittenBytes: done.WrittenBytes, Damaged: list(done.Damaged)}
+			FreedBytes: done.FreedBytes, WrittenBytes: done.WrittenBytes, Damaged: list(done.Damaged), NoRoom: done.NoRoom}
 	}
 	return d
 }
@@ -255,6 +274,7 @@ func (d RepoPrune) WriteTable(w io.Writer) error {
 			f.Add("left", fmt.Sprintf("%d packs that somebody began to need", d.Done.Busy))
 		}
 		f.Add("damaged", strings.Join(d.Done.Damaged, "; "))
+		f.Add("no room", d.Done.NoRoom)
 	}
 	f.Add("not compacted", d.NoCompaction)
 	f.Add("in flight", strings.Join(d.InFlight, ", "))
