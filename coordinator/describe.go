@@ -45,10 +45,11 @@ func (c *Coordinator) withGuests(ctx context.Context, recs []store.Cluster) ([]*
 			wanted[node] = true
 		}
 	}
-	live, err := c.liveGuests(ctx, wanted)
+	infos, err := c.store.Nodes(ctx)
 	if err != nil {
 		return nil, err
 	}
+	live := c.liveGuests(ctx, infos, wanted)
 	all := make([]*api.Cluster, 0, len(recs))
 	for _, rec := range recs {
 		out := &api.Cluster{
@@ -68,6 +69,7 @@ func (c *Coordinator) withGuests(ctx context.Context, recs []store.Cluster) ([]*
 		if rec.State == api.ClusterState_CLUSTER_STATE_RUNNING {
 			out.State, out.Reason = condition(out.Guests, live)
 		}
+		out.Leftovers = leftovers(rec, infos, live)
 		for _, node := range slices.Sorted(maps.Keys(live)) {
 			for _, u := range live[node].GetUplinks() {
 				if u.GetCluster() == rec.Name {
@@ -100,24 +102,17 @@ func guestStatus(rec store.Cluster, g *api.GuestSpec, live map[string]*api.NodeI
 		return status
 	}
 	for _, there := range info.GetGuests() {
-		if there.GetCluster() == rec.Name && there.GetName() == g.GetName() {
+		if there.GetCluster() == rec.Name && there.GetName() == g.GetName() && !isSuperseded(rec, there) {
 			return there
 		}
 	}
 	return status
 }
 
-// liveGuests asks nodes for their state. One that does not answer is not in
+// liveGuests asks the nodes of these names for their state. One that does not answer is not in
 // the result.
-func (c *Coordinator) liveGuests(ctx context.Context, names map[string]bool) (map[string]*api.NodeInfo, error) {
+func (c *Coordinator) liveGuests(ctx context.Context, infos []*api.NodeInfo, names map[string]bool) map[string]*api.NodeInfo {
 	live := map[string]*api.NodeInfo{}
-	if len(names) == 0 {
-		return live, nil
-	}
-	infos, err := c.store.Nodes(ctx)
-	if err != nil {
-		return nil, err
-	}
 	var mu sync.Mutex // guards live
 	var wg sync.WaitGroup
 	for _, info := range infos {
@@ -136,7 +131,7 @@ func (c *Coordinator) liveGuests(ctx context.Context, names map[string]bool) (ma
 		})
 	}
 	wg.Wait()
-	return live, nil
+	return live
 }
 
 func nodeOf(info *api.NodeInfo) deploy.Node {

@@ -175,7 +175,7 @@ func (r *raising) record(ctx context.Context, tg target) error {
 		return nil
 	}
 	if r.op == "" {
-		r.noteUnreachable()
+		r.noteUnreachable(ctx)
 		r.op, err = r.t.begin(ctx, r.kind, r.cluster, r.life.Epoch, phase, change)
 		return err
 	}
@@ -193,18 +193,26 @@ func (r *raising) record(ctx context.Context, tg target) error {
 // noteUnreachable notes the nodes that do not answer and may have guests of an earlier
 // life. Nothing is sent to them: a call that reached one late would end guests of the new
 // life.
-func (r *raising) noteUnreachable() {
+func (r *raising) noteUnreachable(ctx context.Context) {
+	before, err := r.t.c.store.Cluster(ctx, r.cluster)
+	if err != nil { // also of a cluster that the store does not know
+		r.t.c.log.Debug("placement of the earlier life is not known", "cluster", r.cluster, "error", err)
+	}
 	for _, v := range r.seen.nodes {
 		if v.answered {
 			continue
 		}
 		var names []string
+		if before.State != api.ClusterState_CLUSTER_STATE_STOPPED {
+			names = guestsOn(before, v.info.GetName())
+		}
 		for _, g := range v.info.GetGuests() { // as it registered last
 			if g.GetCluster() == r.cluster && mayRun(g) {
 				names = append(names, g.GetName())
 			}
 		}
-		if len(names) > 0 {
+		slices.Sort(names)
+		if names = slices.Compact(names); len(names) > 0 {
 			r.left(v.info.GetName(), fmt.Sprintf("it %s; guests %s of the earlier life may still run there, until its agent registers and ends them",
 				v.silence(), strings.Join(names, ", ")))
 		}

@@ -39,7 +39,11 @@ func (t *term) register(ctx context.Context, req *api.RegisterRequest) (*api.Reg
 		return nil, fmt.Errorf("register node %s: %w", info.GetName(), err)
 	}
 	t.noteIncarnation(info)
-	return &api.RegisterReply{LeaseTtlMs: uint64(ttl.Milliseconds())}, nil
+	superseded, err := t.superseded(ctx, info)
+	if err != nil {
+		return nil, fmt.Errorf("register node %s: %w", info.GetName(), err)
+	}
+	return &api.RegisterReply{LeaseTtlMs: uint64(ttl.Milliseconds()), Superseded: superseded}, nil
 }
 
 // noteIncarnation tells the log of nodes that are new or whose agent has

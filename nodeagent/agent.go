@@ -66,7 +66,8 @@ type Agent struct {
 	pacer   *pacer
 	qemu    qemu.Info
 
-	news chan struct{} // has room for one; something to register with at once
+	news   chan struct{}            // has room for one; something to register with at once
+	orders chan *api.SupersededLife // of the coordinator, to be carried out
 
 	room sync.Mutex // serialises reservations of memory
 
@@ -94,6 +95,7 @@ func New(cfg Config) (*Agent, error) {
 		pacer:       newPacer(),
 		paths:       pathRules{allowed: cfg.AllowedPaths, reserved: []string{cfg.StateDir, cfg.MemoryDir}},
 		news:        make(chan struct{}, 1),
+		orders:      make(chan *api.SupersededLife, maxOrders),
 	}, nil
 }
 
@@ -169,6 +171,10 @@ func (a *Agent) serve(ctx context.Context, l net.Listener) error {
 	g.Go(func() error { return a.register(gctx) })
 	g.Go(func() error {
 		a.finishReleases(gctx)
+		return nil
+	})
+	g.Go(func() error {
+		a.endSuperseded(gctx)
 		return nil
 	})
 	g.Go(func() error {

@@ -47,6 +47,7 @@ func (a *Agent) CreateGuests(ctx context.Context, req *api.CreateGuestsRequest, 
 		return err
 	}
 	defer leave()
+	defer a.tell()
 
 	updates := newReporter(report)
 	missing, err := missingGuests(c, req, updates)

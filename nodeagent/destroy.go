@@ -19,6 +19,7 @@ func (a *Agent) DestroyGuests(ctx context.Context, req *api.DestroyGuestsRequest
 		return err
 	}
 	defer leave()
+	defer a.tell()
 	return a.destroy(ctx, c)
 }
 

@@ -90,6 +90,7 @@ func (a *Agent) registerOnce(ctx context.Context, conn *grpc.ClientConn) (ttl ti
 	if err != nil {
 		return 0, err
 	}
+	a.order(reply.GetSuperseded())
 	return max(time.Duration(reply.LeaseTtlMs)*time.Millisecond, 3*registerRetry/10), nil
 }
 

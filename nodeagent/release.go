@@ -45,6 +45,7 @@ func (a *Agent) ReleaseGuests(ctx context.Context, req *api.ReleaseGuestsRequest
 	if err := a.update(c, func(rec *journal.Cluster) { rec.Released = true }); err != nil {
 		return err
 	}
+	defer a.tell()
 	return a.letRun(ctx, c)
 }
 

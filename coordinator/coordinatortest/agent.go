@@ -143,6 +143,7 @@ func (a *Agent) register(ctx context.Context) error {
 		reply, err := api.NewRegistryClient(conns[next]).Register(ctx, &api.RegisterRequest{Node: a.info(), NewestFences: a.newestFences()})
 		if err == nil {
 			wait = time.Duration(reply.GetLeaseTtlMs()) * time.Millisecond / 3
+			a.endSuperseded(reply.GetSuperseded())
 		} else {
 			next = (next + 1) % len(conns)
 		}
@@ -170,6 +171,18 @@ func (a *Agent) newestFences() []*api.Fence {
 		}
 	}
 	return out
+}
+
+// endSuperseded ends guests of earlier lives, as it was told.
+func (a *Agent) endSuperseded(orders []*api.SupersededLife) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, o := range orders {
+		c, err := a.admit(o.GetCluster(), o.GetFence())
+		if err == nil && c.epoch < o.GetBeforeEpoch() {
+			c.guests, c.released = map[string]*guest{}, false
+		}
+	}
 }
 
 // Address is where the agent serves, once Run does.
