@@ -61,12 +61,11 @@ func TestEnding_IsKnown(t *testing.T) {
 // themselves.
 func TestEnding_OnPurposeIsNone(t *testing.T) {
 	b := newBench(t, 1)
+	g := b.cluster.list()[0]
 	if err := b.agent.DestroyGuests(t.Context(), &api.DestroyGuestsRequest{Fence: b.fence, Cluster: "c"}); err != nil {
 		t.Fatal(err)
 	}
-	select {
-	case <-b.agent.news:
-		t.Error("the end of a guest that was destroyed is news")
-	default:
+	if e := b.cluster.endingOf(g); e != nil {
+		t.Errorf("a guest that was destroyed has ended by itself: %+v", e)
 	}
 }
