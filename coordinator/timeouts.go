@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"fermata/protocol/round"
 )
 
 // Timeouts bounds each step of an operation. A step whose time has run out
@@ -36,6 +38,10 @@ func (t *Timeouts) validate() error {
 	for _, f := range t.fields() {
 		if *f.value < 0 {
 			errs = append(errs, fmt.Errorf("timeouts: %s: negative (%s)", f.name, *f.value))
+		}
+		if (f.value == &t.Prepare || f.value == &t.Cut) && *f.value >= round.SilenceBudget {
+			errs = append(errs, fmt.Errorf("timeouts: %s: %s, less than %s: a node that hears nothing of its coordinator for so long gives the round up",
+				f.name, *f.value, round.SilenceBudget))
 		}
 	}
 	return errors.Join(errs...)

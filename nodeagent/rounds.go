@@ -18,10 +18,6 @@ const (
 	// rounded down to it.
 	roundTick = 50 * time.Millisecond
 
-	// silenceBudget bounds how long a prepared or resumed round waits for its
-	// coordinator while it holds copies of memory.
-	silenceBudget = 5 * time.Minute
-
 	// leaveBudget bounds the wait for a round to let its guests run when the
 	// cluster or the agent ends.
 	leaveBudget = 15 * time.Second
@@ -75,7 +71,7 @@ func (a *Agent) startRounds(c *cluster, record []byte) error {
 	rec := c.record()
 	cfg := round.MemberConfig{
 		Cluster: c.name, Node: round.NodeID(a.cfg.Name), Epoch: round.Epoch(rec.Epoch),
-		Tick: roundTick, SilenceTicks: int(silenceBudget / roundTick),
+		Tick: roundTick, SilenceTicks: int(round.SilenceBudget / roundTick),
 	}
 	m, err := newMember(cfg, record)
 	if err != nil {

@@ -23,10 +23,6 @@ import (
 	"fermata/protocol/identity"
 )
 
-// maxMessageBytes bounds one answer of an agent. The largest is a node's image
-// list: 1,000 guests with a machine description of 64 KiB each would be 64 MiB.
-const maxMessageBytes = 64 << 20
-
 // redial is how fast a broken connection is made anew: a restarted agent must
 // be found within the patience of one step, not after gRPC's usual two minutes.
 var redial = grpc.ConnectParams{
@@ -84,7 +80,6 @@ func (p *Pool) Client(name, at string) (api.NodeClient, error) {
 func (p *Pool) dial(name, at string) (*grpc.ClientConn, error) {
 	opts := append(faultgrpc.DialOptions(),
 		grpc.WithConnectParams(redial),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessageBytes)),
 		// Retries are decided here, by class, and not by a service
 		// configuration that somebody's DNS may hand out.
 		grpc.WithDisableServiceConfig(),

@@ -80,7 +80,7 @@ func (r *run) cut(ctx context.Context, client api.NodeClient) error {
 func (r *run) persist(ctx context.Context, client api.NodeClient, req round.Request, post func(func())) (*api.NodeImage, error) {
 	begun := time.Now()
 	post(func() { r.waiting[req.To] = true })
-	end, err := r.d.takeTurn(ctx)
+	end, err := r.d.takeTurn(ctx, func(ctx context.Context) error { return r.keepAlive(ctx, client) })
 	if err != nil {
 		return nil, err
 	}
@@ -119,6 +119,27 @@ func (r *run) persist(ctx context.Context, client api.NodeClient, req round.Requ
 		return nil, fault.Wrap(fault.Internal, err, "image")
 	}
 	return image, nil
+}
+
+// keepAlive tells a node that waits for its turn to write that the round goes on, by the
+// call that it has answered last: otherwise it would take the coordinator for lost. Its
+// answer says that the round goes on there, too.
+//
+// On error the round has failed at the node. That it did not answer is none: the call of
+// its turn will show what is the matter.
+func (r *run) keepAlive(ctx context.Context, client api.NodeClient) error {
+	once, cancel := context.WithTimeout(ctx, r.d.cfg.Finish)
+	defer cancel()
+	_, err := client.CutRound(once, &api.CutRoundRequest{Round: r.wire()})
+	if ctx.Err() != nil {
+		return nil // who waits sees it
+	}
+	switch fault.ClassOf(err) {
+	case fault.Unavailable, fault.Deadline, fault.Unknown, fault.Busy:
+		return nil
+	default:
+		return err
+	}
 }
 
 func (r *run) persisting(req round.Request, u *api.PersistRoundUpdate) {

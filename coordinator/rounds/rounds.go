@@ -84,6 +84,9 @@ type Config struct {
 	// time; 0: as many as there are. A node that waits for its turn holds what its
 	// guests overwrite meanwhile in memory.
 	Writers int
+	// KeepAlive is how often such a node is told that the round goes on. Default:
+	// round.KeepAlive.
+	KeepAlive time.Duration
 
 	Logger hclog.Logger
 }
@@ -103,6 +106,9 @@ type Driver struct {
 
 // New returns a Driver.
 func New(cfg Config) (*Driver, error) {
+	if cfg.KeepAlive == 0 {
+		cfg.KeepAlive = round.KeepAlive
+	}
 	if cfg.Nodes == nil || cfg.Logger == nil || min(cfg.Prepare, cfg.Cut, cfg.Persist, cfg.Finish) <= 0 || cfg.Writers < 0 {
 		return nil, errors.New("rounds: every field of the configuration is required")
 	}
@@ -113,19 +119,28 @@ func New(cfg Config) (*Driver, error) {
 	return d, nil
 }
 
-// takeTurn waits until the node may write, and returns what ends its turn.
-func (d *Driver) takeTurn(ctx context.Context) (end func(), err error) {
+// takeTurn waits until the node may write, and returns what ends its turn. Meanwhile it
+// calls alive again and again, and gives up if that fails.
+func (d *Driver) takeTurn(ctx context.Context, alive func(context.Context) error) (end func(), err error) {
 	if d.turns == nil {
 		return func() {}, nil
 	}
 	if ctx.Err() != nil { // first, as select chooses freely
 		return nil, context.Cause(ctx)
 	}
-	select {
-	case d.turns <- struct{}{}:
-		return func() { <-d.turns }, nil
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+	ticker := time.NewTicker(d.cfg.KeepAlive)
+	defer ticker.Stop()
+	for {
+		select {
+		case d.turns <- struct{}{}:
+			return func() { <-d.turns }, nil
+		case <-ticker.C:
+			if err := alive(ctx); err != nil {
+				return nil, err
+			}
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
 	}
 }
 

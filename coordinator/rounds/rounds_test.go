@@ -96,21 +96,29 @@ type field struct {
 	agent  *coordinatortest.Agent
 	driver *rounds.Driver
 	job    rounds.Job
+
+	deployer *deploy.Deployer
 }
 
 func newField(t *testing.T, b *book) *field {
+	t.Helper()
+	return newFieldWith(t, b, rounds.Config{})
+}
+
+// newFieldWith is newField with some of a driver's configuration.
+func newFieldWith(t *testing.T, b *book, cfg rounds.Config) *field {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "field") // socket paths are short (unix(7))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	cfg := repository.Config{Dir: filepath.Join(dir, "r"), FS: &coordinatortest.Disk{}}
-	if _, err := repository.Create(t.Context(), cfg); err != nil {
+	repo := repository.Config{Dir: filepath.Join(dir, "r"), FS: &coordinatortest.Disk{}}
+	if _, err := repository.Create(t.Context(), repo); err != nil {
 		t.Fatal(err)
 	}
 	socket := filepath.Join(dir, "n1.sock")
-	a, err := coordinatortest.New(t.Context(), coordinatortest.Config{Name: "n1", Repository: cfg, MemoryBytes: 1 << 30, Socket: socket})
+	a, err := coordinatortest.New(t.Context(), coordinatortest.Config{Name: "n1", Repository: repo, MemoryBytes: 1 << 30, Socket: socket})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,7 +127,8 @@ func newField(t *testing.T, b *book) *field {
 	go func() { done <- a.Run(ctx) }()
 	pool := nodeconn.New(nil)
 	const d = 2 * time.Second
-	driver, err := rounds.New(rounds.Config{Nodes: pool, Prepare: d, Cut: d, Persist: d, Finish: d, Logger: hclog.NewNullLogger()})
+	cfg.Nodes, cfg.Prepare, cfg.Cut, cfg.Persist, cfg.Finish, cfg.Logger = pool, d, d, d, d, hclog.NewNullLogger()
+	driver, err := rounds.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -149,7 +158,7 @@ func newField(t *testing.T, b *book) *field {
 	if err := deployer.Release(t.Context(), life, []deploy.Node{node}); err != nil {
 		t.Fatal(err)
 	}
-	return &field{agent: a, driver: driver, job: rounds.Job{
+	return &field{agent: a, driver: driver, deployer: deployer, job: rounds.Job{
 		Round: round.ID{Cluster: "c", Epoch: 2}, Fence: life.Fence, Members: []deploy.Node{node},
 		Options:    round.Options{PauseBudget: time.Second, SkewBudget: time.Second},
 		CheckImage: func(*api.NodeImage) error { return nil },

@@ -19,11 +19,22 @@ type MemberConfig struct {
 	// down to whole ticks, so that guests run early rather than late.
 	Tick time.Duration
 
-	// SilenceTicks bounds how long a member that waits for the next call keeps
-	// its guests' memory protected and their pre-images buffered. It must be
-	// larger than the coordinator's prepare and cut budgets. Zero: for ever.
+	// SilenceTicks bounds how long a member that waits for the next call, and hears
+	// nothing of the coordinator that drives the round, keeps its guests' memory protected
+	// and their pre-images buffered. See SilenceBudget. Zero: for ever.
 	SilenceTicks int
 }
+
+const (
+	// SilenceBudget is how long a member waits to hear of its coordinator. The coordinator's
+	// prepare and cut budgets must be smaller: while some members take their time, it has
+	// nothing to say to the others.
+	SilenceBudget = 5 * time.Minute
+
+	// KeepAlive is how often a coordinator repeats its last call to a member that waits for
+	// its turn: some of these calls may be lost.
+	KeepAlive = SilenceBudget / 10
+)
 
 // Member is a node's half of the rounds of one cluster, one round after the
 // other. It does no I/O, starts no goroutine and reads no clock.

@@ -64,6 +64,9 @@ func (m *Member) stepCut(r Request) error {
 	case MemberCutting, MemberStopped, MemberClosed:
 		m.asked[CallCut] = true
 	default:
+		if m.phase == MemberResumed {
+			m.ticks = 0 // the coordinator is there; it is not this member's turn to write
+		}
 		m.asked[CallCut] = true
 		m.repeat(CallCut, m.cutPayload)
 	}

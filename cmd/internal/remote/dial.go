@@ -31,10 +31,6 @@ const (
 
 	// probeInterval spaces two rounds through all coordinators during an election.
 	probeInterval = 250 * time.Millisecond
-
-	// maxReplyBytes bounds one answer: thousands of checkpoints of hundreds of
-	// guests, about 150 bytes each.
-	maxReplyBytes = 64 << 20
 )
 
 // Conn is a connection to the leading coordinator.
@@ -78,7 +74,6 @@ func credentialsOf(t Target) ([]grpc.DialOption, error) {
 func open(addr string, creds []grpc.DialOption) (*Conn, error) {
 	opts := append(faultgrpc.DialOptions(),
 		address.DialOption(addr),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxReplyBytes)),
 		grpc.WithChainUnaryInterceptor(checkedText, withDeadline),
 		grpc.WithChainStreamInterceptor(checkedStream))
 	opts = append(opts, creds...)

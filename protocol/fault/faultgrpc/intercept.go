@@ -8,18 +8,27 @@ import (
 	"google.golang.org/grpc"
 )
 
+// MaxMessageBytes bounds one message, in both directions and on both sides of every
+// connection. The largest names all packs and guests of a checkpoint, as its manifest
+// does, which the repository bounds at 64 MiB; the rest is room for specifications.
+const MaxMessageBytes = 96 << 20
+
 // ServerOptions makes a server apply To to what its handlers and the
-// interceptors that follow return.
+// interceptors that follow return, and accept what clients with DialOptions send.
 func ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
+		grpc.MaxRecvMsgSize(MaxMessageBytes),
+		grpc.MaxSendMsgSize(MaxMessageBytes),
 		grpc.ChainUnaryInterceptor(UnaryServer),
 		grpc.ChainStreamInterceptor(StreamServer),
 	}
 }
 
-// DialOptions makes a client apply From to the errors of its calls.
+// DialOptions makes a client apply From to the errors of its calls, and accept what
+// servers with ServerOptions send.
 func DialOptions() []grpc.DialOption {
 	return []grpc.DialOption{
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(MaxMessageBytes), grpc.MaxCallSendMsgSize(MaxMessageBytes)),
 		grpc.WithChainUnaryInterceptor(UnaryClient),
 		grpc.WithChainStreamInterceptor(StreamClient),
 	}
