@@ -38,9 +38,13 @@ func (m *maker) placeDisk(ctx context.Context, spec *api.DiskSpec) (qemu.Disk, e
 		return qemu.Disk{Backing: base}, err
 	}
 	if spec.ReadOnly {
-		return qemu.Disk{Name: spec.Name, Path: base.Path, Format: base.Format, ReadOnly: true, Backing: base.Backing, File: base.File}, nil
+		return qemu.Disk{Name: spec.Name, Path: base.Path, Format: base.Format, ReadOnly: true, Backing: base.Backing, File: base.File,
+			ReadError: qemu.OnError(spec.Rerror)}, nil
 	}
-	d := qemu.Disk{Name: spec.Name, Path: overlayPath(m.guest.dir, spec.Name), Format: qemu.QCOW2, Backing: base}
+	d := qemu.Disk{
+		Name: spec.Name, Path: overlayPath(m.guest.dir, spec.Name), Format: qemu.QCOW2, Backing: base,
+		WriteError: qemu.OnError(spec.Werror), ReadError: qemu.OnError(spec.Rerror), QuotaBytes: spec.QuotaBytes,
+	}
 	if m.image == nil {
 		err = createOverlay(ctx, d.Path, spec, base)
 	} else {
@@ -49,8 +53,28 @@ func (m *maker) placeDisk(ctx context.Context, spec *api.DiskSpec) (qemu.Disk, e
 	if err != nil {
 		return d, err
 	}
-	d.File, err = os.OpenFile(d.Path, os.O_RDWR|unix.O_NOFOLLOW, 0)
-	return d, err
+	if d.File, err = os.OpenFile(d.Path, os.O_RDWR|unix.O_NOFOLLOW, 0); err != nil {
+		return d, err
+	}
+	return d, limitOverlay(d)
+}
+
+// limitOverlay gives an overlay the size of its quota, with a hole up to there.
+func limitOverlay(d qemu.Disk) error {
+	if d.QuotaBytes == 0 {
+		return nil
+	}
+	fi, err := d.File.Stat()
+	if err != nil {
+		return err
+	}
+	if uint64(fi.Size()) > d.QuotaBytes {
+		return fault.New(fault.Invalid, "its overlay takes %d bytes, more than its quota of %d", fi.Size(), d.QuotaBytes)
+	}
+	if err := d.File.Truncate(int64(d.QuotaBytes)); err != nil {
+		return fmt.Errorf("give the overlay the size of its quota: %w", err)
+	}
+	return nil
 }
 
 // closeDisks closes the files of disks: QEMU has its own copies.

@@ -42,6 +42,9 @@ var (
 	ErrForeign = errors.New("machine belongs to somebody else")
 	// ErrNotRAM: a range of guest-physical addresses is not the guest's memory.
 	ErrNotRAM = errors.New("not guest memory")
+	// ErrIOError: the guest stands still because the host could not carry out a request
+	// of one of its disks.
+	ErrIOError = errors.New("an error of its disk keeps the guest from running")
 	// ErrUnknownNIC: the machine has no card of that name.
 	ErrUnknownNIC = errors.New("no such network card")
 )

@@ -36,11 +36,14 @@ type Machine interface {
 	Status(ctx context.Context) (Status, error)
 
 	// Stop returns when all vCPUs stand still and the guest's block I/O has
-	// reached the host, both confirmed by the monitor. It is idempotent.
+	// reached the host, both confirmed by the monitor. It is idempotent. A guest
+	// that stands still because of an error of its disk cannot be stopped: its
+	// request has not reached the host, and Stop reports ErrIOError.
 	Stop(ctx context.Context) error
 
 	// Continue lets a stopped guest run and returns when the monitor says it
-	// does. It is idempotent. A machine that still waits for its device state
+	// does. It is idempotent. A guest whose disks meet the same error again at once
+	// stands still again: ErrIOError. A machine that still waits for its device state
 	// reports ErrIncoming: it would otherwise start by itself in the middle of
 	// LoadDevices.
 	Continue(ctx context.Context) error
@@ -160,6 +163,25 @@ type ToolHolder interface {
 	DialTool(ctx context.Context) (net.Conn, error)
 }
 
+// DiskWatcher is implemented by machines that tell when an error of a disk on the host
+// makes their guest stand still.
+type DiskWatcher interface {
+	// DiskErrors returns the disks whose errors keep the guest from running. None: it
+	// does not stand still for a disk.
+	DiskErrors(ctx context.Context) ([]DiskError, error)
+
+	// Stalled has a token when the monitor has reported that the guest stands still for
+	// a disk. It says so once, and not at all what happened while nobody was connected:
+	// ask Status now and then, too.
+	Stalled() <-chan struct{}
+}
+
+// DiskError is why a disk keeps its guest from running.
+type DiskError struct {
+	Disk    string // its name in the configuration; of a machine that somebody else started, the monitor's
+	NoSpace bool   // no room on the host; false: any other error
+}
+
 // Status is the run state of a guest. The zero value is not a status.
 type Status int
 
@@ -176,6 +198,9 @@ const (
 	StatusFailed
 	// StatusDead: the process has ended.
 	StatusDead
+	// StatusIOError: the guest stands still because the host could not carry out a
+	// request of one of its disks; see DiskWatcher. Continue repeats the request.
+	StatusIOError
 )
 
 // String returns the lower-case word used in logs.
@@ -191,6 +216,8 @@ func (s Status) String() string {
 		return "failed"
 	case StatusDead:
 		return "dead"
+	case StatusIOError:
+		return "stopped by a disk error"
 	default:
 		return "invalid"
 	}

@@ -60,6 +60,9 @@ type (
 		Path     string `yaml:"path"`
 		Format   string `yaml:"format"`
 		ReadOnly bool   `yaml:"read_only,omitempty"`
+		Werror   string `yaml:"werror,omitempty"`
+		Rerror   string `yaml:"rerror,omitempty"`
+		Quota    string `yaml:"quota,omitempty"`
 	}
 	fileNIC struct {
 		Network string `yaml:"network"`
@@ -119,7 +122,11 @@ func fileGuestOf(g *Guest) fileGuest {
 		GuestAgent: g.GuestAgent, GuestTool: g.GuestTool, Confidential: fileRanges(g.Confidential),
 	}
 	for _, d := range g.Disks {
-		f.Disks = append(f.Disks, fileDisk{Name: d.Name, Path: escape(d.Path), Format: d.Format, ReadOnly: d.ReadOnly})
+		disk := fileDisk{Name: d.Name, Path: escape(d.Path), Format: d.Format, ReadOnly: d.ReadOnly, Werror: d.WriteError, Rerror: d.ReadError}
+		if d.QuotaBytes != 0 {
+			disk.Quota = formatSize(d.QuotaBytes)
+		}
+		f.Disks = append(f.Disks, disk)
 	}
 	for _, n := range g.NICs {
 		f.NICs = append(f.NICs, fileNIC{Network: n.Network, Name: n.Name, MAC: n.MAC})

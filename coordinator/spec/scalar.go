@@ -172,6 +172,20 @@ func (p place) pages() (uint64, bool) {
 	return n, true
 }
 
+// quota reads how much of a file system a disk may take.
+func (p place) quota() uint64 {
+	s, ok := p.text()
+	if !ok {
+		return 0
+	}
+	n, ok := parseSize(s)
+	if !ok || n < minQuota || n > maxQuota || n%quotaStep != 0 {
+		p.problem("%s is not a size between %s and %s, in steps of %s (such as 20GiB)", clip(s), formatSize(minQuota), formatSize(maxQuota), formatSize(quotaStep))
+		return 0
+	}
+	return n
+}
+
 // address reads where a page begins: hexadecimal, or as a size.
 func (p place) address() (uint64, bool) {
 	s, ok := p.text()

@@ -23,8 +23,11 @@ const (
 
 	maxGuests   = 1024
 	maxNetworks = 64
-	maxDisks    = 14 // of one guest: the machine has 28 free slots, half for disks
-	maxNICs     = 8  // of one guest
+	minQuota    = 1 << 20 // an empty overlay and its tables
+	maxQuota    = 1 << 46 // 64 TiB, more than a disk has
+	quotaStep   = 1 << 16 // a cluster of an overlay
+	maxDisks    = 14      // of one guest: the machine has 28 free slots, half for disks
+	maxNICs     = 8       // of one guest
 	maxVCPUs    = 255
 	maxRanges   = 64   // of confidential memory of one guest
 	maxCmdline  = 2047 // COMMAND_LINE_SIZE of Linux on x86 is 2048, its end included
@@ -146,6 +149,15 @@ type Disk struct {
 	Path     string // base image on the node, never written
 	Format   string // raw or qcow2
 	ReadOnly bool
+
+	// WriteError and ReadError say what happens when the node cannot carry out a write
+	// or a read. Empty is the default: a guest whose write finds no room on the node
+	// stands still until there is room, and any other error is reported to the guest.
+	WriteError string // stop or report; empty: enospc
+	ReadError  string // stop; empty: report
+	// QuotaBytes is how much of the node's file system the guest's writes may take; 0:
+	// as much as there is.
+	QuotaBytes uint64
 }
 
 // NIC is one network card of a guest.
@@ -177,7 +189,7 @@ func (s *Spec) GuestSpecs() []*api.GuestSpec {
 			a.Confidential = append(a.Confidential, &api.MemoryRange{Start: r.Start, Bytes: r.Bytes})
 		}
 		for _, d := range g.Disks {
-			a.Disks = append(a.Disks, &api.DiskSpec{Name: d.Name, Path: d.Path, Format: d.Format, ReadOnly: d.ReadOnly})
+			a.Disks = append(a.Disks, &api.DiskSpec{Name: d.Name, Path: d.Path, Format: d.Format, ReadOnly: d.ReadOnly, Werror: d.WriteError, Rerror: d.ReadError, QuotaBytes: d.QuotaBytes})
 		}
 		for _, n := range g.NICs {
 			a.Nics = append(a.Nics, &api.NICSpec{Name: n.Name, Network: n.Network, Mac: n.MAC, Mtu: s.mtu(n.Network), Bridge: s.network(n.Network).Bridge})

@@ -143,7 +143,7 @@ func decodeRanges(at place) (ranges []Range) {
 
 func (t *template) decodeDisks(at place) {
 	for _, item := range at.items(maxDisks) {
-		f, ok := item.fields("name", "path", "format", "read_only")
+		f, ok := item.fields("name", "path", "format", "read_only", "werror", "rerror", "quota")
 		if !ok {
 			continue
 		}
@@ -173,7 +173,30 @@ func (t *template) decodeDisks(at place) {
 		if p, given := f["read_only"]; given {
 			d.disk.ReadOnly = p.boolean()
 		}
+		d.disk.decodeErrors(f)
 		t.disks = append(t.disks, d)
+	}
+}
+
+// decodeErrors reads what happens to requests that the node cannot carry out.
+func (d *Disk) decodeErrors(f map[string]place) {
+	if p, given := f["rerror"]; given {
+		if d.ReadError = p.oneOf("report", "stop"); d.ReadError == "report" {
+			d.ReadError = "" // the default
+		}
+	}
+	for _, key := range []string{"werror", "quota"} {
+		if p, given := f[key]; given && d.ReadOnly {
+			p.problem("is of a disk that is never written")
+		}
+	}
+	if p, given := f["werror"]; given {
+		if d.WriteError = p.oneOf("enospc", "stop", "report"); d.WriteError == "enospc" {
+			d.WriteError = "" // the default
+		}
+	}
+	if p, given := f["quota"]; given {
+		d.QuotaBytes = p.quota()
 	}
 }
 

@@ -3854,11 +3854,18 @@ func (x *MemoryRange) GetBytes() uint64 {
 }
 
 type DiskSpec struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Path          string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`                          // base image on the node, never written
-	Format        string                 `protobuf:"bytes,3,opt,name=format,proto3" json:"format,omitempty"`                      // raw or qcow2
-	ReadOnly      bool                   `protobuf:"varint,4,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"` // otherwise writes go to an overlay that belongs to the checkpoint
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Name     string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Path     string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`                          // base image on the node, never written
+	Format   string                 `protobuf:"bytes,3,opt,name=format,proto3" json:"format,omitempty"`                      // raw or qcow2
+	ReadOnly bool                   `protobuf:"varint,4,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"` // otherwise writes go to an overlay that belongs to the checkpoint
+	// werror and rerror say what happens when the node cannot carry out a write or a read:
+	// enospc (writes only: the guest stands still until there is room, other errors are
+	// reported to it), stop (it stands still at any error) or report. Empty: enospc for
+	// writes, report for reads.
+	Werror        string `protobuf:"bytes,5,opt,name=werror,proto3" json:"werror,omitempty"`
+	Rerror        string `protobuf:"bytes,6,opt,name=rerror,proto3" json:"rerror,omitempty"`
+	QuotaBytes    uint64 `protobuf:"varint,7,opt,name=quota_bytes,json=quotaBytes,proto3" json:"quota_bytes,omitempty"` // that the overlay may take; 0: what there is
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3919,6 +3926,27 @@ func (x *DiskSpec) GetReadOnly() bool {
 		return x.ReadOnly
 	}
 	return false
+}
+
+func (x *DiskSpec) GetWerror() string {
+	if x != nil {
+		return x.Werror
+	}
+	return ""
+}
+
+func (x *DiskSpec) GetRerror() string {
+	if x != nil {
+		return x.Rerror
+	}
+	return ""
+}
+
+func (x *DiskSpec) GetQuotaBytes() uint64 {
+	if x != nil {
+		return x.QuotaBytes
+	}
+	return 0
 }
 
 type NICSpec struct {
@@ -5827,12 +5855,16 @@ const file_fermata_proto_rawDesc = "" +
 	"\fconfidential\x18\x0f \x03(\v2\x17.fermata.v1.MemoryRangeR\fconfidential\"9\n" +
 	"\vMemoryRange\x12\x14\n" +
 	"\x05start\x18\x01 \x01(\x04R\x05start\x12\x14\n" +
-	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\"g\n" +
+	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\"\xb8\x01\n" +
 	"\bDiskSpec\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x16\n" +
 	"\x06format\x18\x03 \x01(\tR\x06format\x12\x1b\n" +
-	"\tread_only\x18\x04 \x01(\bR\breadOnly\"s\n" +
+	"\tread_only\x18\x04 \x01(\bR\breadOnly\x12\x16\n" +
+	"\x06werror\x18\x05 \x01(\tR\x06werror\x12\x16\n" +
+	"\x06rerror\x18\x06 \x01(\tR\x06rerror\x12\x1f\n" +
+	"\vquota_bytes\x18\a \x01(\x04R\n" +
+	"quotaBytes\"s\n" +
 	"\aNICSpec\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\anetwork\x18\x02 \x01(\tR\anetwork\x12\x10\n" +

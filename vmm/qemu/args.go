@@ -87,8 +87,8 @@ func (c Config) devices() []string {
 	}
 	out := []string{"isa-serial,id=serial0,chardev=console"}
 	for i, d := range c.Disks {
-		out = append(out, fmt.Sprintf("virtio-blk-pci,id=disk-%s,drive=%s,bus=%s,addr=0x%x,bootindex=%d",
-			d.Name, blockNode(i), bus, firstDiskSlot+i, i+1))
+		out = append(out, fmt.Sprintf("virtio-blk-pci,id=disk-%s,drive=%s,bus=%s,addr=0x%x,bootindex=%d%s",
+			d.Name, blockNode(i), bus, firstDiskSlot+i, i+1, d.errorPolicy()))
 	}
 	for i, n := range c.NICs {
 		// Without romfile QEMU would load a network boot program into the card.

@@ -120,6 +120,13 @@ type Disk struct {
 	// instead of the file that the overlay's header names; nil: the header must name none.
 	Backing *Image `json:"backing,omitempty"`
 
+	// QuotaBytes is how large the file of Path may become: it has that size, with holes,
+	// and QEMU has no room behind it. A multiple of 512; 0: no limit.
+	QuotaBytes uint64 `json:"quota_bytes,omitempty"`
+
+	WriteError OnError `json:"write_error,omitempty"`
+	ReadError  OnError `json:"read_error,omitempty"`
+
 	// File is Path as the caller has opened it: for reading if ReadOnly, else for
 	// reading and writing. It stays the caller's. Optional: without it Launch opens Path.
 	File *os.File `json:"-"`

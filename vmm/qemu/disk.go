@@ -20,13 +20,14 @@ const MaxBacking = 16
 type layer struct {
 	Image
 	readOnly bool
+	quota    uint64 // 0: none
 }
 
 // layers returns the image files of d from the top down.
 func (d Disk) layers() []layer {
-	out := []layer{{Image{d.Path, d.Format, d.Backing, d.File}, d.ReadOnly}}
+	out := []layer{{Image{d.Path, d.Format, d.Backing, d.File}, d.ReadOnly, d.QuotaBytes}}
 	for b := d.Backing; b != nil; b = b.Backing {
-		out = append(out, layer{*b, true})
+		out = append(out, layer{*b, true, 0})
 	}
 	return out
 }
@@ -62,13 +63,21 @@ func (l layer) blockdev(fd int, backing map[string]any) map[string]any {
 		"filename":  fmt.Sprintf("/dev/fdset/%d", fd),
 		"read-only": l.readOnly,
 	}
+	if l.quota != 0 {
+		// A raw layer of a given size answers ENOSPC to a write behind it
+		// (raw_adjust_offset in block/raw-format.c).
+		file = map[string]any{"driver": "raw", "size": l.quota, "read-only": l.readOnly, "file": file}
+	}
 	node := map[string]any{
 		"driver":    string(l.Format),
 		"read-only": l.readOnly,
 		"file":      file,
 	}
 	if !l.readOnly {
-		file["discard"], node["discard"] = "unmap", "unmap"
+		node["discard"] = "unmap"
+		for f := file; f != nil; f, _ = f["file"].(map[string]any) {
+			f["discard"] = "unmap"
+		}
 	}
 	if l.Format == QCOW2 {
 		node["backing"] = backing

@@ -19,6 +19,8 @@ var (
 	_ vmm.Machine   = (*Machine)(nil)
 	_ vmm.NICHolder = (*Machine)(nil)
 	_ vmm.Process   = (*Machine)(nil)
+
+	_ vmm.DiskWatcher = (*Machine)(nil)
 )
 
 // exitGrace is how long after the monitor's connection broke QEMU's end is
@@ -42,6 +44,8 @@ type Machine struct {
 	// dialling is such a lock, too: held to replace monitor.
 	dialling chan struct{}
 
+	stalled chan struct{} // has room for one token; see vmm.DiskWatcher
+
 	settled atomic.Bool // the machine was seen not to wait for a state, and never will again
 
 	mu       sync.Mutex
@@ -52,7 +56,7 @@ type Machine struct {
 }
 
 func newMachine(state State, proc *process) *Machine {
-	return &Machine{state: state, proc: proc, turn: make(chan struct{}, 1), dialling: make(chan struct{}, 1)}
+	return &Machine{state: state, proc: proc, turn: make(chan struct{}, 1), dialling: make(chan struct{}, 1), stalled: make(chan struct{}, 1)}
 }
 
 // Attach returns a handle on a machine that an earlier process launched. It
@@ -165,6 +169,8 @@ func statusOf(s qmp.RunState) vmm.Status {
 	switch s.Status {
 	case "paused", "prelaunch", "postmigrate":
 		return vmm.StatusPaused
+	case "io-error":
+		return vmm.StatusIOError
 	case "inmigrate":
 		return vmm.StatusIncoming
 	default:

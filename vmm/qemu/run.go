@@ -16,7 +16,7 @@ func (m *Machine) Stop(ctx context.Context) error {
 		return fmt.Errorf("stop guest %s: %w", m.Name(), err)
 	}
 	defer done()
-	if err := m.command(ctx, "stop", func(s vmm.Status) bool { return s != vmm.StatusRunning }); err != nil {
+	if err := m.command(ctx, "stop", func(s vmm.Status) bool { return s != vmm.StatusRunning && s != vmm.StatusIOError }); err != nil {
 		return fmt.Errorf("stop guest %s: %w", m.Name(), err)
 	}
 	return nil
@@ -59,8 +59,13 @@ func (m *Machine) command(ctx context.Context, name string, wanted func(vmm.Stat
 		return err
 	}
 	m.saw(s)
-	if status := statusOf(s); !wanted(status) {
+	status := statusOf(s)
+	switch {
+	case wanted(status):
+		return nil
+	case status == vmm.StatusIOError:
+		return vmm.ErrIOError
+	default:
 		return fmt.Errorf("the monitor obeyed, but the guest is %s (%s)", status, s.Status)
 	}
-	return nil
 }

@@ -82,6 +82,9 @@ func (c Config) validateDisks(p *problems) {
 		seen[d.Name] = true
 		p.unless(d.Format == Raw || d.Format == QCOW2, "disk %s: format %q: want raw or qcow2", d.Name, d.Format)
 		p.unless(filepath.IsAbs(d.Path), "disk %s: path %q: want an absolute path", d.Name, d.Path)
+		p.unless(slices.Contains([]OnError{OnErrorDefault, OnErrorNoSpace, OnErrorStop, OnErrorReport}, d.WriteError), "disk %s: write error %q: want enospc, stop or report", d.Name, d.WriteError)
+		p.unless(slices.Contains([]OnError{OnErrorDefault, OnErrorStop, OnErrorReport}, d.ReadError), "disk %s: read error %q: want stop or report", d.Name, d.ReadError)
+		p.unless(d.QuotaBytes == 0 || d.Format == QCOW2 && !d.ReadOnly && d.QuotaBytes%512 == 0, "disk %s: quota of %d bytes: want a multiple of 512, for a qcow2 file that is written", d.Name, d.QuotaBytes)
 		p.unless(d.Backing == nil || d.Format == QCOW2, "disk %s: format %q: only qcow2 can lie on another image", d.Name, d.Format)
 		depth := 0
 		for b := d.Backing; b != nil; b = b.Backing {
