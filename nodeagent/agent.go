@@ -182,6 +182,10 @@ func (a *Agent) serve(ctx context.Context, l net.Listener) error {
 		return nil
 	})
 	g.Go(func() error {
+		a.watchDisks(gctx)
+		return nil
+	})
+	g.Go(func() error {
 		<-gctx.Done()
 		server.Stop() // cancels calls
 		return nil

@@ -67,6 +67,7 @@ type rig struct {
 	t     *testing.T
 	repo  string
 	app   guests.Cluster
+	disks []*api.DiskSpec // of every guest
 	nodes map[string]*rigNode
 	fence *api.Fence
 }
@@ -90,26 +91,8 @@ func newRig(t *testing.T, names ...string) *rig {
 	if _, err := repository.Create(t.Context(), repository.Config{Dir: r.repo}); err != nil {
 		t.Fatal(err)
 	}
-	mem, err := os.MkdirTemp("/dev/shm", "fermata-agent-test-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := os.RemoveAll(mem); err != nil {
-			t.Error(err)
-		}
-	})
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
 	for _, name := range names {
-		r.nodes[name] = &rigNode{name: name, cfg: Config{
-			Name: name, StateDir: filepath.Join(t.TempDir(), name), MemoryDir: filepath.Join(mem, name), Repository: repository.Config{Dir: r.repo},
-			Listen: freeAddress(t), FabricListen: freeAddress(t), Plaintext: true, AllowedPaths: []string{"/"},
-			MemoryBytes: 1 << 30, CaptureBytes: 1 << 30, Guard: []string{exe, "guard"}, DataPlane: []string{exe, "data-plane"}, DestroyOnExit: true,
-			Logger: hclog.New(&hclog.LoggerOptions{Name: name, Level: hclog.Debug, Output: testWriter{t}}),
-		}}
+		r.add(name)
 		r.start(name)
 	}
 	t.Cleanup(func() {
@@ -118,6 +101,33 @@ func newRig(t *testing.T, names ...string) *rig {
 		}
 	})
 	return r
+}
+
+// add makes a node that is not started.
+func (r *rig) add(name string) *rigNode {
+	t := r.t
+	mem, err := os.MkdirTemp("/dev/shm", "fermata-agent-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		r.stop(name)
+		if err := os.RemoveAll(mem); err != nil {
+			t.Error(err)
+		}
+	})
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &rigNode{name: name, cfg: Config{
+		Name: name, StateDir: filepath.Join(t.TempDir(), name), MemoryDir: mem, Repository: repository.Config{Dir: r.repo},
+		Listen: freeAddress(t), FabricListen: freeAddress(t), Plaintext: true, AllowedPaths: []string{"/"},
+		MemoryBytes: 1 << 30, CaptureBytes: 1 << 30, Guard: []string{exe, "guard"}, DataPlane: []string{exe, "data-plane"}, DestroyOnExit: true,
+		Logger: hclog.New(&hclog.LoggerOptions{Name: name, Level: hclog.Debug, Output: testWriter{t}}),
+	}}
+	r.nodes[name] = n
+	return n
 }
 
 // testWriter sends log lines to the test that ran when they were made.
@@ -198,7 +208,8 @@ func (r *rig) spec(index int) *api.GuestSpec {
 	return &api.GuestSpec{
 		Name: guests.Name(index), Accel: "tcg", Machine: "pc-q35-7.2", Cpu: "qemu64", MemoryBytes: 128 << 20, Vcpus: 1,
 		Kernel: filepath.Join(dir, "vmlinuz"), Initrd: filepath.Join(dir, "initrd.img"), Cmdline: r.app.Cmdline(index),
-		Nics: []*api.NICSpec{{Name: "net0", Network: "lan", Mac: guests.MAC(index, 0).String()}},
+		Nics:  []*api.NICSpec{{Name: "net0", Network: "lan", Mac: guests.MAC(index, 0).String()}},
+		Disks: r.disks,
 	}
 }
 

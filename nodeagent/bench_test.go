@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -39,6 +40,9 @@ type fakeMachine struct {
 	onStop, onContinue, onSave func(context.Context) error
 	memoryPath                 string // instead of the real one
 
+	noRoom atomic.Bool // the guest's next request to its disk stops it
+	stands atomic.Bool // it stands still for that
+
 	tool chan net.Conn // what DialTool returns, one after the other
 }
 
@@ -66,6 +70,27 @@ func (m *fakeMachine) State() qemu.State {
 	return qemu.State{GuardPath: filepath.Join(m.dir, "guard.sock")}
 }
 
+// write is a request to the guest's disk.
+func (m *fakeMachine) write() {
+	if m.noRoom.Load() {
+		m.stands.Store(true)
+	}
+}
+
+func (m *fakeMachine) DiskErrors(context.Context) ([]vmm.DiskError, error) {
+	if !m.stands.Load() {
+		return nil, nil
+	}
+	return []vmm.DiskError{{Disk: "root", NoSpace: true}}, nil
+}
+
+func (m *fakeMachine) Status(ctx context.Context) (vmm.Status, error) {
+	if m.stands.Load() {
+		return vmm.StatusIOError, nil
+	}
+	return m.Fake.Status(ctx)
+}
+
 // Trackable: our own process cannot be traced by itself.
 func (m *fakeMachine) Trackable(context.Context) error { return vmm.ErrUntrackable }
 
@@ -79,6 +104,9 @@ func (m *fakeMachine) Stop(ctx context.Context) error {
 			return err
 		}
 	}
+	if m.stands.Load() {
+		return vmm.ErrIOError
+	}
 	return m.Fake.Stop(ctx)
 }
 
@@ -88,6 +116,10 @@ func (m *fakeMachine) Continue(ctx context.Context) error {
 			return err
 		}
 	}
+	if m.stands.Load() && m.noRoom.Load() {
+		return vmm.ErrIOError
+	}
+	m.stands.Store(false)
 	return m.Fake.Continue(ctx)
 }
 

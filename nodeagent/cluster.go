@@ -57,6 +57,8 @@ type guest struct {
 	injected uint64         // frames, on its restart
 	epoch    uint64         // in which its life began
 
+	stall *stall // guarded by cluster.mu; why it stands still for a disk; nil: it does not, as far as is known
+
 	confidential *confidential // nil until it has its machine
 	endTool      func()        // nil: it has no tool
 	endWatch     func()        // ends the watch for its end; nil: none runs

@@ -9,6 +9,7 @@ import (
 	"fermata/nodeagent/fabric"
 	"fermata/protocol/failpoint"
 	"fermata/protocol/fault"
+	"fermata/vmm"
 )
 
 // gateAndDrain begins a barrier cut: it closes the ingress of all guests, then waits
@@ -187,7 +188,10 @@ func (s *saving) stop(ctx context.Context, sg *savedGuest) error {
 		return err
 	}
 	sg.held = true
-	if err := sg.machine.Stop(ctx); err != nil {
+	switch err := sg.machine.Stop(ctx); {
+	case errors.Is(err, vmm.ErrIOError):
+		return s.agent.stallFault(ctx, s.cluster, sg.guest)
+	case err != nil:
 		return err
 	}
 	sg.report.StoppedUnixNs = time.Now().UnixNano()

@@ -49,7 +49,7 @@ func (a *Agent) Describe(ctx context.Context) (*api.NodeInfo, error) {
 			s.Nics = cardStatus(g, wired.Ports)
 			addEnding(s, c.endingOf(g))
 			info.Guests = append(info.Guests, s)
-			wg.Go(func() { askMachine(ctx, g, s) })
+			wg.Go(func() { askMachine(ctx, c, g, s) })
 		}
 		info.Guests = append(info.Guests, a.lostGuests(c)...)
 		info.Uplinks = append(info.Uplinks, a.uplinkStatus(c, wired.Uplinks)...)
@@ -101,7 +101,7 @@ func addEnding(s *api.GuestStatus, e *journal.Ending) {
 }
 
 // askMachine adds what the machine of a complete guest says.
-func askMachine(ctx context.Context, g *guest, s *api.GuestStatus) {
+func askMachine(ctx context.Context, c *cluster, g *guest, s *api.GuestStatus) {
 	ctx, cancel := context.WithTimeout(ctx, statusBudget)
 	defer cancel()
 	s.Pid = int32(g.machine.PID())
@@ -115,6 +115,8 @@ func askMachine(ctx context.Context, g *guest, s *api.GuestStatus) {
 			s.State = api.GuestState_GUEST_STATE_RUNNING
 		case vmm.StatusPaused, vmm.StatusIncoming, vmm.StatusFailed:
 			s.State = api.GuestState_GUEST_STATE_PAUSED
+		case vmm.StatusIOError:
+			s.State, s.Reason = api.GuestState_GUEST_STATE_PAUSED, c.stallReason(g)
 		case vmm.StatusDead:
 			s.State = api.GuestState_GUEST_STATE_DEAD
 		}

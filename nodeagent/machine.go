@@ -16,6 +16,7 @@ type machine interface {
 	vmm.ClockStepper
 	vmm.Locator
 	vmm.ToolHolder
+	vmm.DiskWatcher
 
 	// Describe returns what a restart of the guest must find.
 	Describe(ctx context.Context) (qemu.Description, error)

@@ -108,7 +108,7 @@ func (a *Agent) letRun(ctx context.Context, c *cluster) error {
 	var wg sync.WaitGroup
 	for i, g := range guests {
 		wg.Go(func() {
-			if err := g.machine.Continue(ctx); err != nil {
+			if err := a.continueGuest(ctx, g); err != nil {
 				errs[i] = fmt.Errorf("continue guest %s: %w", g.spec.Name, err)
 				return
 			}

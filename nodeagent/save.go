@@ -307,7 +307,7 @@ func (s *saving) resume(ctx context.Context) error {
 func (s *saving) resumeGuest(ctx context.Context, sg *savedGuest) error {
 	if sg.held {
 		begun := time.Now()
-		switch err := sg.machine.Continue(ctx); {
+		switch err := s.agent.continueGuest(ctx, sg.guest); {
 		case errors.Is(err, vmm.ErrGone):
 			// Nothing is left to run. What was saved of it is as good as before.
 			s.agent.log.Warn("guest ended while it stood still", "cluster", s.cluster.name, "guest", sg.spec.Name, "error", err)

@@ -242,6 +242,8 @@ func (w *worker) prepare(ctx context.Context, a round.Action, repo *repository.R
 		switch status, err := g.machine.Status(ctx); {
 		case err != nil:
 			return fmt.Errorf("guest %s: %w", g.spec.Name, err)
+		case status == vmm.StatusIOError:
+			return r.agent.stallFault(ctx, r.cluster, g)
 		case status != vmm.StatusRunning:
 			return fault.New(fault.Invalid, "guest %s on node %s is %s; only guests that run can be checkpointed", g.spec.Name, r.agent.cfg.Name, status)
 		}

@@ -163,17 +163,12 @@ type ToolHolder interface {
 	DialTool(ctx context.Context) (net.Conn, error)
 }
 
-// DiskWatcher is implemented by machines that tell when an error of a disk on the host
-// makes their guest stand still.
+// DiskWatcher is implemented by machines that can name the disks for which their guest
+// stands still (StatusIOError).
 type DiskWatcher interface {
 	// DiskErrors returns the disks whose errors keep the guest from running. None: it
 	// does not stand still for a disk.
 	DiskErrors(ctx context.Context) ([]DiskError, error)
-
-	// Stalled has a token when the monitor has reported that the guest stands still for
-	// a disk. It says so once, and not at all what happened while nobody was connected:
-	// ask Status now and then, too.
-	Stalled() <-chan struct{}
 }
 
 // DiskError is why a disk keeps its guest from running.

@@ -16,6 +16,7 @@ import (
 
 	"go.etcd.io/bbolt"
 	bbolterrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/sys/unix"
 
 	"fermata/imageio/extent"
 )
@@ -110,6 +111,7 @@ func Open(dir string) (*Journal, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
+	reserve(path)
 	err = db.Update(func(tx *bbolt.Tx) error {
 		for _, name := range [][]byte{bucketClusters, bucketGuests, bucketRounds} {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
@@ -122,6 +124,23 @@ func Open(dir string) (*Journal, error) {
 		return nil, errors.Join(fmt.Errorf("prepare %s: %w", path, err), db.Close())
 	}
 	return &Journal{db: db}, nil
+}
+
+// reserved is how much room of its file system the journal takes at once: a guest and a
+// round take a few KiB, and bbolt uses pages again.
+const reserved = 8 << 20
+
+// reserve takes the journal's room beforehand, so that it can be written when guests,
+// their consoles or anybody else have filled the file system. Where that cannot be,
+// because there is no room or the file system does not know how, the journal works
+// without.
+func reserve(path string) {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	_ = unix.Fallocate(int(f.Fd()), 0, 0, reserved)
 }
 
 // Close releases the file.

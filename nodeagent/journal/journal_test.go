@@ -3,9 +3,16 @@ package journal
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"fermata/protocol/mustrun"
 )
 
 func TestJournal_SurvivesReopen(t *testing.T) {
@@ -64,5 +71,32 @@ func TestOpen_RefusesSecondOwner(t *testing.T) {
 	defer j.Close()
 	if _, err := Open(dir); !errors.Is(err, ErrLocked) {
 		t.Errorf("second open = %v, want ErrLocked", err)
+	}
+}
+
+// A full file system does not keep the journal from being written.
+func TestJournal_HasItsRoom(t *testing.T) {
+	mustrun.Need(t, mustrun.NetNS) // mounting takes root, too
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=16m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	j, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer j.Close()
+	if err := os.WriteFile(filepath.Join(dir, "filler"), make([]byte, 16<<20), 0o600); !errors.Is(err, unix.ENOSPC) {
+		t.Fatalf("the file system is not full: %v", err)
+	}
+	for i := range 1000 {
+		if err := j.PutGuest(Guest{Cluster: "c", Name: fmt.Sprintf("g%d", i%100), Spec: []byte(`"` + strings.Repeat("x", 4096) + `"`)}); err != nil {
+			t.Fatalf("record %d on a full file system: %v", i, err)
+		}
 	}
 }

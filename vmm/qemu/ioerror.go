@@ -2,7 +2,6 @@ package qemu
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"strings"
 
@@ -80,22 +79,4 @@ func (m *Machine) diskName(d blockInfo) string {
 		return d.Device
 	}
 	return d.QDev
-}
-
-// Stalled implements vmm.DiskWatcher.
-func (m *Machine) Stalled() <-chan struct{} { return m.stalled }
-
-// hearDisk notes an error of a disk that stops the guest (BLOCK_IO_ERROR in
-// qapi/block-core.json).
-func (m *Machine) hearDisk(event qmp.Event) {
-	var data struct {
-		Action string `json:"action"`
-	}
-	if json.Unmarshal(event.Data, &data) != nil || data.Action != "stop" {
-		return
-	}
-	select {
-	case m.stalled <- struct{}{}:
-	default: // there is one already
-	}
 }

@@ -44,8 +44,6 @@ type Machine struct {
 	// dialling is such a lock, too: held to replace monitor.
 	dialling chan struct{}
 
-	stalled chan struct{} // has room for one token; see vmm.DiskWatcher
-
 	settled atomic.Bool // the machine was seen not to wait for a state, and never will again
 
 	mu       sync.Mutex
@@ -56,7 +54,7 @@ type Machine struct {
 }
 
 func newMachine(state State, proc *process) *Machine {
-	return &Machine{state: state, proc: proc, turn: make(chan struct{}, 1), dialling: make(chan struct{}, 1), stalled: make(chan struct{}, 1)}
+	return &Machine{state: state, proc: proc, turn: make(chan struct{}, 1), dialling: make(chan struct{}, 1)}
 }
 
 // Attach returns a handle on a machine that an earlier process launched. It
