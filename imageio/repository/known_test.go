@@ -206,6 +206,30 @@ func TestKnownDamage_OfATornRecord(t *testing.T) {
 	}
 }
 
+// TestCheck_SameInputSameReport: neither the order in which trailers arrive nor how often
+// somebody looks changes what is said to cost what, and what is known is not written again.
+func TestCheck_SameInputSameReport(t *testing.T) {
+	fsys := newCrashFS(t, 1)
+	cfg := smallConfig(fsys)
+	cfg.Compression = "none"
+	r := mustCreate(t, cfg)
+	ids := packIDs(t, mustCheckpoint(t, r, 1, guestImages(1)))
+	spoil(t, r, fsys, ids[0])
+	if err := fsys.Remove(r.packPath(ids[len(ids)-1])); err != nil {
+		t.Fatal(err)
+	}
+	want := fmt.Sprintf("%+v", mustCheck(t, r, CheckOptions{ReadData: true}))
+	fsys.ResetLog()
+	for range 40 {
+		if got := fmt.Sprintf("%+v", mustCheck(t, r, CheckOptions{ReadData: true})); got != want {
+			t.Fatalf("first %s\nthen %s", want, got)
+		}
+	}
+	if log := fsys.Log(); strings.Contains(log, damageSuffix) {
+		t.Errorf("written again: %s", log)
+	}
+}
+
 func FuzzDecodeDamage(f *testing.F) {
 	f.Add([]byte(`{"cluster":"web","epoch":1,"found_unix_ns":1,"damage":[{"object":"pack a","reason":"wrong hash","guests":["a"]}]}`))
 	f.Fuzz(func(t *testing.T, body []byte) {

@@ -375,7 +375,7 @@ func (v *verify) damageAt(w want) (run, object int, bad bool) {
 func (v *verify) attribute(guest string, l lostObject) {
 	run, object, bad := v.damageAt(l.want) // of the copy that was tried last
 	switch {
-	case bad:
+	case l.known && bad:
 		for _, at := range []int{run, object} {
 			if at >= 0 {
 				v.hit(at, guest)
