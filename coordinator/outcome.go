@@ -36,7 +36,7 @@ func RepositoryFault(err error) error {
 		return fault.Wrap(fault.NoSpace, err, "")
 	case errors.Is(err, vfs.ErrNoAnswer), errors.Is(err, unix.EROFS):
 		return fault.Wrap(fault.Unavailable, err, "")
-	case errors.Is(err, repository.ErrNewerFormat):
+	case errors.Is(err, repository.ErrNewerFormat), errors.Is(err, repository.ErrNoHardLinks):
 		return fault.Wrap(fault.Mismatch, err, "")
 	case errors.Is(err, repository.ErrPackMissing):
 		return fault.Wrap(fault.Aborted, err, "")

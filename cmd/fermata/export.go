@@ -2,10 +2,8 @@ package main
 
 import (
 	"context"
-	"errors"
 	"io"
 	"os"
-	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -26,8 +24,9 @@ func newCheckpointsExportCommand(o *operator) *cobra.Command {
 		Use:   "export ID -f FILE",
 		Short: "Write a checkpoint to one self-contained file",
 		Long: `Write a checkpoint, with all that a restart needs, to one file or, with -f -, to the
-standard output. A file appears when it is whole and durable. That of an encrypted
-repository is encrypted for the repository's key, or for the one given here.`,
+standard output. A file appears when it is whole and durable; until then it is called
+FILE.part, and an export that is run again takes over what a killed one has left. That of
+an encrypted repository is encrypted for the repository's key, or for the one given here.`,
 		Example: "  fermata checkpoints export demo@7 -f demo-7.fermata\n  fermata checkpoints export demo@7 -f - | ssh archive fermata checkpoints import -f -",
 		Args:    checkpointID,
 		RunE: func(c *cobra.Command, args []string) error {
@@ -58,32 +57,6 @@ repository is encrypted for the repository's key, or for the one given here.`,
 	c.Flags().Var(&o.progress, "progress", "how to show progress: bars on a terminal (auto), a line a step (plain), or none")
 	mustComplete(c, "progress", progress.ModeNames())
 	return c
-}
-
-// writeWhole makes a file that appears when it is whole and durable. It does not
-// replace one.
-func writeWhole(path string, write func(io.Writer) error) (err error) {
-	temp := path + ".part"
-	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return fault.Wrap(fault.Invalid, err, "")
-	}
-	defer func() { err = errors.Join(err, os.Remove(temp)) }()
-	err = write(f)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := os.Link(temp, path); err != nil { // unlike rename(2) it replaces nothing
-		return fault.Wrap(fault.Exists, err, "")
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }
 
 func newCheckpointsImportCommand(o *operator) *cobra.Command {

@@ -19,6 +19,8 @@ var (
 	ErrNotRepository = errors.New("not a repository")
 	// ErrExists says that the directory is a repository already.
 	ErrExists = errors.New("repository exists")
+	// ErrNoHardLinks says that a file system cannot hold a repository.
+	ErrNoHardLinks = errors.New("the file system has no hard links that exclude each other, which a repository needs")
 	// ErrOutcomeDecided is matched by *DecidedError.
 	ErrOutcomeDecided = errors.New("outcome is decided")
 	// ErrMaybeRecorded says that an outcome was handed to the file system, which

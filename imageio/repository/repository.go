@@ -213,6 +213,9 @@ func (r *Repository) create(ctx context.Context) error {
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	if err := r.probeLinks(); err != nil {
+		return err
+	}
 	if err := r.makeDirs(ctx); err != nil {
 		return err
 	}
