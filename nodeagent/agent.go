@@ -63,11 +63,14 @@ type Agent struct {
 	process *dataplane.Client // is plane; nil when that is in this process (tests)
 	guard   *guard.Guard
 	budget  *capture.Budget
+	digests *digests
 	pacer   *pacer
 	qemu    qemu.Info
 
 	news   chan struct{}            // has room for one; something to register with at once
 	orders chan *api.SupersededLife // of the coordinator, to be carried out
+
+	unidentified chan *guest // whose base images are to be read
 
 	room sync.Mutex // serialises reservations of memory
 
@@ -96,6 +99,8 @@ func New(cfg Config) (*Agent, error) {
 		paths:       pathRules{allowed: cfg.AllowedPaths, reserved: []string{cfg.StateDir, cfg.MemoryDir}},
 		news:        make(chan struct{}, 1),
 		orders:      make(chan *api.SupersededLife, maxOrders),
+
+		unidentified: make(chan *guest, maxGuests),
 	}, nil
 }
 
@@ -118,6 +123,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 		return err
 	}
 	a.budget = capture.NewBudget(a.cfg.CaptureBytes)
+	a.digests = newDigests(a.journal, a.beside)
 
 	serviceListener, err := net.Listen("tcp", a.cfg.Listen)
 	if err != nil {
@@ -175,6 +181,10 @@ func (a *Agent) serve(ctx context.Context, l net.Listener) error {
 	})
 	g.Go(func() error {
 		a.endSuperseded(gctx)
+		return nil
+	})
+	g.Go(func() error {
+		a.identifyGuests(gctx)
 		return nil
 	})
 	g.Go(func() error {

@@ -173,6 +173,7 @@ func newBench(t *testing.T, guests int) *bench {
 	a.repo, err = repository.Create(t.Context(), a.cfg.Repository)
 	must(err)
 	a.budget = capture.NewBudget(a.cfg.CaptureBytes)
+	a.digests = newDigests(a.journal, a.beside)
 	inside, err := fabric.New(dataplane.FabricConfig(a.cfg.Name, a.incarnation, listener, nil, a.log))
 	must(err)
 	a.plane = dataplane.Inside{Fabric: inside}

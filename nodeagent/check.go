@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -31,6 +33,8 @@ func (a *Agent) CheckGuests(ctx context.Context, req *api.CheckGuestsRequest, re
 	if err := errors.Join(checkName("cluster", create.GetCluster()), checkCreate(create)); err != nil {
 		return err
 	}
+	report, stop := withLifeSigns(report)
+	defer stop()
 	freed, err := a.freedBy(create.Cluster)
 	if err != nil {
 		return err
@@ -56,6 +60,43 @@ func (a *Agent) CheckGuests(ctx context.Context, req *api.CheckGuestsRequest, re
 		}
 	}
 	return report(&api.CheckGuestsUpdate{Checked: true})
+}
+
+// lifeSignEvery spaces the updates of a check that has nothing to tell: a large base image
+// may have to be read, and a node that is silent for long is given up.
+const lifeSignEvery = 10 * time.Second
+
+// withLifeSigns returns report with updates in between, until stop is called. Calls are
+// never concurrent.
+func withLifeSigns(report func(*api.CheckGuestsUpdate) error) (serial func(*api.CheckGuestsUpdate) error, stop func()) {
+	var mu sync.Mutex                // serialises report
+	last := &api.CheckGuestsUpdate{} // guarded by mu
+	serial = func(u *api.CheckGuestsUpdate) error {
+		mu.Lock()
+		defer mu.Unlock()
+		last = u
+		return report(u)
+	}
+	ended, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		ticker := time.NewTicker(lifeSignEvery)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-ended:
+				return
+			case <-ticker.C:
+				mu.Lock()
+				_ = report(last) // whoever has left shows in the call's context
+				mu.Unlock()
+			}
+		}
+	}()
+	return serial, func() {
+		close(ended)
+		<-done
+	}
 }
 
 // freed is what a cluster's guests will give back when they end.
@@ -145,7 +186,7 @@ func (c *guestCheck) run(ctx context.Context) error {
 	if c.spec.Adopt != "" {
 		return c.adopted(ctx)
 	}
-	errs := []error{c.bootFiles(), c.disks()}
+	errs := []error{c.bootFiles(), c.disks(ctx)}
 	if c.image != nil && findObject(c.image, kindDevices, kindDevices) == nil {
 		errs = append(errs, fault.New(fault.Corrupt, "its image lacks the device state"))
 	}
@@ -166,10 +207,13 @@ func (c *guestCheck) bootFiles() error {
 	return errors.Join(errs...)
 }
 
-func (c *guestCheck) disks() error {
+func (c *guestCheck) disks(ctx context.Context) error {
 	var errs []error
 	for _, d := range c.spec.Disks {
 		chain, err := openChain(c.agent.paths, d.Path, qemu.DiskFormat(d.Format))
+		if err == nil {
+			err = c.agent.checkBases(ctx, c.image, d.Name, chain)
+		}
 		if err := errors.Join(err, closeDisks([]qemu.Disk{{Backing: chain}})); err != nil {
 			errs = append(errs, fmt.Errorf("disk %s: %w", d.Name, err))
 		}

@@ -63,6 +63,8 @@ type guest struct {
 	endTool      func()        // nil: it has no tool
 	endWatch     func()        // ends the watch for its end; nil: none runs
 
+	bases bases // below its disks
+
 	// ending is how the guest has ended by itself; nil: it has not, as far as is known.
 	// Guarded by cluster.mu.
 	ending *journal.Ending
@@ -70,6 +72,12 @@ type guest struct {
 	// lost says how a partial guest appears to others: not at all (zero) while
 	// it is made. Guarded by cluster.mu.
 	lost api.GuestState
+}
+
+// bases are the files below a guest's disks, as they were when it was made.
+type bases struct {
+	sync.Mutex
+	files []*api.BaseFile // guarded by Mutex; nil: not known yet
 }
 
 // bootFiles are the paths QEMU loads a kernel from; empty when the guest boots

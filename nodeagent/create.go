@@ -338,6 +338,7 @@ func (m *maker) make(ctx context.Context) (err error) {
 	a.openTool(m.cluster, g)
 	m.cluster.complete(g)
 	a.watch(m.cluster, g)
+	a.identifyLater(g)
 	m.updates.send(&api.CreateGuestsUpdate{Guest: g.spec.Name, Created: true, FramesInjected: g.injected})
 	return nil
 }

@@ -34,6 +34,9 @@ func (m *maker) placeDisks(ctx context.Context) (disks []qemu.Disk, err error) {
 
 func (m *maker) placeDisk(ctx context.Context, spec *api.DiskSpec) (qemu.Disk, error) {
 	base, err := openChain(m.agent.paths, spec.Path, qemu.DiskFormat(spec.Format))
+	if err == nil {
+		err = m.agent.checkBases(ctx, m.image, spec.Name, base)
+	}
 	if err != nil {
 		return qemu.Disk{Backing: base}, err
 	}

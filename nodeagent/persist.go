@@ -54,6 +54,9 @@ func (s *saving) persistGuest(ctx context.Context, sg *savedGuest, meter *meter)
 	}
 	sg.report.BypassDropped = bypassDropped(sg.guest) - sg.dropped
 	gi := &api.GuestImage{Guest: sg.spec.Name, Confidential: rangesOf(sg.registered)}
+	if gi.Files, err = s.agent.baseFiles(ctx, sg.guest); err != nil {
+		return nil, err
+	}
 	if gi.Machine, err = json.Marshal(description); err != nil {
 		return nil, fmt.Errorf("encode machine description: %w", err)
 	}

@@ -167,6 +167,9 @@ func (a *Agent) recoverGuest(ctx context.Context, rec journal.Guest, known ports
 		a.openTool(c, g)
 		c.complete(g)
 		a.watch(c, g)
+		if g.bases.files = decodeBases(rec.Bases); g.bases.files == nil {
+			a.identifyLater(g)
+		}
 		log.Info("guest found again", "pid", g.machine.PID())
 	case errors.Is(err, vmm.ErrGone):
 		if err := a.plane.Leave(rec.Cluster, rec.Name); err != nil {

@@ -9,6 +9,8 @@ package record
 
 import (
 	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -150,6 +152,11 @@ func guestOf(node string, g *api.GuestImage, report *api.GuestReport) (manifest.
 			Kind: manifest.Kind(o.GetKind()), Name: o.GetName(), ID: id, SizeBytes: o.GetSizeBytes(), Count: o.GetCount(),
 		})
 	}
+	for _, f := range g.GetFiles() {
+		out.Files = append(out.Files, manifest.File{
+			Disk: f.GetDisk(), Path: f.GetPath(), SizeBytes: f.GetSizeBytes(), ModifiedUnixNS: f.GetModifiedUnixNs(), SHA256: hex.EncodeToString(f.GetSha256()),
+		})
+	}
 	for _, r := range g.GetConfidential() {
 		out.Confidential = append(out.Confidential, manifest.Range{Start: r.GetStart(), Bytes: r.GetBytes()})
 	}
@@ -188,6 +195,11 @@ func CheckImage(image *api.NodeImage, guests []string) error {
 		}
 		if len(g.GetObjects()) == 0 {
 			errs = append(errs, fmt.Errorf("guest %s: empty", name))
+		}
+		for _, f := range g.GetFiles() {
+			if len(f.GetSha256()) != sha256.Size {
+				errs = append(errs, fmt.Errorf("guest %s: %s: SHA-256 of %d bytes", name, f.GetPath(), len(f.GetSha256())))
+			}
 		}
 		if !json.Valid(g.GetMachine()) {
 			errs = append(errs, fmt.Errorf("guest %s: description of the machine is no JSON", name))
@@ -236,6 +248,15 @@ func Image(g manifest.Guest) *api.GuestImage {
 	}
 	for _, r := range g.Confidential {
 		image.Confidential = append(image.Confidential, &api.MemoryRange{Start: r.Start, Bytes: r.Bytes})
+	}
+	for _, f := range g.Files {
+		sum, err := hex.DecodeString(f.SHA256)
+		if err != nil {
+			sum = nil // which no file has; a manifest that was decoded has none of these
+		}
+		image.Files = append(image.Files, &api.BaseFile{
+			Disk: f.Disk, Path: f.Path, SizeBytes: f.SizeBytes, ModifiedUnixNs: f.ModifiedUnixNS, Sha256: sum,
+		})
 	}
 	return image
 }

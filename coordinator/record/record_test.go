@@ -24,6 +24,7 @@ func image(node string, guests ...string) *api.NodeImage {
 				{Kind: "memory", Name: "ram", Id: bytes.Repeat([]byte{byte(i + 1)}, 32), SizeBytes: 4096},
 				{Kind: "channel", Name: "eth0", Id: bytes.Repeat([]byte{9}, 32), SizeBytes: 64, Count: 2},
 			},
+			Files: []*api.BaseFile{{Disk: "root", Path: "/srv/root.img", SizeBytes: 7, ModifiedUnixNs: 8, Sha256: bytes.Repeat([]byte{5}, 32)}},
 		})
 		n.Reports = append(n.Reports, &api.GuestReport{
 			Name: g, Node: node, PauseUs: 2000 + uint64(i), GateUs: 1, StopUs: 2, DevicesUs: 3, MemoryUs: 4, ChannelsUs: 5,
@@ -74,6 +75,9 @@ func TestCheckpoint_SurvivesTheManifest(t *testing.T) {
 	if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" {
 		t.Errorf("checkpoint (-want +got):\n%s", diff)
 	}
+	if diff := cmp.Diff(in.Images[0].Guests[1].Files, record.Image(back.Guests[0]).Files, protocmp.Transform()); diff != "" {
+		t.Errorf("files (-want +got):\n%s", diff)
+	}
 	if diff := cmp.Diff(in.Images[0].Guests[1].Objects, record.Image(back.Guests[0]).Objects, protocmp.Transform()); diff != "" {
 		t.Errorf("image (-want +got):\n%s", diff)
 	}
@@ -96,6 +100,7 @@ func TestCheckImage(t *testing.T) {
 		{"twice", `guest "a": not one of the node's, or twice`, []string{"a", "b"}, func(n *api.NodeImage) { n.Guests = append(n.Guests, n.Guests[0]) }},
 		{"no report", "guest b: no report", []string{"a", "b"}, func(n *api.NodeImage) { n.Reports = n.Reports[:1] }},
 		{"short id", "identity of 3 bytes", []string{"a", "b"}, func(n *api.NodeImage) { n.Guests[0].Objects[0].Id = []byte("abc") }},
+		{"short digest", "SHA-256 of 3 bytes", []string{"a", "b"}, func(n *api.NodeImage) { n.Guests[0].Files[0].Sha256 = []byte("abc") }},
 		{"empty", "guest a: empty", []string{"a", "b"}, func(n *api.NodeImage) { n.Guests[0].Objects = nil }},
 		{"no machine", "no JSON", []string{"a", "b"}, func(n *api.NodeImage) { n.Guests[0].Machine = []byte("{") }},
 	} {

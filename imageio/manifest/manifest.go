@@ -41,6 +41,19 @@ type Guest struct {
 	// Confidential is memory that the guest has registered not to be read: the image
 	// has zeros there.
 	Confidential []Range `json:"confidential,omitempty"`
+
+	// Files are those that the guest's disks lie on and that no image holds, top ones
+	// first. Manifests of earlier versions name none.
+	Files []File `json:"files,omitempty"`
+}
+
+// File identifies a file by its content.
+type File struct {
+	Disk           string `json:"disk"` // of the guest
+	Path           string `json:"path"`
+	SizeBytes      uint64 `json:"size_bytes"`
+	ModifiedUnixNS int64  `json:"modified_unix_ns"` // a copy elsewhere may have another time
+	SHA256         string `json:"sha256"`           // hexadecimal
 }
 
 // Range is guest-physical memory.

@@ -1,6 +1,8 @@
 package manifest
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"strings"
@@ -98,6 +100,11 @@ func (g *Guest) validate() error {
 			errs = append(errs, fmt.Errorf("%s %q: twice", o.Kind, o.Name))
 		}
 		seen[k] = true
+	}
+	for _, f := range g.Files {
+		if sum, err := hex.DecodeString(f.SHA256); err != nil || len(sum) != sha256.Size {
+			errs = append(errs, fmt.Errorf("file %.80q: SHA-256 %.80q", f.Path, f.SHA256))
+		}
 	}
 	return errors.Join(errs...)
 }

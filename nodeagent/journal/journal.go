@@ -79,6 +79,9 @@ type Guest struct {
 	Created bool `json:"created"`
 	// Ending is how the guest has ended by itself; nil: it has not, as far as is known.
 	Ending *Ending `json:"ending,omitempty"`
+	// Bases are the files below the guest's disks, as they were when it was made; nil: not
+	// known yet.
+	Bases []Base `json:"bases,omitempty"`
 	// Confidential is memory that the guest has registered as such, Zeroed what was
 	// confidential in the checkpoint that it began from; guest-physical.
 	Confidential []extent.Extent `json:"confidential,omitempty"`
@@ -113,7 +116,7 @@ func Open(dir string) (*Journal, error) {
 	}
 	reserve(path)
 	err = db.Update(func(tx *bbolt.Tx) error {
-		for _, name := range [][]byte{bucketClusters, bucketGuests, bucketRounds} {
+		for _, name := range [][]byte{bucketClusters, bucketGuests, bucketRounds, bucketDigests} {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 				return err
 			}
