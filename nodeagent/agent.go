@@ -38,7 +38,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
 
-	"fermata/imageio/repository"
 	"fermata/nodeagent/capture"
 	"fermata/nodeagent/dataplane"
 	"fermata/nodeagent/guard"
@@ -58,7 +57,7 @@ type Agent struct {
 
 	// Set by Run before anything is served, immutable afterwards.
 	journal *journal.Journal
-	repo    *repository.Repository
+	repo    lateRepository // of its own lock; opened while guests run already
 	plane   dataplane.Plane
 	process *dataplane.Client // is plane; nil when that is in this process (tests)
 	guard   *guard.Guard
@@ -116,10 +115,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, a.journal.Close()) }()
-	if a.repo, err = repository.Open(ctx, a.cfg.Repository); err != nil {
-		return repositoryFault(err)
-	}
-	if a.qemu, err = qemu.Probe(ctx, a.cfg.QEMU); err != nil {
+	if err := a.probe(ctx); err != nil {
 		return err
 	}
 	a.budget = capture.NewBudget(a.cfg.CaptureBytes)
@@ -140,6 +136,11 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, a.guard.Close()) }()
 
 	g, gctx := errgroup.WithContext(ctx)
+	repositoryTried := make(chan struct{})
+	g.Go(func() error {
+		a.openRepository(gctx, repositoryTried)
+		return nil
+	})
 	g.Go(func() error {
 		err := a.recover(gctx)
 		switch {
@@ -148,12 +149,28 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 		case err != nil:
 			err = fmt.Errorf("recover: %w", err)
 		default:
+			// Where all is well the first call finds the repository open.
+			<-repositoryTried
 			a.log.Info("agent runs", "node", a.cfg.Name, "address", a.cfg.Advertise, "incarnation", a.incarnation)
 			err = a.serve(gctx, serviceListener)
 		}
 		return errors.Join(err, a.leave(context.WithoutCancel(gctx)))
 	})
 	return g.Wait()
+}
+
+// probe asks QEMU what it can do. Guests that run already must not wait for a QEMU that
+// somebody is just replacing: new ones ask it again.
+func (a *Agent) probe(ctx context.Context) (err error) {
+	if a.qemu, err = qemu.Probe(ctx, a.cfg.QEMU); err == nil {
+		return nil
+	}
+	guests, listErr := a.journal.Guests()
+	if listErr != nil || len(guests) == 0 {
+		return errors.Join(err, listErr)
+	}
+	a.log.Error("QEMU does not say what it can do: guests that run are found again, new ones may fail", "error", err)
+	return nil
 }
 
 // serve answers calls and keeps the node registered until ctx ends, which is no

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -520,12 +521,21 @@ func TestAgent_FindsItsGuestsAgain(t *testing.T) {
 	r.create(1, where, nil, nil)
 	r.running(where)
 
+	// Neither the repository nor QEMU's binary is there: both are being replaced.
 	r.stop("n1")
 	n.cfg.DestroyOnExit = true // for the end of the test
+	n.cfg.QEMU = filepath.Join(t.TempDir(), "qemu")
+	away := r.repo + ".away"
+	if err := os.Rename(r.repo, away); err != nil {
+		t.Fatal(err)
+	}
 	r.start("n1")
 	info, err := n.client.Describe(t.Context(), &api.DescribeRequest{})
 	if err != nil {
 		t.Fatal(err)
+	}
+	if !strings.Contains(info.RepositoryProblem, r.repo) {
+		t.Errorf("problem with the repository %q, want one that names %s", info.RepositoryProblem, r.repo)
 	}
 	if len(info.Guests) != 2 || info.Guests[0].State != api.GuestState_GUEST_STATE_RUNNING {
 		t.Fatalf("after the agent's restart: %v", info.Guests)
@@ -536,7 +546,18 @@ func TestAgent_FindsItsGuestsAgain(t *testing.T) {
 	if c := canary(r.console("n1", 1)); c.Doubled != 0 || c.Reordered != 0 || c.Missing != 0 {
 		t.Errorf("canary after the agent's restart: %+v", c)
 	}
-	if images, _, _ := r.checkpoint(2); len(images) != 2 {
+	_, err = n.client.PrepareRound(t.Context(), &api.PrepareRoundRequest{Round: r.round(2), Nodes: []string{"n1"}, PauseBudgetMs: 10_000, SkewBudgetMs: 5_000})
+	if err == nil || !strings.Contains(err.Error(), "node n1 cannot use its repository: there is no repository in "+r.repo) {
+		t.Errorf("checkpoint without a repository: %v", err)
+	}
+	if err := os.Rename(away, r.repo); err != nil {
+		t.Fatal(err)
+	}
+	r.await("the repository to be open", stepBudget, func() bool {
+		info, err := n.client.Describe(t.Context(), &api.DescribeRequest{})
+		return err == nil && info.RepositoryProblem == ""
+	})
+	if images, _, _ := r.checkpoint(3); len(images) != 2 {
 		t.Errorf("%d images, want 2", len(images))
 	}
 }

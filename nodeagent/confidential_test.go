@@ -62,7 +62,7 @@ func (b *bench) write(i int, at int64, data []byte) {
 // memory reads a guest's memory out of an image.
 func (b *bench) memory(image *api.NodeImage, i int) []byte {
 	b.t.Helper()
-	rd, err := b.agent.repo.NewReader(b.t.Context(), image.Packs)
+	rd, err := b.agent.repo.repo.NewReader(b.t.Context(), image.Packs)
 	if err != nil {
 		b.t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package nodeagent
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -13,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"fermata/imageio/repository"
+	"fermata/imageio/seal"
 	"fermata/protocol/address"
 	"fermata/protocol/identity"
 )
@@ -25,6 +27,9 @@ type Config struct {
 	StateDir   string            // required: journal, sockets and consoles; survives a restart of the agent
 	MemoryDir  string            // required: where guests' memory files lie, on tmpfs or hugetlbfs
 	Repository repository.Config // required: Dir, on the parallel filesystem
+	// RepositoryKey gets the repository's key whenever it is to be opened. Optional:
+	// Repository.Key is used.
+	RepositoryKey func(ctx context.Context) (*seal.Key, error)
 
 	Listen          string // required: host:port of the Node service
 	Advertise       string // how others reach it. Default: Listen

@@ -159,7 +159,10 @@ func (a *Agent) openImages(ctx context.Context, req *api.CreateGuestsRequest) (*
 	if len(req.Images) == 0 {
 		return nil, nil
 	}
-	repo := a.repo.Within(ctx, 0) // the call has the cluster's turn
+	repo, err := a.storage(ctx) // bounded: the call has the cluster's turn
+	if err != nil {
+		return nil, err
+	}
 	if err := repo.Refresh(ctx); err != nil {
 		return nil, fmt.Errorf("look for new packs: %w", repositoryFault(err))
 	}

@@ -33,6 +33,7 @@ func (a *Agent) Describe(ctx context.Context) (*api.NodeInfo, error) {
 		Cpus: uint32(runtime.NumCPU()), QemuVersion: a.qemu.Version.String(), Kernel: kernelRelease(),
 		Kvm: canKVM(), Version: a.cfg.Version, Incarnation: a.incarnation,
 		Bridges: slices.Sorted(maps.Keys(a.cfg.Bridges)), QemuSupport: support(a.qemu),
+		RepositoryProblem: a.repo.why(),
 	}
 	if id := a.cfg.Identity; id != nil {
 		info.CertificateNotAfterUnixNs = id.NotAfter().UnixNano()
@@ -60,6 +61,9 @@ func (a *Agent) Describe(ctx context.Context) (*api.NodeInfo, error) {
 
 // support is what of this QEMU a specification can ask for: versioned PC machines.
 func support(info qemu.Info) *api.QEMUSupport {
+	if len(info.MachineTypes) == 0 {
+		return nil // it could not be asked
+	}
 	out := &api.QEMUSupport{CpuModels: info.CPUModels}
 	for _, m := range info.MachineTypes {
 		if strings.HasPrefix(m, "pc-") {

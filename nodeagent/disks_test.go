@@ -119,7 +119,7 @@ func TestPlaceDisk_BelievesNoOverlay(t *testing.T) {
 // storeOverlay puts a file into the bench's repository as the overlay of a disk.
 func (b *bench) storeOverlay(path, disk string, epoch uint64) (*api.GuestImage, *repository.Reader) {
 	b.t.Helper()
-	w, err := b.agent.repo.NewWriter(repository.WriterConfig{Cluster: "c", Epoch: epoch, Node: "n1"})
+	w, err := b.agent.repo.repo.NewWriter(repository.WriterConfig{Cluster: "c", Epoch: epoch, Node: "n1"})
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -131,7 +131,7 @@ func (b *bench) storeOverlay(path, disk string, epoch uint64) (*api.GuestImage, 
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	reader, err := b.agent.repo.NewReader(b.t.Context(), result.Packs)
+	reader, err := b.agent.repo.repo.NewReader(b.t.Context(), result.Packs)
 	if err != nil {
 		b.t.Fatal(err)
 	}

@@ -64,8 +64,10 @@ func (b *bench) hangingRepository() (disk *hangingDisk, _ error) {
 	disk = &hangingDisk{asked: make(chan struct{}, 1)}
 	cfg := b.agent.cfg.Repository
 	cfg.FS = disk
-	var err error
-	b.agent.repo, err = repository.Open(b.t.Context(), cfg)
+	repo, err := repository.Open(b.t.Context(), cfg)
+	if err == nil {
+		b.agent.repo.set(repo)
+	}
 	return disk, err
 }
 

@@ -136,7 +136,7 @@ func (w *worker) finish(j job, err error) {
 // storage is the repository for one round: its file operations end when the round
 // is abandoned, and with life, whatever the file system does. So no round keeps
 // the worker for longer than it lasts.
-func (w *worker) storage(life, job context.Context, id round.ID) *repository.Repository {
+func (w *worker) storage(life, job context.Context, id round.ID) (*repository.Repository, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.leave != nil {
@@ -148,7 +148,7 @@ func (w *worker) storage(life, job context.Context, id round.ID) *repository.Rep
 	if job.Err() != nil { // abandoned before this was called
 		w.leave()
 	}
-	return w.rounds.agent.repo.Within(ctx, 0)
+	return w.rounds.agent.storage(ctx)
 }
 
 // do carries out one action and hands its event back. ctx ends with the action,
@@ -161,7 +161,11 @@ func (w *worker) do(life, ctx context.Context, a round.Action) error {
 	}()
 	switch a.Kind {
 	case round.PrepareGuests:
-		return w.prepare(ctx, a, w.storage(life, ctx, a.Round))
+		repo, err := w.storage(life, ctx, a.Round)
+		if err != nil {
+			return err
+		}
+		return w.prepare(ctx, a, repo)
 	case round.ResumeGuests:
 		return w.resume(ctx, epoch)
 	case round.KeepImage:

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"path/filepath"
 	"time"
@@ -56,18 +55,18 @@ type agentFile struct {
 	Bridges map[string]string `yaml:"bridges"`
 }
 
-func (f agentFile) config(ctx context.Context, log hclog.Logger) (nodeagent.Config, error) {
-	key, err := f.load(ctx)
-	if err != nil {
+func (f agentFile) config(log hclog.Logger) (nodeagent.Config, error) {
+	if err := f.check(); err != nil {
 		return nodeagent.Config{}, err
 	}
 	cfg := nodeagent.Config{
 		Name: f.Name, StateDir: f.StateDir, MemoryDir: f.MemoryDir,
 		Repository: repository.Config{
 			Dir: f.Repository, Compression: f.Storage.Compression, WriteBytesPerSecond: f.Storage.MiBPerS << 20,
-			Direct: f.Storage.Direct, Preallocate: f.Storage.Preallocate, Key: key,
+			Direct: f.Storage.Direct, Preallocate: f.Storage.Preallocate,
 		},
-		Listen: f.Listen, Advertise: f.Advertise, FabricListen: f.FabricListen, FabricAdvertise: f.FabricAdvertise,
+		RepositoryKey: f.load, // while guests run already
+		Listen:        f.Listen, Advertise: f.Advertise, FabricListen: f.FabricListen, FabricAdvertise: f.FabricAdvertise,
 		Coordinators: f.Coordinators, Plaintext: f.Plaintext,
 		MemoryBytes: f.MemoryMiB << 20, CaptureBytes: f.CaptureMiB << 20,
 		QEMU: f.QEMU, DrainBudget: f.DrainBudget, Bridges: f.Bridges, FabricPlaintext: f.FabricPlaintext, AllowedPaths: f.AllowedPaths, Logger: log, Version: app.Version(),
@@ -114,7 +113,7 @@ an agent nor a guest.`,
 			if err != nil {
 				return err
 			}
-			cfg, err := f.config(cmd.Context(), logger)
+			cfg, err := f.config(logger)
 			if err != nil {
 				return err
 			}

@@ -176,11 +176,24 @@ type repositoryPlace struct {
 
 // load gets the key, nil if there is none.
 func (s keySource) load(ctx context.Context) (*seal.Key, error) {
+	if err := s.check(); err != nil {
+		return nil, err
+	}
+	return s.read(ctx)
+}
+
+// check refuses two sources.
+func (s keySource) check() error {
+	if s.File != "" && s.Command != "" {
+		return fault.New(fault.Invalid, "repository key: give a file or a command, not both")
+	}
+	return nil
+}
+
+func (s keySource) read(ctx context.Context) (*seal.Key, error) {
 	var key seal.Key
 	var err error
 	switch {
-	case s.File != "" && s.Command != "":
-		err = errors.New("repository key: give a file or a command, not both")
 	case s.File != "":
 		key, err = seal.KeyFile(s.File)
 	case s.Command != "":

@@ -31,7 +31,8 @@ type Node struct {
 	KVM             bool     `json:"kvm"`
 	Version         string   `json:"version"`
 	Incarnation     string   `json:"incarnation"`
-	Bridges         []string `json:"bridges"` // that networks may be joined to
+	Bridges         []string `json:"bridges"`            // that networks may be joined to
+	Repository      string   `json:"repository_problem"` // why the node cannot use it; empty: it can
 	Guests          []Guest  `json:"guests"`
 
 	// CertificateExpires is the zero instant for a node without a certificate.
@@ -51,8 +52,8 @@ func OfNode(m *api.NodeInfo) Node {
 		MemoryBytes: m.GetMemoryBytes(), MemoryFreeBytes: m.GetMemoryFreeBytes(), CPUs: m.GetCpus(),
 		QEMUVersion: m.GetQemuVersion(), Kernel: m.GetKernel(), KVM: m.GetKvm(),
 		Version: m.GetVersion(), Incarnation: m.GetIncarnation(),
-		Bridges: append([]string{}, m.GetBridges()...),
-		Guests:  ofGuests(m.GetGuests()),
+		Bridges: append([]string{}, m.GetBridges()...), Repository: m.GetRepositoryProblem(),
+		Guests: ofGuests(m.GetGuests()),
 
 		CertificateExpires: instant(m.GetCertificateNotAfterUnixNs()),
 	}
@@ -91,6 +92,9 @@ func (n Node) WriteTable(w io.Writer) error {
 	f.Add("kvm", yesNo(n.KVM))
 	f.Add("qemu", n.QEMUVersion)
 	f.Add("kernel", n.Kernel)
+	if n.Repository != "" {
+		f.Add("repository", n.Repository)
+	}
 	if len(n.Bridges) > 0 {
 		f.Add("bridges", strings.Join(n.Bridges, ", "))
 	}
@@ -117,10 +121,13 @@ func (n Node) WriteTable(w io.Writer) error {
 }
 
 func (n Node) state() string {
-	if n.Alive {
-		return "alive"
+	switch {
+	case !n.Alive:
+		return "lost"
+	case n.Repository != "":
+		return "no-repository"
 	}
-	return "lost"
+	return "alive"
 }
 
 // certificateWarning says that the node's certificate expires soon, or has; empty: it
