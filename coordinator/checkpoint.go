@@ -93,6 +93,7 @@ func (t *term) checkpoint(ctx context.Context, req *api.CheckpointRequest, p pro
 	err = t.drive.Run(t.ctx, ctx, rounds.Job{
 		Round: id, Fence: t.fence.API(), Members: members,
 		Options:    options,
+		Lost:       t.lostNode,
 		CheckImage: func(image *api.NodeImage) error { return record.CheckImage(image, guestsOn(c, image.GetNode())) },
 		Ledger:     &ledger{store: t.c.store, fence: t.fence, id: op, aside: t.noteAside},
 		Judge:      verdict,
@@ -142,13 +143,13 @@ func (t *term) cancelCheckpoint(cluster string) error {
 // members are the nodes with guests of the cluster. A node whose lease has run
 // out is refused at once: the round could only wait for it.
 func (t *term) members(ctx context.Context, c store.Cluster) ([]deploy.Node, error) {
-	infos, err := t.c.store.Nodes(ctx)
+	names := slices.Compact(slices.Sorted(maps.Values(c.Assignments)))
+	infos, err := t.registeredOf(ctx, names)
 	if err != nil {
 		return nil, fmt.Errorf("list nodes: %w", err)
 	}
-	names := slices.Sorted(maps.Values(c.Assignments))
 	var members []deploy.Node
-	for _, name := range slices.Compact(names) {
+	for _, name := range names {
 		i := slices.IndexFunc(infos, func(n *api.NodeInfo) bool { return n.GetName() == name })
 		switch {
 		case i < 0:

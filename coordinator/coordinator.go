@@ -277,11 +277,12 @@ func (c *Coordinator) lead(ctx context.Context, f store.Fence) error {
 	}
 	t := &term{
 		c: c, ctx: termCtx, fence: f, ops: newOperations(), drive: drive, begun: time.Now(), incarnations: map[string]string{},
-		cancels: map[string]context.CancelCauseFunc{},
-		aside:   make(chan struct{}, 1),
+		cancels: map[string]context.CancelCauseFunc{}, lost: map[string]time.Time{},
+		aside: make(chan struct{}, 1),
 	}
 	c.log.Info("this coordinator leads", "fence", f.Token, "store", fmt.Sprintf("%x", f.Store))
 	t.work.Go(t.maintain)
+	t.work.Go(t.watchNodes)
 	if err = failpoint.Inject(termCtx, failpoint.CoordinatorAfterElection); err == nil {
 		err = t.adopt(termCtx)
 	}

@@ -115,6 +115,10 @@ func (c *Coordinator) withEmbedded(ctx context.Context, serve func(ctx context.C
 		if !starting() {
 			return context.Cause(ctx)
 		}
+		// The etcd was this coordinator's alone, which has just begun.
+		if err := etcdstore.EndEarlier(ctx, client, c.cfg.Etcd.Prefix); err != nil {
+			return err
+		}
 		if err := c.useEtcd(client); err != nil {
 			return err
 		}

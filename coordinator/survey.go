@@ -81,9 +81,16 @@ const registerPause = 100 * time.Millisecond
 // waits for those that registered in earlier terms, or for any at all. Else a restart
 // in that moment would crowd all guests on the node that was first.
 func (t *term) registered(ctx context.Context) ([]*api.NodeInfo, error) {
+	return t.registeredOf(ctx, nil)
+}
+
+// registeredOf is registered that waits for these nodes alone; nil: for all.
+func (t *term) registeredOf(ctx context.Context, names []string) ([]*api.NodeInfo, error) {
 	for {
 		infos, err := t.c.store.Nodes(ctx)
-		missing := len(infos) == 0 || slices.ContainsFunc(infos, func(n *api.NodeInfo) bool { return !n.GetAlive() })
+		missing := len(infos) == 0 || slices.ContainsFunc(infos, func(n *api.NodeInfo) bool {
+			return !n.GetAlive() && (names == nil || slices.Contains(names, n.GetName()))
+		})
 		if err != nil || !missing || time.Since(t.begun) > t.c.cfg.NodeLeaseTTL {
 			return infos, err
 		}

@@ -41,8 +41,9 @@ type term struct {
 	aside chan struct{}  // buffered 1; raised when a round was set aside
 
 	mu           sync.Mutex
-	over         bool              // guarded by mu; no work begins any more
-	incarnations map[string]string // guarded by mu; of each node's agent
+	over         bool                 // guarded by mu; no work begins any more
+	incarnations map[string]string    // guarded by mu; of each node's agent
+	lost         map[string]time.Time // guarded by mu; nodes whose lease has ended, and when they were last seen
 	// cancels aborts the round that runs on a cluster. Guarded by mu.
 	cancels map[string]context.CancelCauseFunc
 }

@@ -43,6 +43,13 @@ const decidePause = time.Second
 // cluster whose image takes a day should be checkpointed this way.
 const persistBudget = 24 * time.Hour
 
+// unreachableBudget is how long a node may refuse connections before the round gives
+// it up: longer than an agent takes to be started again.
+const unreachableBudget = 5 * time.Second
+
+// waitingEvery is how often the operator is told for whom a round waits.
+const waitingEvery = 2 * time.Second
+
 // Ledger keeps the record of the one round of a cluster that is in flight, for
 // a successor to take over. Its errors of class stale mean that another
 // coordinator leads now.
@@ -156,6 +163,8 @@ type Job struct {
 	Members []deploy.Node
 	Options round.Options
 
+	// Lost tells why a node is believed dead, nil while it is not. Optional.
+	Lost func(node string) error
 	// CheckImage tells what is wrong with what a node wants to add to the
 	// checkpoint.
 	CheckImage func(*api.NodeImage) error

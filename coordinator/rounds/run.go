@@ -39,7 +39,10 @@ type run struct {
 	waiting  map[round.NodeID]bool      // for its turn to write
 	resumed  time.Time                  // when the last node's guests ran again
 	images   map[round.NodeID]*api.NodeImage
-	last     map[round.NodeID]error // the last error of each node
+	last     map[round.NodeID]error      // the last error of each node
+	done     map[round.NodeID]round.Call // what each node has answered last
+	refused  map[round.NodeID]time.Time  // since when each node cannot be reached
+	waited   time.Time                   // when the operator was last told for whom the round waits
 	result   round.LeadResult
 	cause    error // what made the round abort; has the class
 }
@@ -55,6 +58,8 @@ func (d *Driver) newRun(lead *round.Lead, job Job) *run {
 		waiting: make(map[round.NodeID]bool),
 		images:  make(map[round.NodeID]*api.NodeImage),
 		last:    make(map[round.NodeID]error),
+		done:    make(map[round.NodeID]round.Call),
+		refused: make(map[round.NodeID]time.Time),
 	}
 	for _, n := range job.Members {
 		r.nodes[round.NodeID(n.Name)] = n
@@ -92,6 +97,7 @@ func (r *run) loop(ctx, asked context.Context) {
 			f()
 		case <-ticker.C:
 			r.lead.Tick()
+			r.watchMembers()
 			r.watchPersist()
 		case <-cancelled:
 			cancelled = nil
@@ -251,6 +257,81 @@ func (r *run) watchPersist() {
 			r.giveUp(fault.New(fault.Deadline, "%s: %s: no progress for %s", id, round.StepPersist, silence.Round(time.Millisecond)))
 			return
 		}
+	}
+}
+
+// callOf is the call that a phase waits for; false: for none of a member that may be
+// given up.
+func callOf(p round.Phase) (round.Call, bool) {
+	switch p {
+	case round.PhasePrepare:
+		return round.CallPrepare, true
+	case round.PhaseCut:
+		return round.CallCut, true
+	case round.PhasePersist:
+		return round.CallPersist, true
+	case round.PhaseFinish:
+		return round.CallFinish, true
+	default:
+		return round.CallNone, false
+	}
+}
+
+// watchMembers gives up on a node that is lost, and tells the operator for whom the
+// round waits.
+func (r *run) watchMembers() {
+	call, waits := callOf(r.lead.Phase())
+	if !waits {
+		return
+	}
+	tell := time.Since(r.stepped) > waitingEvery && time.Since(r.waited) > waitingEvery
+	for _, n := range r.job.Members {
+		id := round.NodeID(n.Name)
+		if r.done[id] == call {
+			continue
+		}
+		since, refuses := r.refused[id]
+		err := r.lost(id)
+		switch {
+		case err == nil:
+		case call == round.CallFinish: // it learns the outcome from its next round
+			r.done[id] = call
+			r.answer(round.Request{Call: call, Round: r.job.Round, To: id}, fault.New(fault.Aborted, "not told: %w", err))
+			continue
+		default:
+			r.giveUp(fault.Wrap(fault.Unavailable, err, "%s", stepOf(call)))
+			return
+		}
+		if tell && call != round.CallPersist { // that one reports by itself
+			r.waited = time.Now()
+			text := fmt.Sprintf("waiting for an answer for %s", time.Since(r.stepped).Round(time.Second))
+			if refuses {
+				text = fmt.Sprintf("not reached for %s: %s", time.Since(since).Round(time.Second), r.last[id])
+			}
+			r.job.Progress(&api.Event{Step: stepOf(call), Node: n.Name, Text: text})
+		}
+	}
+}
+
+// lost says why a node is believed dead; nil while it is not.
+func (r *run) lost(id round.NodeID) error {
+	if r.job.Lost != nil {
+		if err := r.job.Lost(string(id)); err != nil {
+			return err
+		}
+	}
+	if since, refuses := r.refused[id]; refuses && time.Since(since) > unreachableBudget {
+		return fmt.Errorf("not reached for %s: %w", unreachableBudget, r.last[id])
+	}
+	return nil
+}
+
+// noteReached remembers since when a node cannot be reached.
+func (r *run) noteReached(id round.NodeID, err error) {
+	if fault.ClassOf(err) != fault.Unavailable {
+		delete(r.refused, id)
+	} else if _, already := r.refused[id]; !already {
+		r.refused[id] = time.Now()
 	}
 }
 
@@ -419,6 +500,10 @@ func (r *run) answer(req round.Request, err error) {
 		r.log.Debug("call ended", "node", req.To, "step", stepOf(req.Call), "result", reply.Result, "error", err)
 		err = fmt.Errorf("node %s: %s: %w", req.To, stepOf(req.Call), err)
 		r.last[req.To] = err
+	}
+	r.noteReached(req.To, err)
+	if err == nil {
+		r.done[req.To] = req.Call
 	}
 	before := r.lead.Phase()
 	r.noteCause(func() {
