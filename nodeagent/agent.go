@@ -209,6 +209,10 @@ func (a *Agent) serve(ctx context.Context, l net.Listener) error {
 		return nil
 	})
 	g.Go(func() error {
+		a.trimConsoles(gctx)
+		return nil
+	})
+	g.Go(func() error {
 		a.watchDisks(gctx)
 		return nil
 	})

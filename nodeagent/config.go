@@ -67,6 +67,10 @@ type Config struct {
 	// stopped. It runs again all that time. Default 2s.
 	DrainBudget time.Duration
 
+	// ConsoleBytes is how much of what a guest prints is kept, and of what its QEMU does.
+	// Older output is dropped. Default 64 MiB.
+	ConsoleBytes int64
+
 	// DestroyOnExit ends the node's guests when Run returns: for labs. By
 	// default guests outlive their agent, which finds them again.
 	DestroyOnExit bool
@@ -84,6 +88,9 @@ func (c *Config) applyDefaults() error {
 	}
 	if c.QEMU == "" {
 		c.QEMU = "qemu-system-x86_64"
+	}
+	if c.ConsoleBytes == 0 {
+		c.ConsoleBytes = defaultConsoleBytes
 	}
 	if c.DrainBudget == 0 {
 		c.DrainBudget = 2 * time.Second
@@ -173,6 +180,9 @@ func (c *Config) Validate() error {
 	}
 	if c.MemoryBytes < 0 || c.CaptureBytes < 0 {
 		errs = append(errs, errors.New("memory: negative"))
+	}
+	if c.ConsoleBytes < minConsoleBytes {
+		errs = append(errs, fmt.Errorf("console_mib: less than %d KiB", minConsoleBytes>>10))
 	}
 	if c.DrainBudget < 0 {
 		errs = append(errs, fmt.Errorf("drain_budget: negative (%s)", c.DrainBudget))

@@ -3,10 +3,7 @@ package nodeagent
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io"
 	"maps"
-	"os"
 	"runtime"
 	"slices"
 	"strings"
@@ -161,57 +158,6 @@ func (a *Agent) memoryFree() int64 {
 		free -= c.memory()
 	}
 	return free
-}
-
-// maxChunk bounds one piece of console output on the wire.
-const maxChunk = 64 << 10
-
-// consolePoll spaces looks at a console that is followed.
-const consolePoll = 100 * time.Millisecond
-
-// ReadConsole sends what a guest printed from offset on; with follow it goes on
-// until ctx ends or the guest is gone.
-func (a *Agent) ReadConsole(ctx context.Context, req *api.ConsoleRequest, send func([]byte) error) error {
-	g, err := a.findGuest(req.GetCluster(), req.GetGuest())
-	if err != nil {
-		return err
-	}
-	if g.machine.ConsolePath() == "" {
-		return fault.New(fault.Invalid, "guest %s was adopted: what it prints goes where whoever started it has sent it", req.Guest)
-	}
-	f, err := os.Open(g.machine.ConsolePath())
-	if err != nil {
-		return fmt.Errorf("open console of guest %s: %w", req.Guest, err)
-	}
-	defer f.Close()
-	if req.Offset > 1<<62 {
-		return fault.New(fault.Invalid, "console offset %d: too large", req.Offset)
-	}
-	offset := int64(req.Offset)
-	buf := make([]byte, maxChunk)
-	for ended := false; ; {
-		n, err := f.ReadAt(buf, offset)
-		if n > 0 {
-			offset += int64(n)
-			if err := send(buf[:n]); err != nil {
-				return err
-			}
-			continue
-		}
-		if err != nil && !errors.Is(err, io.EOF) {
-			return fmt.Errorf("read console of guest %s: %w", req.Guest, err)
-		}
-		if !req.Follow || ended {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-g.machine.Exited():
-			ended = true // what it printed last is still to be read
-		case <-time.After(consolePoll):
-		}
-	}
 }
 
 func (a *Agent) findGuest(cluster, name string) (*guest, error) {

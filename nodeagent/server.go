@@ -53,9 +53,7 @@ func (s *nodeServer) DestroyGuests(ctx context.Context, req *api.DestroyGuestsRe
 }
 
 func (s *nodeServer) ReadConsole(req *api.ConsoleRequest, stream grpc.ServerStreamingServer[api.ConsoleChunk]) error {
-	return s.agent.ReadConsole(stream.Context(), req, func(b []byte) error {
-		return stream.Send(&api.ConsoleChunk{Data: b})
-	})
+	return s.agent.ReadConsole(stream.Context(), req, stream.Send)
 }
 
 func (s *nodeServer) TraceFrames(req *api.TraceRequest, stream grpc.ServerStreamingServer[api.TraceChunk]) error {

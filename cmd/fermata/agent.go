@@ -47,6 +47,7 @@ type agentFile struct {
 	CaptureMiB  int64         `yaml:"capture_mib"`
 	QEMU        string        `yaml:"qemu"`
 	DrainBudget time.Duration `yaml:"drain_budget"`
+	ConsoleMiB  int64         `yaml:"console_mib"`
 
 	FabricPlaintext bool `yaml:"fabric_plaintext"`
 
@@ -69,7 +70,7 @@ func (f agentFile) config(log hclog.Logger) (nodeagent.Config, error) {
 		Listen:        f.Listen, Advertise: f.Advertise, FabricListen: f.FabricListen, FabricAdvertise: f.FabricAdvertise,
 		Coordinators: f.Coordinators, Plaintext: f.Plaintext,
 		MemoryBytes: f.MemoryMiB << 20, CaptureBytes: f.CaptureMiB << 20,
-		QEMU: f.QEMU, DrainBudget: f.DrainBudget, Bridges: f.Bridges, FabricPlaintext: f.FabricPlaintext, AllowedPaths: f.AllowedPaths, Logger: log, Version: app.Version(),
+		QEMU: f.QEMU, ConsoleBytes: f.ConsoleMiB << 20, DrainBudget: f.DrainBudget, Bridges: f.Bridges, FabricPlaintext: f.FabricPlaintext, AllowedPaths: f.AllowedPaths, Logger: log, Version: app.Version(),
 	}
 	if f.Plaintext {
 		return cfg, nil

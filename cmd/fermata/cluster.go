@@ -243,7 +243,7 @@ func newClusterConsoleCommand(o *operator) *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return copyConsole(o.env.Stdout, stream)
+				return copyConsole(o.env.Stdout, o.env.Stderr, offset, stream)
 			})
 		},
 	}
@@ -252,7 +252,8 @@ func newClusterConsoleCommand(o *operator) *cobra.Command {
 	return c
 }
 
-func copyConsole(w io.Writer, stream grpc.ServerStreamingClient[api.ConsoleChunk]) error {
+// copyConsole writes what comes to w, and to notes where something is missing.
+func copyConsole(w, notes io.Writer, next uint64, stream grpc.ServerStreamingClient[api.ConsoleChunk]) error {
 	for {
 		chunk, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
@@ -261,6 +262,11 @@ func copyConsole(w io.Writer, stream grpc.ServerStreamingClient[api.ConsoleChunk
 		if err != nil {
 			return err
 		}
+		if at := chunk.GetOffset(); at > next { // agents of earlier versions do not say
+			fmt.Fprintf(notes, "%d bytes of the console are not kept any more: console_mib of the node's agent says how many are\n", at-next)
+			next = at
+		}
+		next += uint64(len(chunk.GetData()))
 		if _, err := w.Write(chunk.GetData()); err != nil {
 			return err
 		}

@@ -1375,7 +1375,8 @@ func (x *ConsoleRequest) GetFollow() bool {
 
 type ConsoleChunk struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"` // at most 64 KiB
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`      // at most 64 KiB
+	Offset        uint64                 `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"` // of its first byte, from the beginning; what lies between two chunks is not kept
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1415,6 +1416,13 @@ func (x *ConsoleChunk) GetData() []byte {
 		return x.Data
 	}
 	return nil
+}
+
+func (x *ConsoleChunk) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
 }
 
 type TraceRequest struct {
@@ -5603,9 +5611,10 @@ const file_fermata_proto_rawDesc = "" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x14\n" +
 	"\x05guest\x18\x02 \x01(\tR\x05guest\x12\x16\n" +
 	"\x06offset\x18\x03 \x01(\x04R\x06offset\x12\x16\n" +
-	"\x06follow\x18\x04 \x01(\bR\x06follow\"\"\n" +
+	"\x06follow\x18\x04 \x01(\bR\x06follow\":\n" +
 	"\fConsoleChunk\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data\"B\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\x12\x16\n" +
+	"\x06offset\x18\x02 \x01(\x04R\x06offset\"B\n" +
 	"\fTraceRequest\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x18\n" +
 	"\anetwork\x18\x02 \x01(\tR\anetwork\"e\n" +
