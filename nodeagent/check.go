@@ -245,11 +245,7 @@ func (c *guestCheck) machine(ctx context.Context) error {
 	}
 	var disks []qemu.Disk
 	for _, d := range c.spec.Disks {
-		disk := qemu.Disk{Name: d.Name, Path: d.Path, Format: qemu.DiskFormat(d.Format), ReadOnly: d.ReadOnly}
-		if !d.ReadOnly {
-			disk.Path, disk.Format = overlayPath(g.dir, d.Name), qemu.QCOW2
-		}
-		disks = append(disks, disk)
+		disks = append(disks, diskOf(g, d))
 	}
 	var cards []qemu.NIC
 	for _, n := range c.spec.Nics {

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"fermata/nodeagent/capture"
 	"fermata/protocol/api"
 	"fermata/protocol/fault"
 	"fermata/vmm/qcow2"
@@ -32,6 +33,18 @@ func (m *maker) placeDisks(ctx context.Context) (disks []qemu.Disk, err error) {
 	return disks, nil
 }
 
+// diskOf translates a disk for the driver, all but its images.
+func diskOf(g *guest, spec *api.DiskSpec) qemu.Disk {
+	d := qemu.Disk{
+		Name: spec.Name, Path: spec.Path, Format: qemu.DiskFormat(spec.Format), ReadOnly: spec.ReadOnly,
+		WriteError: qemu.OnError(spec.Werror), ReadError: qemu.OnError(spec.Rerror), QuotaBytes: spec.QuotaBytes,
+	}
+	if !d.ReadOnly {
+		d.Path, d.Format = overlayPath(g.dir, spec.Name), qemu.QCOW2
+	}
+	return d
+}
+
 func (m *maker) placeDisk(ctx context.Context, spec *api.DiskSpec) (qemu.Disk, error) {
 	base, err := openChain(m.agent.paths, spec.Path, qemu.DiskFormat(spec.Format))
 	if err == nil {
@@ -40,14 +53,12 @@ func (m *maker) placeDisk(ctx context.Context, spec *api.DiskSpec) (qemu.Disk, e
 	if err != nil {
 		return qemu.Disk{Backing: base}, err
 	}
+	d := diskOf(m.guest, spec)
 	if spec.ReadOnly {
-		return qemu.Disk{Name: spec.Name, Path: base.Path, Format: base.Format, ReadOnly: true, Backing: base.Backing, File: base.File,
-			ReadError: qemu.OnError(spec.Rerror)}, nil
+		d.Backing, d.File = base.Backing, base.File
+		return d, nil
 	}
-	d := qemu.Disk{
-		Name: spec.Name, Path: overlayPath(m.guest.dir, spec.Name), Format: qemu.QCOW2, Backing: base,
-		WriteError: qemu.OnError(spec.Werror), ReadError: qemu.OnError(spec.Rerror), QuotaBytes: spec.QuotaBytes,
-	}
+	d.Backing = base
 	if m.image == nil {
 		err = createOverlay(ctx, d.Path, spec, base)
 	} else {
@@ -172,6 +183,29 @@ func createOverlay(ctx context.Context, path string, spec *api.DiskSpec, base *q
 		return fault.Wrap(class, err, "create overlay: %s", strings.TrimSpace(string(out)))
 	}
 	return nil
+}
+
+// overlaySize is how much of an overlay with a quota has to be kept: it has its size from
+// the beginning, most of it a hole, which restoring it makes again.
+func overlaySize(path string) (uint64, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	data, err := capture.Data(f, 0, fi.Size())
+	if err != nil {
+		return 0, err
+	}
+	var end int64
+	for e := range data.All() {
+		end = max(end, e.End())
+	}
+	return uint64(min(end, fi.Size())), nil
 }
 
 // imageSize returns the size of the disk in an image, in bytes.

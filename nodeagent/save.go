@@ -125,6 +125,11 @@ func (s *saving) saveState(ctx context.Context, sg *savedGuest) (err error) {
 			continue
 		}
 		overlay := vmm.Memory{Name: d.Name, Path: overlayPath(sg.dir, d.Name)}
+		if d.QuotaBytes > 0 {
+			if overlay.Size, err = overlaySize(overlay.Path); err != nil {
+				return fmt.Errorf("disk %s: %w", d.Name, err)
+			}
+		}
 		if err := s.savePiece(ctx, sg, kindDisk, overlay); err != nil {
 			return err
 		}

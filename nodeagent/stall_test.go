@@ -3,6 +3,7 @@ package nodeagent
 import (
 	"bytes"
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -38,8 +39,12 @@ func statusNamed(t *testing.T, describe func() (*api.NodeInfo, error), guest str
 func (b *bench) watched() {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
+	base := filepath.Join(b.t.TempDir(), "base.img")
+	if err := os.WriteFile(base, make([]byte, pageBytes), 0o600); err != nil {
+		b.t.Fatal(err)
+	}
 	for _, g := range b.cluster.guests {
-		g.spec.Disks = []*api.DiskSpec{{Name: "root", ReadOnly: true}}
+		g.spec.Disks = []*api.DiskSpec{{Name: "root", Path: base, Format: "raw", ReadOnly: true}}
 	}
 	go func() {
 		defer close(ended)
@@ -151,10 +156,13 @@ func (n *rigNode) fill(t *testing.T) (free func()) {
 	var fs unix.Statfs_t
 	path := filepath.Join(n.cfg.StateDir, "filler")
 	f, err := os.Create(path)
-	if err == nil {
-		defer f.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for err = unix.ENOSPC; errors.Is(err, unix.ENOSPC); { // the guest writes meanwhile
 		if err = unix.Statfs(n.cfg.StateDir, &fs); err == nil {
-			err = unix.Fallocate(int(f.Fd()), 0, 0, max(int64(fs.Bavail)*fs.Bsize-left, 1))
+			err = unix.Fallocate(int(f.Fd()), 0, 0, max(int64(fs.Bavail)*fs.Bsize-left, 4096))
 		}
 	}
 	if err != nil {
@@ -237,5 +245,44 @@ func TestAgent_FullDisk(t *testing.T) {
 	r.destroy()
 	if left, err := os.ReadDir(filepath.Join(n.cfg.StateDir, "guests")); err != nil || len(left) != 0 {
 		t.Errorf("%v left of the guest, %v", left, err)
+	}
+}
+
+// TestAgent_OverlayQuota has a guest write until its disk's quota is used up, and takes it
+// back to a checkpoint of before.
+func TestAgent_OverlayQuota(t *testing.T) {
+	const quota = 4 << 20
+	r := newRig(t, "n1")
+	n := r.nodes["n1"]
+	base := filepath.Join(t.TempDir(), "base.img")
+	if err := os.WriteFile(base, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(base, 64<<20); err != nil {
+		t.Fatal(err)
+	}
+	r.app = guests.Cluster{Count: 1, Work: guests.RunDirty, Writer: guests.Writer{MiB: 1, Rate: 1, Every: 200 * time.Millisecond}}
+	r.disks = []*api.DiskSpec{{Name: "data", Path: base, Format: "raw", Werror: "stop", QuotaBytes: quota}}
+	where := map[int]string{1: "n1"}
+	r.create(1, where, nil, nil)
+	status := func() *api.GuestStatus {
+		return statusNamed(t, func() (*api.NodeInfo, error) { return n.client.Describe(t.Context(), &api.DescribeRequest{}) }, guests.Name(1))
+	}
+	full := func() bool { return strings.Contains(status().Reason, "disk data: its quota of 4 MiB is used up") }
+	account := func() guests.Dirty { return lastDirty(r.console("n1", 1)) }
+	r.await("a record on the disk", bootBudget, func() bool { return account().Records > 0 })
+	images, packs, _ := r.checkpoint(2)
+	for _, o := range images[guests.Name(1)].Objects {
+		if o.Kind == kindDisk && o.SizeBytes >= quota {
+			t.Errorf("the checkpoint holds %d bytes of the overlay, its whole quota", o.SizeBytes)
+		}
+	}
+	r.await("the quota to be used up", bootBudget, full)
+	r.destroy()
+	r.create(3, where, images, packs)
+	r.await("more records", stepBudget, func() bool { return account().Records > 0 })
+	r.await("the quota to be used up again", bootBudget, full)
+	if d := account(); d.Bad+d.BadRecords != 0 {
+		t.Errorf("%+v: bad memory or records", d)
 	}
 }
