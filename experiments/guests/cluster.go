@@ -34,6 +34,12 @@ func ImageFiles(dir string) (kernel, initrd string) {
 	return filepath.Join(dir, "vmlinuz"), filepath.Join(dir, "initrd.img")
 }
 
+// AppImageFiles are the kernel and the initial RAM disk of guests that also have
+// HPC Challenge and Redis.
+func AppImageFiles(dir string) (kernel, initrd string) {
+	return filepath.Join(dir, "vmlinuz"), filepath.Join(dir, "initrd-apps.img")
+}
+
 // MinMemoryMiB is the least RAM with which a guest of role mpi+canary works.
 const MinMemoryMiB = 128
 
@@ -54,22 +60,24 @@ const (
 	RunDirty Work = 4
 	// RunSecret makes every guest hold what no checkpoint may have.
 	RunSecret Work = 8
+	// RunHPCC makes guest 1 start HPC Challenge on all guests. It needs the image of
+	// AppImageFiles.
+	RunHPCC Work = 16
+	// RunRedis makes two guests serve a replicated Redis, and guest 2 check what is in
+	// it. It needs the image of AppImageFiles.
+	RunRedis Work = 32
 )
+
+// workWords are the words of the command line, by the bits of Work.
+var workWords = []string{"mpi", "canary", "dirty", "secret", "hpcc", "redis"}
 
 // String is the word on the command line.
 func (w Work) String() string {
 	var words []string
-	if w&RunMPI != 0 {
-		words = append(words, "mpi")
-	}
-	if w&RunCanary != 0 {
-		words = append(words, "canary")
-	}
-	if w&RunDirty != 0 {
-		words = append(words, "dirty")
-	}
-	if w&RunSecret != 0 {
-		words = append(words, "secret")
+	for bit, word := range workWords {
+		if w&(1<<bit) != 0 {
+			words = append(words, word)
+		}
 	}
 	if len(words) == 0 {
 		return "idle"
@@ -148,6 +156,15 @@ type Secret struct {
 	Told  bool // to the host, by fermata-guest
 }
 
+// Challenge are the parameters of HPC Challenge.
+type Challenge struct{ N int } // order of the matrices; time grows with its cube. Default 1000
+
+// Redis are the parameters of the writer to the replicated Redis.
+type Redis struct {
+	Rate int // steps a second. Default 20
+	Keys int // of 200 bytes. Default 2000
+}
+
 // SecretWord is number i, from 0, of the words of 64 bits that are the secret
 // (programs/src/secret.c).
 func SecretWord(i uint64) uint64 { return (i + 1000003) * 0x9e3779b97f4a7c15 }
@@ -162,6 +179,8 @@ type Cluster struct {
 	Canary Canary
 	Writer Writer
 	Secret Secret
+	HPCC   Challenge
+	Redis  Redis
 	Net    netip.Prefix  // of eth0, a /24
 	Tick   time.Duration // between two TICK lines, at least 1 ms
 	Kernel string        // more words for the kernel's command line
@@ -183,6 +202,12 @@ func (c Cluster) applyDefaults() Cluster {
 	}
 	if c.Secret.Pages == 0 {
 		c.Secret.Pages = 64
+	}
+	if c.HPCC.N == 0 {
+		c.HPCC.N = 1000
+	}
+	if c.Redis == (Redis{}) {
+		c.Redis = Redis{Rate: 20, Keys: 2000}
 	}
 	if c.Writer.Threads == 0 {
 		c.Writer.Threads = 1
@@ -233,6 +258,12 @@ func (c Cluster) Validate() error {
 	if c.Secret.Pages < 1 {
 		complain("secret: %d pages", c.Secret.Pages)
 	}
+	if c.HPCC.N < 1 || c.Redis.Rate < 1 || c.Redis.Keys < 1 {
+		complain("applications: %+v, %+v", c.HPCC, c.Redis)
+	}
+	if c.Work&RunRedis != 0 && c.Count != 2 {
+		complain("count: Redis takes 2 guests")
+	}
 	if !c.Net.Addr().Is4() || c.Net.Bits() != 24 || c.Net.Masked() != c.Net {
 		complain("net: %s is not an IPv4 /24", c.Net)
 	}
@@ -276,6 +307,12 @@ func (c Cluster) Cmdline(index int) string {
 			told = 1
 		}
 		words = append(words, fmt.Sprintf("fermata.secret=%d,%d", c.Secret.Pages, told))
+	}
+	if c.Work&RunHPCC != 0 {
+		words = append(words, fmt.Sprintf("fermata.hpcc=%d", c.HPCC.N))
+	}
+	if c.Work&RunRedis != 0 {
+		words = append(words, fmt.Sprintf("fermata.redis=%d,%d", c.Redis.Rate, c.Redis.Keys))
 	}
 	if c.PowerOff {
 		words = append(words, "fermata.end=poweroff")

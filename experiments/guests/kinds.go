@@ -153,7 +153,6 @@ func decodeDirty(v *values, ended bool) any {
 		Records: v.count("records"), BadRecords: v.count("bad-records"), Uptime: v.seconds("uptime"), Ended: ended}
 }
 
-// decoders make the body of each known kind.
 // SecretStart says that a guest holds its secret, and how fermata-guest ended that told
 // the host; -1: it was not asked to.
 type SecretStart struct {
@@ -171,6 +170,60 @@ type SecretState struct {
 // Restarted is what fermata-guest was told of a restart, as JSON.
 type Restarted struct{ Told string }
 
+// HPCCStart says that HPC Challenge begins.
+type HPCCStart struct {
+	N, Ranks int
+	Uptime   Seconds
+}
+
+// HPCC says which part of HPC Challenge runs.
+type HPCC struct {
+	Section string // "" before the first
+	Uptime  Seconds
+}
+
+// HPCCDone is what HPC Challenge found.
+type HPCCDone struct {
+	Status             int  // of the launcher
+	Success            bool // HPC Challenge calls its own run a success
+	N                  int
+	HPLSeconds         Seconds
+	HPLPassed          int // residual checks that passed, one a problem
+	HPLFailed          int
+	PTRANSResidual     float64 // of the parallel matrix transpose; 0: exact
+	RandomAccessErrors uint64
+	FFTError           float64 // largest, in units of rounding
+}
+
+// TallyStart says that the writer to Redis knows its master.
+type TallyStart struct {
+	N      uint64 // steps that are in Redis
+	Keys   uint64
+	Uptime Seconds
+}
+
+// Tally is the writer's account of a replicated Redis.
+type Tally struct {
+	N          uint64 // steps done
+	Bad        uint64 // replies and keys that were not what they must be
+	Reconnects uint64 // connections to Redis that had to be made again
+	Failovers  uint64 // replicas that were made the master
+	Syncs      uint64 // whole copies that the master sent to a replica
+	Scans      uint64 // comparisons of all keys on both guests
+	Lone       uint64 // steps that no replica had
+	Master     string
+	Replicas   int // that have the last step
+	Uptime     Seconds
+}
+
+// TallyBad is one reply or key that was not what it must be (the first 16).
+type TallyBad struct {
+	What, Host string
+	Want       uint64 // step
+	Got        string
+}
+
+// decoders make the body of each known kind.
 var decoders = map[string]func(*values) any{
 	"READY": func(v *values) any {
 		return Ready{Guest: v.text("guest"), Uptime: v.seconds("uptime"), Kernel: v.text("kernel"),
@@ -231,6 +284,26 @@ var decoders = map[string]func(*values) any{
 	},
 	"SECRET":    func(v *values) any { return SecretState{State: v.text("state"), Uptime: v.seconds("uptime")} },
 	"RESTARTED": func(v *values) any { return Restarted{Told: v.text("told")} },
+	"HPCC-START": func(v *values) any {
+		return HPCCStart{N: v.integer("n"), Ranks: v.integer("ranks"), Uptime: v.seconds("uptime")}
+	},
+	"HPCC": func(v *values) any { return HPCC{Section: v.text("section"), Uptime: v.seconds("uptime")} },
+	"HPCC-DONE": func(v *values) any {
+		return HPCCDone{Status: v.integer("status"), Success: v.integer("success") == 1, N: v.integer("n"), HPLSeconds: v.seconds("hpl-seconds"),
+			HPLPassed: v.integer("hpl-passed"), HPLFailed: v.integer("hpl-failed"), PTRANSResidual: v.number("ptrans-residual"),
+			RandomAccessErrors: v.count("random-access-errors"), FFTError: v.number("fft-error")}
+	},
+	"TALLY-START": func(v *values) any {
+		return TallyStart{N: v.count("n"), Keys: v.count("keys"), Uptime: v.seconds("uptime")}
+	},
+	"TALLY": func(v *values) any {
+		return Tally{N: v.count("n"), Bad: v.count("bad"), Reconnects: v.count("reconnects"), Failovers: v.count("failovers"),
+			Syncs: v.count("syncs"), Scans: v.count("scans"), Lone: v.count("lone"), Master: v.text("master"),
+			Replicas: v.integer("replicas"), Uptime: v.seconds("uptime")}
+	},
+	"TALLY-BAD": func(v *values) any {
+		return TallyBad{What: v.text("what"), Host: v.text("host"), Want: v.count("want"), Got: v.text("got")}
+	},
 	"DIRTY-BAD": func(v *values) any {
 		return DirtyBad{Page: v.count("page"), Generation: v.count("generation"), Fault: v.text("fault"),
 			FoundPage: v.count("found-page"), FoundGeneration: v.count("found-generation")}

@@ -29,6 +29,7 @@ var compiled = []program{
 	{name: "canary", sources: []string{"canary.c", "books.c", "wire.c", "stream.c", "kernel.c", "line.c"}},
 	{name: "secret", sources: []string{"secret.c", "line.c"}},
 	{name: "dirty", sources: []string{"dirty.c", "pattern.c", "records.c", "line.c"}},
+	{name: "tally", sources: []string{"tally.c", "resp.c", "line.c"}},
 	{name: "jacobi", sources: []string{"jacobi.c", "line.c"}, mpi: true},
 }
 

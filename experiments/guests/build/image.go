@@ -41,6 +41,7 @@ var wantedPlugins = []string{
 type image struct {
 	root        tree
 	mpi         tree // Open MPI without the C library, for the host
+	apps        tree // applications that only some guests run, laid over root
 	kernel      string
 	initrdBytes int64
 }
@@ -60,9 +61,9 @@ func layOut(root, programs string) (*image, error) {
 	if err != nil {
 		return nil, err
 	}
-	im := &image{root: tree{}, mpi: tree{}, kernel: kernel}
+	im := &image{root: tree{}, mpi: tree{}, apps: tree{}, kernel: kernel}
 	im.root.put("dev/console", node{mode: fs.ModeDevice | fs.ModeCharDevice | 0o600, rdev: [2]uint32{5, 1}})
-	for _, step := range []func(root, programs string) error{im.addBusybox, im.addPrograms, im.addModules, im.addMPI, im.addAgent} {
+	for _, step := range []func(root, programs string) error{im.addBusybox, im.addPrograms, im.addModules, im.addMPI, im.addAgent, im.addApps} {
 		if err := step(root, programs); err != nil {
 			return nil, err
 		}
@@ -257,7 +258,10 @@ func (im *image) addMPIFile(root, from, to string) error {
 	return nil
 }
 
-func (im *image) addFile(root, from, to string) error {
+func (im *image) addFile(root, from, to string) error { return im.root.copyFrom(root, from, to) }
+
+// copyFrom takes the file from below root into the tree as to.
+func (t tree) copyFrom(root, from, to string) error {
 	file := filepath.Join(root, from)
 	info, err := os.Stat(file)
 	if err != nil {
@@ -267,7 +271,7 @@ func (im *image) addFile(root, from, to string) error {
 	if err != nil {
 		return err
 	}
-	im.root.file(to, info.Mode().Perm(), data)
+	t.file(to, info.Mode().Perm(), data)
 	return nil
 }
 

@@ -10,7 +10,7 @@ import (
 )
 
 // outputs are the files whose absence makes a build incomplete.
-var outputs = []string{"vmlinuz", "initrd.img", "jacobi", "canary", "dirty", "native-jacobi", "openmpi"}
+var outputs = []string{"vmlinuz", "initrd.img", "initrd-apps.img", "jacobi", "canary", "dirty", "native-jacobi", "openmpi"}
 
 // nativeScript runs the guests' MPI program on the host as one rank, with the
 // guests' Open MPI and the host's C library.
@@ -45,7 +45,40 @@ func writeOutputs(dir, root, programs string, im *image) error {
 		return fmt.Errorf("write initrd: %w", err)
 	}
 	im.initrdBytes = n
-	return nil
+	return writeAppInitrd(filepath.Join(dir, "initrd-apps.img"), filepath.Join(dir, "initrd.img"), im.apps)
+}
+
+// writeAppInitrd writes the initial RAM disk of guests that run applications: base,
+// followed by an archive of the applications. The kernel unpacks one after the other.
+func writeAppInitrd(path, base string, apps tree) error {
+	if _, err := writeInitrd(path, apps); err != nil {
+		return fmt.Errorf("write applications: %w", err)
+	}
+	layer, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if err := copyFile(base, path, 0o644); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	// Archives begin at multiples of four bytes
+	// (Documentation/driver-api/early-userspace/buffer-format.rst).
+	end, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	if _, err := f.Write(make([]byte, -end&3)); err != nil {
+		return err
+	}
+	if _, err := f.Write(layer); err != nil {
+		return err
+	}
+	return f.Close()
 }
 
 // writeInitrd compresses the archive to a third. Under emulation a guest boots

@@ -26,6 +26,14 @@ var mpiPackages = []string{
 // agentPackages are QEMU's guest agent and the libraries it needs.
 var agentPackages = []string{"qemu-guest-agent", "libglib2.0-0", "libpcre2-8-0", "libnuma1", "liburing2"}
 
+// appPackages are the applications of the second image, and the libraries they
+// need: HPC Challenge with the reference BLAS, and Redis.
+var appPackages = []string{
+	"hpcc", "libblas3",
+	"redis-server", "redis-tools", "libatomic1", "libjemalloc2", "liblzf1", "libssl3", "libsystemd0",
+	"libstdc++6", "libgcc-s1", "libcap2", "libgcrypt20", "libgpg-error0", "liblzma5", "libzstd1", "liblz4-1",
+}
+
 // resolve asks apt which archives stand for the packages today.
 func resolve(ctx context.Context) ([]deb.Archive, error) {
 	depends, err := deb.Output(ctx, "", "apt-cache", "depends", "--important", kernelMeta)
@@ -43,5 +51,5 @@ func resolve(ctx context.Context) ([]deb.Archive, error) {
 	if kernel == "" {
 		return nil, fmt.Errorf("apt knows no %s: run .ci/install or apt-get update", kernelMeta)
 	}
-	return deb.Source{}.Resolve(ctx, slices.Concat([]string{kernel}, mpiPackages, agentPackages)...)
+	return deb.Source{}.Resolve(ctx, slices.Concat([]string{kernel}, mpiPackages, agentPackages, appPackages)...)
 }
