@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -35,6 +37,9 @@ type arming struct {
 // Inject does what the point is armed with, if it is. The error is that of an
 // error action, or of a context that ended a delay or hang.
 func Inject(ctx context.Context, p Point) error {
+	if err := rearm(); err != nil {
+		return err
+	}
 	armed.mu.Lock()
 	if armed.seen == nil {
 		armed.seen = make(map[Point]int)
@@ -97,6 +102,25 @@ func signal(p Point, sig syscall.Signal) error {
 		return fmt.Errorf("failpoint %s: %w", p, err)
 	}
 	return nil
+}
+
+// rearm arms what the file of this process says, if there is one; see DirEnv.
+func rearm() error {
+	dir := os.Getenv(DirEnv)
+	if dir == "" {
+		return nil
+	}
+	path := filepath.Join(dir, strconv.Itoa(os.Getpid()))
+	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	armed.mu.Lock()
+	for _, a := range armed.points {
+		close(a.gone)
+	}
+	clear(armed.points)
+	armed.mu.Unlock()
+	return ArmFile(path)
 }
 
 // Reached returns how often a point was reached in this process, armed or not.
@@ -164,6 +188,8 @@ func arm(plan Plan) error {
 func disarmPoint(p Point) {
 	armed.mu.Lock()
 	defer armed.mu.Unlock()
-	close(armed.points[p].gone)
-	delete(armed.points, p)
+	if a := armed.points[p]; a != nil { // else a file has replaced it
+		close(a.gone)
+		delete(armed.points, p)
+	}
 }

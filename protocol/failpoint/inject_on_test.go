@@ -7,7 +7,9 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -21,6 +23,27 @@ func mustArm(t *testing.T, p Point, action string) (disarm func()) {
 	}
 	t.Cleanup(disarm)
 	return disarm
+}
+
+// TestInject_ArmedWhileItRuns arms points of a running process by a file.
+func TestInject_ArmedWhileItRuns(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv(DirEnv, dir)
+	file := filepath.Join(dir, strconv.Itoa(os.Getpid()))
+	for _, p := range []Point{AgentAfterStop, AgentAfterGate} {
+		if err := os.WriteFile(file, []byte(string(p)+"=error@1"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for _, other := range []Point{AgentAfterStop, AgentAfterGate} {
+			if err := Inject(t.Context(), other); (err != nil) != (other == p) {
+				t.Errorf("%s armed: %s: %v", p, other, err)
+			}
+		}
+		if _, err := os.Stat(file); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("the file is still there: %v", err)
+		}
+	}
+	disarmPoint(AgentAfterGate)
 }
 
 func TestInject_Error(t *testing.T) {

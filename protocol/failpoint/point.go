@@ -32,6 +32,12 @@ package failpoint
 // Env names the environment variable that cmd hands to ArmAll.
 const Env = "FERMATA_FAILPOINTS"
 
+// DirEnv names the environment variable of a directory in which a running process finds
+// what is to be armed: a file that is named by its process id, with the text of Env. It
+// is read and removed when a point is reached, before that is, and replaces what was
+// armed.
+const DirEnv = "FERMATA_FAILPOINTS_DIR"
+
 // FileName is the file in an agent's state directory that cmd hands to ArmFile.
 const FileName = "failpoints"
 
