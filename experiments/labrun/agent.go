@@ -20,15 +20,37 @@ const serveBudget = time.Minute
 
 // AgentPID returns the process id of a node's agent.
 func (l *Lab) AgentPID(node string) (int, error) {
-	b, err := os.ReadFile(filepath.Join(l.Dir, "nodes", node, "agent.pid"))
+	return readPID("agent of "+node, filepath.Join(l.Dir, "nodes", node, "agent.pid"))
+}
+
+// CoordinatorPID returns the process id of the coordinator.
+func (l *Lab) CoordinatorPID() (int, error) {
+	return readPID("coordinator", filepath.Join(l.Dir, "coordinator", "coordinator.pid"))
+}
+
+func readPID(what, path string) (int, error) {
+	b, err := os.ReadFile(path)
 	if err != nil {
-		return 0, fmt.Errorf("find agent: %w", err)
+		return 0, fmt.Errorf("find %s: %w", what, err)
 	}
 	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
 	if err != nil {
-		return 0, fmt.Errorf("find agent of %s: %w", node, err)
+		return 0, fmt.Errorf("find %s: %w", what, err)
 	}
 	return pid, nil
+}
+
+// ProcessState is the letter of a process's state (proc(5)); 0: it does not exist.
+func ProcessState(pid int) byte {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	_, rest, _ := strings.Cut(string(b), ") ")
+	if rest == "" {
+		return 0
+	}
+	return rest[0]
 }
 
 // RenewAgent kills a node's agent, which the lab replaces, and waits until the new

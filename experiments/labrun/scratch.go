@@ -31,7 +31,12 @@ type Scratch struct {
 // NewScratch builds a binary with tags and starts a lab of it below parent. End it.
 //
 // On error: nothing is left.
-func NewScratch(ctx context.Context, parent, name string, nodes int, tags ...string) (_ *Scratch, err error) {
+func NewScratch(ctx context.Context, parent, name string, nodes int, tags ...string) (*Scratch, error) {
+	return NewScratchOf(ctx, parent, name, nodes, func(*Lab) {}, tags...)
+}
+
+// NewScratchOf is NewScratch of a lab that change has changed before its start.
+func NewScratchOf(ctx context.Context, parent, name string, nodes int, change func(*Lab), tags ...string) (_ *Scratch, err error) {
 	// The name stays short: there are sockets below it.
 	dir, err := os.MkdirTemp(parent, "fermata-"+name+"-")
 	if err != nil {
@@ -41,13 +46,16 @@ func NewScratch(ctx context.Context, parent, name string, nodes int, tags ...str
 		Fermata: filepath.Join(dir, "fermata"), Dir: filepath.Join(dir, "lab"), Nodes: nodes,
 		Args: []string{"--log-level", "warn"}, Prefix: Tied(),
 	}}
+	change(s.Lab)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.End())
 		}
 	}()
-	if err := Build(ctx, s.Fermata, tags...); err != nil {
-		return nil, err
+	if s.Fermata == filepath.Join(dir, "fermata") { // it was not given
+		if err := Build(ctx, s.Fermata, tags...); err != nil {
+			return nil, err
+		}
 	}
 	if err := os.Mkdir(s.Dir, 0o700); err != nil {
 		return nil, err

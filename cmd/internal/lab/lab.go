@@ -172,12 +172,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	defer func() { err = errors.Join(err, l.net.Close()) }()
 	defer l.certificates().keep(ctx)()
 
-	coordinator, err := l.startCoordinator()
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, coordinator.stop()) }()
-	return l.supervise(ctx, coordinator)
+	return l.supervise(ctx)
 }
 
 // endEarlier ends what a killed lab left in this directory.
@@ -342,10 +337,25 @@ func (l *lab) startAgent(name string, n nodeNet) (*process, error) {
 		filepath.Join(dir, "agent.log"), filepath.Join(dir, "agent.pid"))
 }
 
-// supervise runs the agents, starts those anew that die, and ends all of them
-// with ctx. The end of the coordinator is the end of the lab.
-func (l *lab) supervise(ctx context.Context, coordinator *process) error {
+// supervise runs the coordinator and the agents, starts those anew that die, and ends
+// all of them with ctx, the coordinator last. A coordinator that ends by itself, as it
+// does when it cannot serve, is the end of the lab.
+func (l *lab) supervise(ctx context.Context) (err error) {
+	coordinator, err := l.startCoordinator()
+	if err != nil {
+		return err
+	}
 	ctx, cancel := context.WithCancel(ctx)
+	leading := make(chan error, 1)
+	outlast, stop := context.WithCancel(context.WithoutCancel(ctx))
+	go func() {
+		defer cancel()
+		leading <- l.keepCoordinator(outlast, coordinator)
+	}()
+	defer func() {
+		stop()
+		err = errors.Join(err, <-leading)
+	}()
 	defer cancel()
 	ended := make(chan error, l.cfg.Nodes)
 	running := 0
@@ -366,16 +376,36 @@ func (l *lab) supervise(ctx context.Context, coordinator *process) error {
 	if ctx.Err() == nil && l.cfg.Ready != nil {
 		l.cfg.Ready(l.layout.socket())
 	}
-	select {
-	case <-ctx.Done():
-	case <-coordinator.done:
-		errs = append(errs, fmt.Errorf("coordinator ended: %w (see %s)", coordinator.err, filepath.Join(l.layout.coordinator(), "coordinator.log")))
-		cancel()
-	}
+	<-ctx.Done()
 	for range running {
 		errs = append(errs, <-ended)
 	}
 	return errors.Join(errs...)
+}
+
+// keepCoordinator runs the coordinator until ctx ends. One that is killed is started
+// again, as systemd would.
+func (l *lab) keepCoordinator(ctx context.Context, p *process) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return p.stop()
+		case <-p.done:
+		}
+		if !p.killed() {
+			return fmt.Errorf("coordinator ended: %w (see %s)", p.err, filepath.Join(l.layout.coordinator(), "coordinator.log"))
+		}
+		l.cfg.Logger.Warn("coordinator was killed, starting it again", "reason", p.err)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(restartDelay):
+		}
+		var err error
+		if p, err = l.startCoordinator(); err != nil {
+			return err
+		}
+	}
 }
 
 // keepAgent runs a node's agent until ctx ends. An agent that dies is started

@@ -57,6 +57,15 @@ func start(name string, ns *netns.NsHandle, exe string, args []string, logPath, 
 	return p, nil
 }
 
+// killed reports whether a signal has ended the daemon, which then did not decide that
+// itself.
+//
+// Preconditions: done is closed.
+func (p *process) killed() bool {
+	status, ok := p.cmd.ProcessState.Sys().(syscall.WaitStatus)
+	return ok && status.Signaled()
+}
+
 // stop ends the daemon as an operator would, and kills it when that takes too long.
 func (p *process) stop() error {
 	if err := p.cmd.Process.Signal(unix.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
