@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"fermata/imageio/repository"
+	"fermata/imageio/vfs"
 	"fermata/protocol/api"
 	"fermata/protocol/fault"
 	"fermata/vmm"
@@ -207,6 +208,8 @@ func repositoryFault(err error) error {
 		return fault.Wrap(fault.Aborted, err, "repository")
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
 		return fault.Wrap(fault.NoSpace, err, "repository")
+	case errors.Is(err, unix.EROFS), errors.Is(err, vfs.ErrNoAnswer):
+		return fault.Wrap(fault.Unavailable, err, "repository")
 	default:
 		return err
 	}
