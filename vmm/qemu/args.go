@@ -44,15 +44,19 @@ func (c Config) arguments() []string {
 		"-mon", "chardev=qmp,mode=control",
 		"-chardev", fmt.Sprintf("socket,id=guard,fd=%d,server=on,wait=off", guardFD),
 		"-mon", "chardev=guard,mode=control",
-		"-chardev", "file,id=console,append=on,path=" + escapeCommas(c.consolePath()),
+		"-add-fd", fmt.Sprintf("fd=%d,set=%[1]d", c.inheritedFD(inheritedConsole)),
+		"-chardev", fmt.Sprintf("file,id=console,append=on,path=/dev/fdset/%d", c.inheritedFD(inheritedConsole)),
+	}
+	if c.Confine.Sandbox {
+		args = append(args, "-sandbox", sandbox)
 	}
 	for _, g := range c.sleepGlobals() {
 		args = append(args, "-global", g)
 	}
 	if c.Kernel != "" {
-		args = append(args, "-kernel", c.Kernel)
+		args = append(args, "-kernel", c.inheritedPath(inheritedKernel))
 		if c.Initrd != "" {
-			args = append(args, "-initrd", c.Initrd)
+			args = append(args, "-initrd", c.inheritedPath(inheritedInitrd))
 		}
 		if c.Cmdline != "" {
 			args = append(args, "-append", c.Cmdline)
@@ -132,13 +136,12 @@ func (c Config) sleepGlobals() []string {
 	return []string{device + ".disable_s3=1", device + ".disable_s4=1"}
 }
 
-// memoryObject is JSON, where a path may hold any character.
 func (c Config) memoryObject() string {
 	return jsonArgument(map[string]any{
 		"qom-type": "memory-backend-file",
 		"id":       ramID,
 		"size":     c.MemoryBytes,
-		"mem-path": c.memoryPath(),
+		"mem-path": c.inheritedPath(inheritedRAM),
 		"share":    true,
 	})
 }
@@ -148,9 +151,6 @@ func (c Config) memoryObject() string {
 func blockNode(i int) string { return "disk" + strconv.Itoa(i) }
 
 func netdevID(nic string) string { return "net-" + nic }
-
-// escapeCommas makes a value safe in QEMU's key=value,... syntax.
-func escapeCommas(s string) string { return strings.ReplaceAll(s, ",", ",,") }
 
 // jsonArgument renders maps of strings, numbers and booleans, which always
 // marshal.

@@ -100,6 +100,9 @@ type Config struct {
 	// MemoryDir is where the RAM file is made: tmpfs or hugetlbfs.
 	MemoryDir string `json:"memory_dir"`
 
+	// Confine says what QEMU may do on the host.
+	Confine Confinement `json:"confine,omitzero"`
+
 	Incoming bool       `json:"incoming,omitempty"` // wait for LoadDevices
 	Save     SaveMethod `json:"save,omitempty"`
 

@@ -99,11 +99,11 @@ func TestConfig_Arguments(t *testing.T) {
 		"-machine\npc-q35-7.2,memory-backend=ram0,vmport=off,dump-guest-core=off",
 		"-smp\n2,sockets=1,cores=2,threads=1",
 		"-m\nsize=64M",
-		`{"id":"ram0","mem-path":"/dev/shm/a1.ram","qom-type":"memory-backend-file","share":true,"size":67108864}`,
+		`{"id":"ram0","mem-path":"/proc/self/fd/12","qom-type":"memory-backend-file","share":true,"size":67108864}`,
 		"-rtc\nbase=utc,clock=vm",
 		"-global\nICH9-LPC.disable_s3=1",
-		"file,id=console,append=on,path=/run/fermata/a,,1/console.log",
-		"-kernel\n/boot/vm,linuz\n-initrd\n/boot/initrd\n-append\nconsole=ttyS0 quiet",
+		"-add-fd\nfd=13,set=13\n-chardev\nfile,id=console,append=on,path=/dev/fdset/13",
+		"-kernel\n/proc/self/fd/14\n-initrd\n/proc/self/fd/15\n-append\nconsole=ttyS0 quiet",
 		`-add-fd
 fd=9,set=9
 -add-fd

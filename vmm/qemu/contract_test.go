@@ -44,12 +44,16 @@ func rig(t *testing.T, accel qemu.Accel, save qemu.SaveMethod) vmmtest.Rig {
 		t.Fatal(err)
 	}
 	kernel := programFile(t)
+	var confine qemu.Confinement
+	if os.Geteuid() == 0 && accel == qemu.TCG { // KVM's device is the host's business
+		confine = confined(t)
+	}
 	config := func(s vmmtest.Spec) qemu.Config {
 		return qemu.Config{
 			Name: s.Name, Accel: accel, Machine: machineType, CPU: "qemu64",
 			MemoryBytes: vmmtest.ProgramMemory, VCPUs: 1, Kernel: kernel,
 			NICs: []qemu.NIC{{Name: s.NIC, MAC: s.MAC, File: s.File, Keep: s.Keep}},
-			Dir:  s.Dir, MemoryDir: s.MemoryDir, Incoming: s.Incoming, Save: save, Info: &info,
+			Dir:  s.Dir, MemoryDir: s.MemoryDir, Incoming: s.Incoming, Save: save, Info: &info, Confine: confine,
 		}
 	}
 	return vmmtest.Rig{
@@ -94,7 +98,7 @@ func guest(m *qemu.Machine) vmmtest.Guest {
 func programFile(t *testing.T) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "program")
-	if err := os.WriteFile(path, vmmtest.Program(), 0o600); err != nil {
+	if err := os.WriteFile(path, vmmtest.Program(), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	return path

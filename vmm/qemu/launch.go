@@ -97,6 +97,11 @@ func (c *Config) prepare(ctx context.Context) (Info, error) {
 		return Info{}, err
 	}
 	c.Info = nil
+	if c.Accel == KVM {
+		if err := c.Confine.checkKVM(); err != nil {
+			return Info{}, err
+		}
+	}
 	if c.Save == SaveAuto {
 		c.Save = SaveMigrate
 		if info.HasXenSave {
@@ -196,12 +201,31 @@ func (c Config) start(undo *undoList) (*process, error) {
 		return nil, err
 	}
 	order = append(order, layers...) // firstLayerFD
-	proc, err := startProcess(c.Binary, c.arguments(), order)
+	inherited, err := c.openInherited()
+	files = append(files, inherited...)
+	if err != nil {
+		return nil, err
+	}
+	order = append(order, inherited...) // inheritedFD
+	proc, err := c.startProcess(order, undo)
 	if err != nil {
 		return nil, err
 	}
 	undo.add(func(ctx context.Context) error { return errors.Join(proc.kill(ctx), proc.release()) })
 	return proc, nil
+}
+
+// startProcess runs QEMU, confined.
+func (c Config) startProcess(order []*os.File, undo *undoList) (*process, error) {
+	attr, cgroup, err := c.Confine.attributes()
+	if err != nil {
+		return nil, err
+	}
+	undo.add(func(context.Context) error { return c.Confine.removeCgroup() })
+	if cgroup != nil {
+		defer cgroup.Close()
+	}
+	return startProcess(c.Binary, c.arguments(), order, attr)
 }
 
 // listenerFile turns a listener into the file that QEMU inherits.

@@ -29,13 +29,13 @@ type process struct {
 	reason string // guarded by mu; how the process ended, empty while it lives
 }
 
-// startProcess runs path with exactly the given files, in order from 0, in a
-// session of its own, so that it outlives us and our terminal.
+// startProcess runs path with exactly the given files, in order from 0. attr should
+// ask for a session of its own, so that the process outlives us and our terminal.
 //
 // os/exec is of no use here: it would switch the files to blocking mode, also
 // for the caller, because the mode belongs to the open file and not to the
 // descriptor.
-func startProcess(path string, args []string, files []*os.File) (*process, error) {
+func startProcess(path string, args []string, files []*os.File, attr *syscall.SysProcAttr) (*process, error) {
 	fds := make([]uintptr, 0, len(files))
 	defer func() {
 		for _, fd := range fds {
@@ -50,10 +50,11 @@ func startProcess(path string, args []string, files []*os.File) (*process, error
 		fds = append(fds, uintptr(fd))
 	}
 	pidfd := -1
+	attr.PidFD = &pidfd
 	pid, err := syscall.ForkExec(path, append([]string{path}, args...), &syscall.ProcAttr{
 		Env:   os.Environ(),
 		Files: fds,
-		Sys:   &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd},
+		Sys:   attr,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", path, err)

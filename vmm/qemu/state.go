@@ -140,6 +140,9 @@ func (s State) remove() error {
 	if err != nil {
 		return err
 	}
+	if err := s.Config.Confine.removeCgroup(); err != nil {
+		return err
+	}
 	return removeFiles(s.QMPPath, s.GuardPath, s.Config.agentPath(), s.Config.toolPath(),
 		s.Config.migratedPath(), s.Config.migratedPath()+".tmp",
 		s.Config.statePath()+".tmp", s.Config.statePath())

@@ -61,6 +61,7 @@ func (c Config) Validate() error {
 	p.unless(filepath.IsAbs(c.Dir), "dir %q: want an absolute path", c.Dir)
 	p.unless(filepath.IsAbs(c.MemoryDir), "memory dir %q: want an absolute path", c.MemoryDir)
 	c.validateDisks(&p)
+	c.Confine.validate(&p)
 	c.validateNICs(&p)
 	return p.join()
 }
