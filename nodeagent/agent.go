@@ -65,6 +65,7 @@ type Agent struct {
 	digests *digests
 	pacer   *pacer
 	qemu    qemu.Info
+	jail    jail
 
 	news   chan struct{}            // has room for one; something to register with at once
 	orders chan *api.SupersededLife // of the coordinator, to be carried out
@@ -118,6 +119,10 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	if err := a.probe(ctx); err != nil {
 		return err
 	}
+	if a.jail, err = a.makeJail(); err != nil {
+		return err
+	}
+	defer a.tidy()
 	a.budget = capture.NewBudget(a.cfg.CaptureBytes)
 	a.digests = newDigests(a.journal, a.beside)
 

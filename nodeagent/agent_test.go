@@ -540,6 +540,9 @@ func TestAgent_FindsItsGuestsAgain(t *testing.T) {
 	if len(info.Guests) != 2 || info.Guests[0].State != api.GuestState_GUEST_STATE_RUNNING {
 		t.Fatalf("after the agent's restart: %v", info.Guests)
 	}
+	for _, g := range info.Guests {
+		r.wantConfined(g)
+	}
 	before := canary(r.console("n1", 1)).Received
 	r.await("traffic to go on", stepBudget, func() bool { return canary(r.console("n1", 1)).Received > before+500 })
 	// The data plane has carried the frames on meanwhile.

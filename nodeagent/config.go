@@ -57,8 +57,15 @@ type Config struct {
 	// names that specifications know them by. None: clusters are closed here.
 	Bridges map[string]string
 
-	QEMU  string   // binary. Default: qemu-system-x86_64
-	Guard []string // command that runs guard.Serve. Default: this binary with "guard"
+	QEMU string // binary. Default: qemu-system-x86_64
+	// QEMUUser is the user that QEMU runs as, who needs no permission on any file; root
+	// confines nothing. Default: fermata-qemu if there is such a user, else nobody.
+	QEMUUser string
+	// Cgroup is a directory of the cgroup2 file system where each guest gets a cgroup, or
+	// none. Default: below the agent's own cgroup if that was delegated to it, else
+	// fermata at the top; the agent's own where neither can be made.
+	Cgroup string
+	Guard  []string // command that runs guard.Serve. Default: this binary with "guard"
 	// DataPlane is the command that runs dataplane.Main. Default: this binary with
 	// "data-plane".
 	DataPlane []string
@@ -169,6 +176,9 @@ func (c *Config) Validate() error {
 		if !filepath.IsAbs(dir) {
 			errs = append(errs, fmt.Errorf("allowed_paths: %q is not absolute", dir))
 		}
+	}
+	if c.Cgroup != "" && c.Cgroup != noCgroup && !filepath.IsAbs(c.Cgroup) {
+		errs = append(errs, fmt.Errorf("cgroup: %q is neither a directory nor %s", c.Cgroup, noCgroup))
 	}
 	for name, device := range c.Bridges {
 		if err := checkName("bridge", name); err != nil {

@@ -420,7 +420,7 @@ func (a *Agent) machineConfig(g *guest, disks []qemu.Disk, cards []qemu.NIC, mem
 		MemoryBytes: g.spec.MemoryBytes, VCPUs: int(g.spec.Vcpus),
 		Kernel: g.boot.Kernel, Initrd: g.boot.Initrd, Cmdline: g.spec.Cmdline,
 		Disks: disks, NICs: cards, GuestAgent: g.spec.GuestAgent, ToolPort: toolPort(g.spec),
-		Dir: g.dir, MemoryDir: memDir, Info: &a.qemu,
+		Dir: g.dir, MemoryDir: memDir, Info: &a.qemu, Confine: a.jail.of(g.cluster, g.spec.Name),
 	}
 }
 

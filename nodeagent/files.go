@@ -49,6 +49,10 @@ func (m *maker) placeFiles(ctx context.Context) error {
 		default:
 			continue
 		}
+		// QEMU's user reads it, through a descriptor; the directory is root's alone.
+		if err := os.Chmod(target, 0o644); err != nil {
+			return err
+		}
 		*f.path = target
 	}
 	return nil

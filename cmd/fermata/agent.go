@@ -53,6 +53,9 @@ type agentFile struct {
 
 	AllowedPaths []string `yaml:"allowed_paths"`
 
+	QEMUUser string `yaml:"qemu_user"`
+	Cgroup   string `yaml:"cgroup"`
+
 	Bridges map[string]string `yaml:"bridges"`
 }
 
@@ -70,7 +73,7 @@ func (f agentFile) config(log hclog.Logger) (nodeagent.Config, error) {
 		Listen:        f.Listen, Advertise: f.Advertise, FabricListen: f.FabricListen, FabricAdvertise: f.FabricAdvertise,
 		Coordinators: f.Coordinators, Plaintext: f.Plaintext,
 		MemoryBytes: f.MemoryMiB << 20, CaptureBytes: f.CaptureMiB << 20,
-		QEMU: f.QEMU, ConsoleBytes: f.ConsoleMiB << 20, DrainBudget: f.DrainBudget, Bridges: f.Bridges, FabricPlaintext: f.FabricPlaintext, AllowedPaths: f.AllowedPaths, Logger: log, Version: app.Version(),
+		QEMU: f.QEMU, ConsoleBytes: f.ConsoleMiB << 20, DrainBudget: f.DrainBudget, Bridges: f.Bridges, FabricPlaintext: f.FabricPlaintext, AllowedPaths: f.AllowedPaths, QEMUUser: f.QEMUUser, Cgroup: f.Cgroup, Logger: log, Version: app.Version(),
 	}
 	if f.Plaintext {
 		return cfg, nil

@@ -25,8 +25,8 @@ type Confinement struct {
 	Sandbox bool `json:"sandbox,omitempty"`
 
 	// Cgroup is a directory of the cgroup2 file system for this QEMU alone: whoever ends
-	// all processes of the caller's cgroup does not end it. Its parent exists. Launch
-	// makes it, and the machine's end removes it. Empty: QEMU stays in the caller's.
+	// all processes of the caller's cgroup does not end it. Launch makes it, and the
+	// machine's end removes it. Empty: QEMU stays in the caller's.
 	Cgroup string `json:"cgroup,omitempty"`
 }
 
@@ -47,7 +47,13 @@ func (c Confinement) attributes() (attr *syscall.SysProcAttr, cgroup *os.File, e
 	if c.Cgroup == "" {
 		return attr, nil, nil
 	}
-	if err := os.Mkdir(c.Cgroup, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+	// Another agent of this host may just be removing the parent, which was empty.
+	for range 3 {
+		if err = os.MkdirAll(c.Cgroup, 0o755); !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+	}
+	if err != nil {
 		return nil, nil, fmt.Errorf("make cgroup: %w", err)
 	}
 	if cgroup, err = os.Open(c.Cgroup); err != nil {

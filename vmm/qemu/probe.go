@@ -28,6 +28,7 @@ type Info struct {
 	CPUModels    []string          // sorted
 	HasXenSave   bool              // the command xen-save-devices-state
 	HasDgram     bool              // -netdev dgram
+	HasSandbox   bool              // -sandbox: it was built with seccomp
 
 	file binaryFile
 }
@@ -156,6 +157,15 @@ func (i *Info) ask(ctx context.Context, mon *qmp.Client) error {
 	for _, c := range named {
 		i.HasXenSave = i.HasXenSave || c.Name == "xen-save-devices-state"
 	}
+	var options []struct {
+		Option string `json:"option"`
+	}
+	if err := mon.Execute(ctx, "query-command-line-options", nil, &options); err != nil {
+		return err
+	}
+	for _, o := range options {
+		i.HasSandbox = i.HasSandbox || o.Option == "sandbox"
+	}
 	slices.Sort(i.MachineTypes)
 	slices.Sort(i.CPUModels)
 	var err error
@@ -200,6 +210,7 @@ func (i Info) check(c Config) error {
 	p.unless(slices.Contains(i.CPUModels, model), "cpu model %s: QEMU %s does not know it", model, i.Version)
 	p.unless(i.HasDgram || len(c.NICs) == 0, "network cards: QEMU %s lacks -netdev dgram (7.2 has it)", i.Version)
 	p.unless(i.HasXenSave || c.Save != SaveXen, "save method xen: QEMU %s lacks xen-save-devices-state", i.Version)
+	p.unless(i.HasSandbox || !c.Confine.Sandbox, "sandbox: QEMU %s was built without seccomp", i.Version)
 	if err := p.join(); err != nil {
 		return fmt.Errorf("%s: %w: %w", i.Binary, vmm.ErrUnsupported, err)
 	}

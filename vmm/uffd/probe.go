@@ -3,6 +3,8 @@ package uffd
 import (
 	"errors"
 	"fmt"
+	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -33,6 +35,19 @@ func Probe() error {
 		return errors.New("this kernel cannot write-protect shared memory by userfaultfd: use Linux 5.19 or newer")
 	case have&featureUnpopulated == 0:
 		return errors.New("this kernel cannot write-protect pages that do not exist yet: use Linux 6.4 or newer")
+	}
+	return nil
+}
+
+// ProbeUnprivileged says why the memory of a process without privileges cannot be
+// protected from outside on this host, which Probe says of ours; nil when it can.
+func ProbeUnprivileged() error {
+	if value, err := os.ReadFile("/proc/sys/vm/unprivileged_userfaultfd"); err == nil && strings.TrimSpace(string(value)) == "1" {
+		return nil
+	}
+	if _, err := os.Stat("/dev/userfaultfd"); err != nil {
+		return fmt.Errorf("a process without privileges may not create a userfaultfd that serves faults of the kernel:"+
+			" set vm.unprivileged_userfaultfd to 1, or use Linux 6.1 with /dev/userfaultfd: %w", err)
 	}
 	return nil
 }
