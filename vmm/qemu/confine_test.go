@@ -2,9 +2,11 @@ package qemu_test
 
 import (
 	"bufio"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -106,4 +108,40 @@ func TestLaunch_ConfinedFails(t *testing.T) {
 	if _, err := os.Stat(c.Confine.Cgroup); !errors.Is(err, syscall.ENOENT) {
 		t.Errorf("the cgroup is left: %v", err)
 	}
+}
+
+// TestLaunch_OutlivesTheCgroupOfItsCaller has the cgroup of the process that launched a
+// QEMU killed whole, as a service manager does that ends a service.
+func TestLaunch_OutlivesTheCgroupOfItsCaller(t *testing.T) {
+	c := smallConfig(t, "outlives")
+	c.Confine = confined(t)
+	service := cgroup(t)
+	c.Confine.Cgroup = filepath.Join(filepath.Dir(service), "guest")
+	service = filepath.Join(filepath.Dir(service), "service")
+	must(t, os.Mkdir(service, 0o755))
+	t.Cleanup(func() { must(t, os.Remove(service)) })
+	config, err := json.Marshal(c)
+	must(t, err)
+	dir, err := os.Open(service)
+	must(t, err)
+	defer dir.Close()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), "FERMATA_QEMU_LAUNCH="+string(config))
+	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd()), Pdeathsig: syscall.SIGKILL}
+	out, err := cmd.StdoutPipe()
+	must(t, err)
+	must(t, cmd.Start())
+	var state qemu.State
+	decodeErr := json.NewDecoder(out).Decode(&state)
+	killErr := os.WriteFile(filepath.Join(service, "cgroup.kill"), []byte("1"), 0) // Linux 5.14
+	waitErr := cmd.Wait()
+	must(t, errors.Join(decodeErr, killErr))
+	if status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || status.Signal() != syscall.SIGKILL {
+		t.Errorf("the launching process ended otherwise: %v", waitErr)
+	}
+	m, err := qemu.Attach(t.Context(), state)
+	must(t, err)
+	wantStatus(t, m, vmm.StatusPaused)
+	must(t, m.Kill(t.Context()))
 }

@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -17,10 +18,36 @@ import (
 // probeEnv makes the test binary probe the binary that it names.
 const probeEnv = "FERMATA_QEMU_PROBE"
 
+// launchEnv makes the test binary launch the machine of the configuration that it holds,
+// print its state, and wait to be killed.
+const launchEnv = "FERMATA_QEMU_LAUNCH"
+
+func launchAndWait(config string) error {
+	var c Config
+	if err := json.Unmarshal([]byte(config), &c); err != nil {
+		return err
+	}
+	m, err := Launch(context.Background(), c)
+	if err != nil {
+		return err
+	}
+	if err := m.closeMonitor(); err != nil { // it serves one connection
+		return err
+	}
+	if err := json.NewEncoder(os.Stdout).Encode(m.State()); err != nil {
+		return err
+	}
+	select {}
+}
+
 func TestMain(m *testing.M) {
 	if binary := os.Getenv(probeEnv); binary != "" {
 		_, err := Probe(context.Background(), binary)
 		fmt.Fprintln(os.Stderr, "probe:", err)
+		os.Exit(3)
+	}
+	if config := os.Getenv(launchEnv); config != "" {
+		fmt.Fprintln(os.Stderr, "launch:", launchAndWait(config))
 		os.Exit(3)
 	}
 	goleak.VerifyTestMain(m)
