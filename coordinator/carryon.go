@@ -95,7 +95,7 @@ func (t *term) carryOn(ctx context.Context, op store.Operation, req proto.Messag
 		return err
 	}
 	r, redo := again(in)
-	r.op, r.life = op.ID, t.life(op.Cluster, in.Epoch)
+	r.op, r.life, r.before, r.touched = op.ID, t.life(op.Cluster, in.Epoch), in.Before, in.Touched
 	if now == allMade && !r.stepClock {
 		if now, err = t.releaseMade(ctx, r); err != nil {
 			t.c.log.Warn("guests that were made cannot be released, they are made again", "cluster", op.Cluster, "epoch", in.Epoch, "error", err)

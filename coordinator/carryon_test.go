@@ -2,10 +2,15 @@ package coordinator_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"testing"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protojson"
 
 	"fermata/coordinator/coordinatortest"
+	"fermata/coordinator/store"
 	"fermata/protocol/api"
 	"fermata/protocol/fault"
 )
@@ -194,4 +199,54 @@ func TestRestart_CallerGoesAwayAfterTheGuestsWereEnded(t *testing.T) {
 	if n := l.runningGuests("web"); n != 2 {
 		t.Errorf("%d guests run, want 2", n)
 	}
+}
+
+// A leader is lost before it has ended the first guest of a rollback, and its successor
+// finds that the rollback cannot be made: the guests go on as if nobody had asked.
+func TestCarryOn_FailsBeforeAnythingWasEnded(t *testing.T) {
+	l := newLab(t, "n1", "n2")
+	l.leaseTTL = time.Second
+	first := l.ready(0)
+	taken := first.taken("web", 1)[0]
+	l.touch("web", "a", 9)
+	first.stop()
+	was, err := l.store.Cluster(t.Context(), "web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	request, err := protojson.Marshal(&api.RestartRequest{Cluster: "web", From: taken.GetId(), Rollback: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	phase, err := json.Marshal(map[string]any{
+		"epoch": 77, "checkpoint": taken.GetEpoch(), "request": json.RawMessage(request), "touched": false,
+		"before": map[string]any{"state": was.State, "assignments": was.Assignments, "life": was.Life},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	op := store.Operation{ID: "restart-1", Kind: store.Restart, Cluster: "web", Epoch: 77, Phase: phase, Started: time.Now()}
+	err = l.store.BeginOperation(t.Context(), l.election.Usurp(), op, func(c *store.Cluster) error {
+		c.State, c.Life = api.ClusterState_CLUSTER_STATE_STARTING, 77
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.agents["n2"].Inject(coordinatortest.Check, coordinatortest.Refuse(fault.Mismatch, "other machine"))
+	second := l.start(1)
+	l.settled()
+	second.awaitNodes()
+	l.heartbeats(second, "n1", 2) // which would end guests of an earlier life
+	second.wantState("web", up, "")
+	if n := l.runningGuests("web"); n != 2 {
+		t.Errorf("%d guests run, want the old 2", n)
+	}
+	l.wantFirst("web", 9)
+	for name, a := range l.agents {
+		if n := a.Calls(coordinatortest.Destroy); n != 1 {
+			t.Errorf("%d calls to end guests on %s, want that of the start", n, name)
+		}
+	}
+	second.mustCheckpoint("web")
 }

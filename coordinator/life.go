@@ -137,6 +137,9 @@ func (r *raising) boot(ctx context.Context) error {
 	if r.seen, err = r.t.survey(ctx); err != nil {
 		return err
 	}
+	if r.op == "" {
+		r.before = formerOf(c)
+	}
 	var tg target
 	on := r.request.(*api.StartClusterRequest).GetOn()
 	if tg.parts, tg.where, err = plan(s, r.seen, restriction{on: on, replaces: r.cluster}); err != nil {
@@ -144,6 +147,9 @@ func (r *raising) boot(ctx context.Context) error {
 	}
 	if err := r.check(ctx, tg); err != nil {
 		return err
+	}
+	if r.op == "" {
+		r.noteUnreachable(c)
 	}
 	if _, err := r.raise(ctx, tg); err != nil {
 		return err

@@ -34,6 +34,8 @@ type raising struct {
 	begun     time.Time
 	seen      *survey
 
+	before   *former     // the cluster, to go back to while nothing was touched; nil: there is no way back
+	touched  bool        // guests of an earlier life may have been ended
 	op       string      // of the operation in the store; empty: not begun
 	life     deploy.Life // of the newest attempt
 	notEnded []string    // nodes where guests of an earlier life may be left, each with the reason
@@ -52,6 +54,26 @@ type intent struct {
 	Epoch      uint64          `json:"epoch"` // of the life that it begins
 	Checkpoint uint64          `json:"checkpoint,omitempty"`
 	Request    json.RawMessage `json:"request"` // the operator's, as protobuf JSON
+	Before     *former         `json:"before,omitempty"`
+	Touched    bool            `json:"touched"` // guests of an earlier life may have been ended
+}
+
+// former is what a start or restart changes of a cluster's record when it begins.
+type former struct {
+	State       api.ClusterState  `json:"state"`
+	Reason      string            `json:"reason,omitempty"`
+	Assignments map[string]string `json:"assignments,omitempty"`
+	Life        uint64            `json:"life,omitempty"`
+}
+
+func formerOf(c store.Cluster) *former {
+	return &former{State: c.State, Reason: c.Reason, Assignments: c.Assignments, Life: c.Life}
+}
+
+// restore is the change of the cluster's record that goes back.
+func (f *former) restore(c *store.Cluster) error {
+	c.State, c.Reason, c.Assignments, c.Life = f.State, f.Reason, f.Assignments, f.Life
+	return nil
 }
 
 func decodeIntent(op store.Operation, request proto.Message) (intent, error) {
@@ -120,6 +142,9 @@ func (r *raising) raise(ctx context.Context, tg target) (brought, error) {
 	if err := failpoint.Inject(ctx, failpoint.CoordinatorAfterRecord); err != nil {
 		return brought{}, err
 	}
+	if err := r.touch(ctx, tg); err != nil {
+		return brought{}, err
+	}
 	if err := r.clear(ctx, tg); err != nil {
 		return brought{}, err
 	}
@@ -160,13 +185,9 @@ func isPassing(err error) bool {
 
 // record stores what the newest attempt is about to do.
 func (r *raising) record(ctx context.Context, tg target) error {
-	request, err := protojson.Marshal(r.request)
+	phase, err := r.intent(tg)
 	if err != nil {
-		return fault.Wrap(fault.Internal, err, "encode the request")
-	}
-	phase, err := json.Marshal(intent{Epoch: r.life.Epoch, Checkpoint: tg.checkpoint, Request: request})
-	if err != nil {
-		return fault.Wrap(fault.Internal, err, "encode the intent")
+		return err
 	}
 	change := func(c *store.Cluster) error {
 		c.State, c.Reason, c.Assignments = api.ClusterState_CLUSTER_STATE_STARTING, "", tg.where
@@ -175,29 +196,62 @@ func (r *raising) record(ctx context.Context, tg target) error {
 		return nil
 	}
 	if r.op == "" {
-		r.noteUnreachable(ctx)
 		r.op, err = r.t.begin(ctx, r.kind, r.cluster, r.life.Epoch, phase, change)
 		return err
 	}
-	err = r.t.surely(ctx, func(ctx context.Context) error {
-		return r.t.c.store.AdvanceOperation(ctx, r.t.fence, r.cluster, r.op, phase)
-	})
-	if err != nil {
-		return fmt.Errorf("record %s: %w", r.kind, err)
+	if err := r.advance(ctx, phase); err != nil {
+		return err
 	}
 	return r.t.surely(ctx, func(ctx context.Context) error {
 		return r.t.c.store.UpdateCluster(ctx, r.t.fence, r.cluster, change)
 	})
 }
 
+// touch records that guests of an earlier life are about to be ended: from here on there is
+// no way back.
+func (r *raising) touch(ctx context.Context, tg target) error {
+	if r.touched {
+		return nil
+	}
+	r.touched = true
+	phase, err := r.intent(tg)
+	if err == nil {
+		err = r.advance(ctx, phase)
+	}
+	if err != nil {
+		r.touched = false
+	}
+	return err
+}
+
+func (r *raising) advance(ctx context.Context, phase []byte) error {
+	err := r.t.surely(ctx, func(ctx context.Context) error {
+		return r.t.c.store.AdvanceOperation(ctx, r.t.fence, r.cluster, r.op, phase)
+	})
+	if err != nil {
+		return fmt.Errorf("record %s: %w", r.kind, err)
+	}
+	return nil
+}
+
+func (r *raising) intent(tg target) ([]byte, error) {
+	request, err := protojson.Marshal(r.request)
+	if err != nil {
+		return nil, fault.Wrap(fault.Internal, err, "encode the request")
+	}
+	phase, err := json.Marshal(intent{
+		Epoch: r.life.Epoch, Checkpoint: tg.checkpoint, Request: request, Before: r.before, Touched: r.touched,
+	})
+	if err != nil {
+		return nil, fault.Wrap(fault.Internal, err, "encode the intent")
+	}
+	return phase, nil
+}
+
 // noteUnreachable notes the nodes that do not answer and may have guests of an earlier
 // life. Nothing is sent to them: a call that reached one late would end guests of the new
 // life.
-func (r *raising) noteUnreachable(ctx context.Context) {
-	before, err := r.t.c.store.Cluster(ctx, r.cluster)
-	if err != nil { // also of a cluster that the store does not know
-		r.t.c.log.Debug("placement of the earlier life is not known", "cluster", r.cluster, "error", err)
-	}
+func (r *raising) noteUnreachable(before store.Cluster) {
 	for _, v := range r.seen.nodes {
 		if v.answered {
 			continue
@@ -264,9 +318,9 @@ func (r *raising) succeed() error {
 	return r.t.end(r.cluster, r.op, settle(api.ClusterState_CLUSTER_STATE_RUNNING, ""))
 }
 
-// fail ends what did not come up, on which cause must not be nil. Before the operation
-// began nothing has been touched; afterwards nothing is left to run by half. It returns
-// what the caller is told.
+// fail ends what did not come up, of which cause must not be nil. While nothing was touched
+// the cluster is as it was; afterwards nothing is left to run by half. It returns what
+// the caller is told.
 func (r *raising) fail(cause error) error {
 	if r.op == "" {
 		return cause
@@ -281,5 +335,9 @@ func (r *raising) fail(cause error) error {
 		}
 	}
 	r.letGo()
+	if !r.touched && r.before != nil && r.t.ctx.Err() == nil {
+		r.t.c.log.Warn("nothing was changed", "cluster", r.cluster, "operation", r.op, "reason", cause)
+		return errors.Join(cause, r.t.end(r.cluster, r.op, r.before.restore))
+	}
 	return r.t.tearDown(r.life, r.op, nodesOf(r.seen.usable()), cause)
 }

@@ -305,18 +305,26 @@ func (r *restart) checkMachines(ctx context.Context, then *spec.Spec) error {
 	return sameMachines(now, then)
 }
 
-// fitRecord makes the cluster's record fit the checkpoint.
+// fitRecord makes the cluster's record fit the checkpoint. Where that takes a new record,
+// there is no way back to the one before.
 func (r *restart) fitRecord(ctx context.Context, src *source) error {
 	c, err := r.t.c.store.Cluster(ctx, r.cluster)
 	known := err == nil
-	switch {
-	case err != nil && !errors.Is(err, store.ErrNotFound):
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return err
-	case known && bytes.Equal(c.Spec, src.manifest.Spec):
+	}
+	if r.op == "" {
+		r.noteUnreachable(c)
+	}
+	if known && bytes.Equal(c.Spec, src.manifest.Spec) {
+		if r.op == "" {
+			r.before = formerOf(c)
+		}
 		return nil
-	case !known:
-		c.Created = time.Now()
-		return r.t.storeCluster(ctx, r.cluster, src.manifest.Spec, c.Created)
+	}
+	r.before = nil
+	if !known {
+		return r.t.storeCluster(ctx, r.cluster, src.manifest.Spec, time.Now())
 	}
 	if r.op != "" {
 		// An older checkpoint of a cluster that had another specification.
