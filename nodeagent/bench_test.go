@@ -37,8 +37,8 @@ type fakeMachine struct {
 	*vmmtest.Fake
 	dir string
 
-	onStop, onContinue, onSave func(context.Context) error
-	memoryPath                 string // instead of the real one
+	onStop, onContinue, onSave, onFlush func(context.Context) error
+	memoryPath                          string // instead of the real one
 
 	noRoom atomic.Bool // the guest's next request to its disk stops it
 	stands atomic.Bool // it stands still for that
@@ -108,6 +108,13 @@ func (m *fakeMachine) Stop(ctx context.Context) error {
 		return vmm.ErrIOError
 	}
 	return m.Fake.Stop(ctx)
+}
+
+func (m *fakeMachine) FlushDisks(ctx context.Context) error {
+	if m.onFlush != nil {
+		return m.onFlush(ctx)
+	}
+	return nil
 }
 
 func (m *fakeMachine) Continue(ctx context.Context) error {

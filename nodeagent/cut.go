@@ -18,6 +18,9 @@ func (s *saving) gateAndDrain(ctx context.Context) error {
 	if err := failpoint.Inject(ctx, failpoint.AgentBeforeCut); err != nil {
 		return err
 	}
+	if err := s.each(ctx, "ask disks", s.askDisks); err != nil {
+		return err
+	}
 	if err := s.each(ctx, "gate", s.gate); err != nil {
 		return err
 	}
@@ -63,6 +66,9 @@ func (s *saving) cutGuests(ctx context.Context) error {
 // its gate is open, so that it is silent for its own cut only. On error it may stand
 // still: resume it.
 func (s *saving) cutGuest(ctx context.Context, sg *savedGuest, t turns) error {
+	if err := s.askDisks(ctx, sg); err != nil { // before its turn: a disk that hangs holds up nobody else
+		return err
+	}
 	if err := t.take(ctx); err != nil {
 		return err
 	}
@@ -129,6 +135,20 @@ func (s *saving) gate(ctx context.Context, sg *savedGuest) error {
 	}
 	sg.report.EarlyUs, sg.report.GateUs = uint64(early.Microseconds()), micros(begun)
 	return failpoint.Inject(ctx, failpoint.AgentAfterGate)
+}
+
+// askDisks makes sure that every disk of a guest answers, while the guest runs. To stop
+// it is to wait for its disks, and nobody can make it run again before they have
+// answered: neither we nor the guard. Half of the pause budget is what a flush may take
+// that has most of its work behind it, see prepare.
+func (s *saving) askDisks(ctx context.Context, sg *savedGuest) error {
+	return s.askDisksWithin(ctx, sg, s.budget/2)
+}
+
+func (s *saving) askDisksWithin(ctx context.Context, sg *savedGuest, limit time.Duration) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fault.New(fault.Deadline, "%s have passed, and a guest that is stopped would stand still until the disk answers", limit))
+	defer cancel()
+	return machineFault(sg.machine.FlushDisks(ctx))
 }
 
 // drainBudget is how long a guest may take to drain. Whoever does not drain must leave

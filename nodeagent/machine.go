@@ -17,6 +17,7 @@ type machine interface {
 	vmm.Locator
 	vmm.ToolHolder
 	vmm.DiskWatcher
+	vmm.DiskFlusher
 
 	// Describe returns what a restart of the guest must find.
 	Describe(ctx context.Context) (qemu.Description, error)

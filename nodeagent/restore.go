@@ -222,6 +222,8 @@ func machineFault(err error) error {
 		return fault.Wrap(fault.NoSpace, err, "")
 	case errors.Is(err, vmm.ErrUnsupported), errors.Is(err, vmm.ErrUnfitMemory), errors.Is(err, vmm.ErrForeign), errors.Is(err, vmm.ErrUnsavable):
 		return fault.Wrap(fault.Invalid, err, "")
+	case errors.Is(err, vmm.ErrDisk):
+		return fault.Wrap(fault.Unavailable, err, "")
 	case errors.Is(err, vmm.ErrCorrupt), errors.Is(err, vmm.ErrStateSize):
 		return fault.Wrap(fault.Corrupt, err, "")
 	case errors.Is(err, vmm.ErrIncompatible):

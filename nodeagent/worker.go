@@ -211,6 +211,10 @@ func (w *worker) do(life, ctx context.Context, a round.Action) error {
 	}
 }
 
+// writeBack is how long the disks of a guest may take to write out what it has written
+// so far, before a round is given up. A disk of 100 MB/s writes 3 GB in that time.
+const writeBack = 30 * time.Second
+
 // prepare checks that every guest can be cut and reserves what the round needs.
 func (w *worker) prepare(ctx context.Context, a round.Action, repo *repository.Repository) error {
 	r := w.rounds
@@ -256,6 +260,11 @@ func (w *worker) prepare(ctx context.Context, a round.Action, repo *repository.R
 		}
 		s.guests = append(s.guests, &savedGuest{guest: g, dropped: bypassDropped(g), report: &api.GuestReport{Name: g.spec.Name, Node: r.agent.cfg.Name}})
 		reply.Guests = append(reply.Guests, g.spec.Name)
+	}
+	// Most of what the disks have to write is written here, with time for it.
+	err = s.each(ctx, "ask disks", func(ctx context.Context, sg *savedGuest) error { return s.askDisksWithin(ctx, sg, writeBack) })
+	if err != nil {
+		return err
 	}
 	if err := w.chooseModes(ctx, s); err != nil {
 		return err

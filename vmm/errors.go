@@ -27,6 +27,8 @@ var (
 	// ErrUnsavable: the monitor cannot save the state of one of the machine's
 	// devices; the error names it.
 	ErrUnsavable = errors.New("guest cannot be saved")
+	// ErrDisk: a disk does not answer, or refuses to write; the error names it.
+	ErrDisk = errors.New("disk fails")
 	// ErrCorrupt: bytes that no SaveDevices returned. Never worth a retry.
 	ErrCorrupt = errors.New("device state is corrupt")
 	// ErrIncompatible: a checkpoint's machine and this one differ.

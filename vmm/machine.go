@@ -38,7 +38,8 @@ type Machine interface {
 	// Stop returns when all vCPUs stand still and the guest's block I/O has
 	// reached the host, both confirmed by the monitor. It is idempotent. A guest
 	// that stands still because of an error of its disk cannot be stopped: its
-	// request has not reached the host, and Stop reports ErrIOError.
+	// request has not reached the host, and Stop reports ErrIOError. An error that
+	// wraps ErrDisk is of a guest that stands still and has data on no disk.
 	Stop(ctx context.Context) error
 
 	// Continue lets a stopped guest run and returns when the monitor says it
@@ -126,6 +127,17 @@ type Process interface {
 	// Lend gives the process a descriptor and returns its number there; done takes
 	// it back. The file stays the caller's.
 	Lend(ctx context.Context, file *os.File) (number int, done func() error, err error)
+}
+
+// DiskFlusher is implemented by machines that can ask their disks for an answer while
+// the guest runs. Stop waits for all disks, however long they take, and a guest whose
+// disk hangs stands still until it answers: ask first.
+type DiskFlusher interface {
+	// FlushDisks returns when every disk that the guest writes to has written everything
+	// out, and every disk has answered a request, if it has any. The guest runs meanwhile.
+	//
+	// Errors wrap ErrDisk when a disk has not answered within the context, or has refused.
+	FlushDisks(ctx context.Context) error
 }
 
 // ClockStepper is implemented by machines that may tell their guest what time it is.

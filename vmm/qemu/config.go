@@ -17,11 +17,12 @@
 // Lock order (outermost first):
 //
 //	Machine.turn
-//	  Machine.dialling
-//	    Machine.mu
-//	      process.mu
+//	  Machine.asking
+//	    Machine.dialling
+//	      Machine.mu
+//	        process.mu
 //
-// turn and dialling are held across calls to the monitor and are waited for
+// turn, asking and dialling are held across calls to the monitor and are waited for
 // with a context; nothing blocks under the two mutexes.
 package qemu
 
@@ -213,6 +214,7 @@ func (c Config) guardPath() string   { return filepath.Join(c.Dir, "guard.sock")
 func (c Config) consolePath() string { return filepath.Join(c.Dir, "console.log") }
 func (c Config) agentPath() string   { return filepath.Join(c.Dir, "agent.sock") }
 func (c Config) toolPath() string    { return filepath.Join(c.Dir, "tool.sock") }
+func (c Config) disksPath() string   { return filepath.Join(c.Dir, "disks.sock") }
 func (c Config) logPath() string     { return filepath.Join(c.Dir, "qemu.log") }
 
 // migratedPath holds the record of a guest saved by migration, which cannot be

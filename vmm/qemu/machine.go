@@ -21,6 +21,7 @@ var (
 	_ vmm.Process   = (*Machine)(nil)
 
 	_ vmm.DiskWatcher = (*Machine)(nil)
+	_ vmm.DiskFlusher = (*Machine)(nil)
 )
 
 // exitGrace is how long after the monitor's connection broke QEMU's end is
@@ -41,7 +42,11 @@ type Machine struct {
 	save     saveFile // guarded by turn; what SaveDevices has QEMU write to
 	firmware firmware // guarded by turn; what SaveDevices reads beside that
 
-	// dialling is such a lock, too: held to replace monitor.
+	// asking is such a lock, too: held to ask disks for an answer.
+	asking chan struct{}
+	disks  []*diskClient // guarded by asking; of the disks that the guest writes to
+
+	// dialling is one, too: held to replace monitor.
 	dialling chan struct{}
 
 	settled atomic.Bool // the machine was seen not to wait for a state, and never will again
@@ -54,7 +59,7 @@ type Machine struct {
 }
 
 func newMachine(state State, proc *process) *Machine {
-	return &Machine{state: state, proc: proc, turn: make(chan struct{}, 1), dialling: make(chan struct{}, 1)}
+	return &Machine{state: state, proc: proc, turn: make(chan struct{}, 1), asking: make(chan struct{}, 1), dialling: make(chan struct{}, 1)}
 }
 
 // Attach returns a handle on a machine that an earlier process launched. It
@@ -202,6 +207,10 @@ func (m *Machine) Detach() error {
 	if done, err := m.takeTurn(ctx); err == nil {
 		m.dropSave(ctx)
 		m.dropFirmware()
+		done()
+	}
+	if done, err := take(ctx, m.asking); err == nil {
+		m.dropDisks()
 		done()
 	}
 	m.mu.Lock()

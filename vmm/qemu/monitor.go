@@ -133,10 +133,13 @@ func (m *Machine) saw(s qmp.RunState) {
 
 // takeTurn waits until no other call works on the machine. The caller gives
 // the turn back by calling done.
-func (m *Machine) takeTurn(ctx context.Context) (done func(), err error) {
+func (m *Machine) takeTurn(ctx context.Context) (done func(), err error) { return take(ctx, m.turn) }
+
+// take takes a lock of a machine.
+func take(ctx context.Context, lock chan struct{}) (done func(), err error) {
 	select {
-	case m.turn <- struct{}{}:
-		return func() { <-m.turn }, nil
+	case lock <- struct{}{}:
+		return func() { <-lock }, nil
 	case <-ctx.Done():
 		return nil, fmt.Errorf("wait for another call on the guest: %w", context.Cause(ctx))
 	}

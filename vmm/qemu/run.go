@@ -16,7 +16,11 @@ func (m *Machine) Stop(ctx context.Context) error {
 		return fmt.Errorf("stop guest %s: %w", m.Name(), err)
 	}
 	defer done()
-	if err := m.command(ctx, "stop", func(s vmm.Status) bool { return s != vmm.StatusRunning && s != vmm.StatusIOError }); err != nil {
+	err = m.command(ctx, "stop", func(s vmm.Status) bool { return s != vmm.StatusRunning && s != vmm.StatusIOError })
+	if err == nil {
+		err = m.confirmFlush(ctx)
+	}
+	if err != nil {
 		return fmt.Errorf("stop guest %s: %w", m.Name(), err)
 	}
 	return nil

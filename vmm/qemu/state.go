@@ -143,7 +143,7 @@ func (s State) remove() error {
 	if err := s.Config.Confine.removeCgroup(); err != nil {
 		return err
 	}
-	return removeFiles(s.QMPPath, s.GuardPath, s.Config.agentPath(), s.Config.toolPath(),
+	return removeFiles(s.QMPPath, s.GuardPath, s.Config.agentPath(), s.Config.toolPath(), s.Config.disksPath(),
 		s.Config.migratedPath(), s.Config.migratedPath()+".tmp",
 		s.Config.statePath()+".tmp", s.Config.statePath())
 }
