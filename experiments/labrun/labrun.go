@@ -268,7 +268,7 @@ func (l *Lab) CheckNothingLeft() error {
 	}
 	for _, e := range entries {
 		cmdline, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
-		if err == nil && e.Name() != "self" && e.Name() != strconv.Itoa(os.Getpid()) && bytes.Contains(cmdline, []byte(l.Dir+"/")) {
+		if err == nil && e.Name() != "self" && e.Name() != strconv.Itoa(os.Getpid()) && (bytes.Contains(cmdline, []byte(l.Dir+"/")) || logsInto(e.Name(), l.Dir+"/")) {
 			left = append(left, fmt.Sprintf("process %s (%s)", e.Name(), bytes.ReplaceAll(cmdline, []byte{0}, []byte{' '})))
 		}
 	}
@@ -289,6 +289,13 @@ func (l *Lab) CheckNothingLeft() error {
 		return fmt.Errorf("left behind: %s", strings.Join(left, ", "))
 	}
 	return nil
+}
+
+// logsInto reports whether a process writes its errors to a file below a directory, as
+// QEMUs do, which are told no path.
+func logsInto(pid, dir string) bool {
+	target, err := os.Readlink(filepath.Join("/proc", pid, "fd", "2"))
+	return err == nil && strings.HasPrefix(target, dir)
 }
 
 // alive tells whether a process exists and is not a zombie.

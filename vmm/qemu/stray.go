@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"fermata/vmm"
 )
@@ -21,8 +22,7 @@ func EndStrays(ctx context.Context, memoryDir string) (ended int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	// As memoryObject writes it into the arguments.
-	want := []byte(filepath.Clean(memoryDir) + "/")
+	want := filepath.Clean(memoryDir) + "/"
 	var errs []error
 	for _, file := range dirs {
 		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
@@ -30,8 +30,12 @@ func EndStrays(ctx context.Context, memoryDir string) (ended int, err error) {
 			continue
 		}
 		cmdline, err := os.ReadFile(file)
-		if err != nil || !bytes.Contains(cmdline, []byte("memory-backend-file")) || !bytes.Contains(cmdline, want) {
+		if err != nil || !bytes.Contains(cmdline, []byte("memory-backend-file")) {
 			continue // gone, or another program
+		}
+		// One of an older agent was told the path; ours inherits the file.
+		if !bytes.Contains(cmdline, []byte(want)) && !hasOpen(pid, want) {
+			continue
 		}
 		if err := endStray(ctx, pid); err != nil {
 			errs = append(errs, fmt.Errorf("end process %d: %w", pid, err))
@@ -40,6 +44,20 @@ func EndStrays(ctx context.Context, memoryDir string) (ended int, err error) {
 		ended++
 	}
 	return ended, errors.Join(errs...)
+}
+
+// hasOpen reports whether a process has a file open whose path begins with prefix.
+func hasOpen(pid int, prefix string) bool {
+	links, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	if err != nil {
+		return false
+	}
+	for _, link := range links {
+		if target, err := os.Readlink(link); err == nil && strings.HasPrefix(target, prefix) {
+			return true
+		}
+	}
+	return false
 }
 
 func endStray(ctx context.Context, pid int) error {
