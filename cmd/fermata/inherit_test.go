@@ -31,7 +31,7 @@ func TestDaemons_DropWhatTheyInherit(t *testing.T) {
 	for name, args := range map[string][]string{
 		"guard": {"guard"},
 		"agent": {"agent", "--config", config("agent.yaml", "name: n1\nlisten: 127.0.0.1:0\nfabric_listen: 127.0.0.1:0\nstate_dir: "+
-			filepath.Join(dir, "state")+"\nmemory_dir: "+filepath.Join(dir, "memory")+"\n")},
+			filepath.Join(dir, "state")+"\nmemory_dir: "+filepath.Join(dir, "memory")+"\ncgroup: none\n")},
 		"coordinator": {"coordinator", "--config", config("coordinator.yaml", "listen: [\"unix:"+filepath.Join(dir, "c.sock")+"\"]\netcd:\n  endpoints: [\"http://127.0.0.1:1\"]\n")},
 	} {
 		t.Run(name, func(t *testing.T) {
