@@ -90,3 +90,35 @@ func TestCerts_Renew(t *testing.T) {
 		t.Errorf("no authority: status %d, stderr %q", r.status, r.stderr)
 	}
 }
+
+// TestEtcdTLS_FollowsRenewal: the certificate that a coordinator shows to an etcd of
+// others is read for each connection.
+func TestEtcdTLS_FollowsRenewal(t *testing.T) {
+	ca := t.TempDir()
+	if err := identity.CreateCA(ca, 0); err != nil {
+		t.Fatal(err)
+	}
+	f, err := identity.Issue(ca, identity.Request{Role: identity.RoleCoordinator, Name: "c"}, filepath.Join(ca, "c"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, err := etcdTLS(f.Cert, f.Key, f.CA)
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown := func() string {
+		t.Helper()
+		cert, err := config.GetClientCertificate(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return cert.Leaf.SerialNumber.String()
+	}
+	before := shown()
+	if _, err := identity.Renew(ca, f.Cert, 0); err != nil {
+		t.Fatal(err)
+	}
+	if shown() == before {
+		t.Error("the old certificate is shown after a renewal")
+	}
+}
