@@ -46,7 +46,8 @@ type Config struct {
 	FabricPlaintext bool
 
 	MemoryBytes  int64 // for guests, in all. Default: 80 % of what is available at start
-	CaptureBytes int64 // for copies of stopped guests. Default: 50 % of what remains beside MemoryBytes
+	AgentBytes   int64 // for all else: copies, frames and the index of stored pages; see memory.go. Default: 75 % of what remains beside MemoryBytes, or one and a half times CaptureBytes
+	CaptureBytes int64 // of AgentBytes, for copies and pre-images of guests' memory. Default: two thirds
 
 	// AllowedPaths are the directories from which specifications may name files of this
 	// node: kernels, RAM disks, disk images, and sockets of QEMUs to be adopted.
@@ -108,7 +109,8 @@ func (c *Config) applyDefaults() error {
 	if c.Logger == nil {
 		c.Logger = hclog.NewNullLogger()
 	}
-	if c.MemoryBytes == 0 || c.CaptureBytes == 0 {
+	var left int64
+	if c.MemoryBytes == 0 || c.AgentBytes == 0 && c.CaptureBytes == 0 {
 		available, err := memoryAvailable()
 		if err != nil {
 			return err
@@ -116,10 +118,10 @@ func (c *Config) applyDefaults() error {
 		if c.MemoryBytes == 0 {
 			c.MemoryBytes = available / 10 * 8
 		}
-		if c.CaptureBytes == 0 {
-			c.CaptureBytes = max(available-c.MemoryBytes, 0) / 2
-		}
+		left = max(available-c.MemoryBytes, 0)
 	}
+	c.shareMemory(left)
+	c.Repository.IndexBytes = c.indexBytes()
 	return nil
 }
 
@@ -188,9 +190,7 @@ func (c *Config) Validate() error {
 			errs = append(errs, fmt.Errorf("bridges: %s: %q cannot be the name of a bridge", name, device))
 		}
 	}
-	if c.MemoryBytes < 0 || c.CaptureBytes < 0 {
-		errs = append(errs, errors.New("memory: negative"))
-	}
+	errs = append(errs, c.checkMemory())
 	if c.ConsoleBytes < minConsoleBytes {
 		errs = append(errs, fmt.Errorf("console_mib: less than %d KiB", minConsoleBytes>>10))
 	}

@@ -32,7 +32,7 @@ func (a *Agent) openPlane(ctx context.Context) error {
 		Dir: a.cfg.StateDir, Command: command, Log: os.Stderr, Logger: a.log.Named("data-plane"),
 		Settings: dataplane.Settings{
 			Node: a.cfg.Name, Listen: a.cfg.FabricListen, Plaintext: a.cfg.Plaintext || a.cfg.FabricPlaintext,
-			LogLevel: a.log.GetLevel().String(),
+			FrameBytes: a.cfg.frameBytes(), LogLevel: a.log.GetLevel().String(),
 		},
 	}
 	if !cfg.Settings.Plaintext {

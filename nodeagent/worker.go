@@ -234,6 +234,10 @@ func (w *worker) prepare(ctx context.Context, a round.Action, repo *repository.R
 	if err := repo.Refresh(ctx); err != nil {
 		return fmt.Errorf("look for new packs: %w", repositoryFault(err))
 	}
+	if use := repo.IndexUse(); use.Declined > 0 {
+		r.agent.log.Warn("no room in the index for what others have stored: it is stored once more where guests have it; raise agent_mib",
+			"packs", use.Declined, "index-bytes", use.Bytes, "limit-bytes", use.Limit)
+	}
 	writer, err := repo.NewWriter(repository.WriterConfig{
 		Cluster: r.cluster.name, Epoch: uint64(a.Round.Epoch), Node: r.agent.cfg.Name,
 	})

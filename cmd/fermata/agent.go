@@ -44,6 +44,7 @@ type agentFile struct {
 	} `yaml:"storage"`
 
 	MemoryMiB   int64         `yaml:"memory_mib"`
+	AgentMiB    int64         `yaml:"agent_mib"`
 	CaptureMiB  int64         `yaml:"capture_mib"`
 	QEMU        string        `yaml:"qemu"`
 	DrainBudget time.Duration `yaml:"drain_budget"`
@@ -72,7 +73,7 @@ func (f agentFile) config(log hclog.Logger) (nodeagent.Config, error) {
 		RepositoryKey: f.load, // while guests run already
 		Listen:        f.Listen, Advertise: f.Advertise, FabricListen: f.FabricListen, FabricAdvertise: f.FabricAdvertise,
 		Coordinators: f.Coordinators, Plaintext: f.Plaintext,
-		MemoryBytes: f.MemoryMiB << 20, CaptureBytes: f.CaptureMiB << 20,
+		MemoryBytes: f.MemoryMiB << 20, AgentBytes: f.AgentMiB << 20, CaptureBytes: f.CaptureMiB << 20,
 		QEMU: f.QEMU, ConsoleBytes: f.ConsoleMiB << 20, DrainBudget: f.DrainBudget, Bridges: f.Bridges, FabricPlaintext: f.FabricPlaintext, AllowedPaths: f.AllowedPaths, QEMUUser: f.QEMUUser, Cgroup: f.Cgroup, Logger: log, Version: app.Version(),
 	}
 	if f.Plaintext {

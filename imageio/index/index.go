@@ -53,6 +53,9 @@ type Index struct {
 	lowest bool // immutable; see NewLowest
 }
 
+// ObjectBytes is what an object costs at most.
+const ObjectBytes = 40
+
 // segmentObjects is how many objects share a segment.
 const segmentObjects = 1 << 12
 

@@ -21,8 +21,8 @@ const metadataReaders = 8
 // Refresh learns the packs that other nodes have finalised and forgets those
 // that are gone, so that the next Writer neither stores what is there nor
 // relies on what is not. It reads the trailers of new packs only. Packs that
-// cannot be read, or that Verify has found damaged, are left out: pages are
-// then stored once more.
+// cannot be read, or that Verify has found damaged, are left out, and so are packs for
+// which Config.IndexBytes leaves no room: pages are then stored once more.
 func (r *Repository) Refresh(ctx context.Context) error {
 	known := r.index.Packs() // before listing: what is finalised meanwhile stays
 	files, err := r.listPacks(ctx)
@@ -46,19 +46,22 @@ func (r *Repository) Refresh(ctx context.Context) error {
 			gone = append(gone, id)
 		}
 	}
+	r.index.Remove(gone)
+	r.room.forget(usable)
 	for _, f := range files {
-		if f.state == packFinal && usable[f.id] && !r.index.Has(f.id) {
+		if f.state == packFinal && usable[f.id] && !r.index.Has(f.id) && r.room.worthReading(f.id, r.index.Len()) {
 			fresh = append(fresh, f.id)
 		}
 	}
-	r.index.Remove(gone)
-	if err := r.reserve(ctx, r.index, fresh); err != nil {
-		return fmt.Errorf("refresh: %w", err)
+	if r.room.limit == 0 { // else there may be no room for them
+		if err := r.reserve(ctx, r.index, fresh); err != nil {
+			return fmt.Errorf("refresh: %w", err)
+		}
 	}
 	err = r.readTrailers(ctx, fresh, func(_ int, id pack.ID, t *pack.Trailer, err error) error {
 		switch {
 		case err == nil:
-			r.index.Add(id, t.Objects)
+			r.room.learn(r.index, id, t.Objects)
 			return nil
 		case errors.Is(err, ErrCorrupt), errors.Is(err, ErrNewerFormat), errors.Is(err, fs.ErrNotExist):
 			return nil

@@ -64,6 +64,10 @@ type Config struct {
 	// Writer or one read. Default GOMAXPROCS.
 	Workers int
 
+	// IndexBytes bounds the memory of the index of what need not be stored again. Packs that
+	// find no room in it are not relied on. 0: no bound.
+	IndexBytes int64
+
 	// Direct writes packs around the page cache (O_DIRECT), where the file system
 	// can. Not with FS.
 	Direct bool
@@ -137,6 +141,9 @@ func (c Config) Validate() error {
 	if c.PackBytes < 0 || c.PackBytes > maxPackBytes {
 		errs = append(errs, fmt.Errorf("pack bytes: %d is not 0 to %d", c.PackBytes, maxPackBytes))
 	}
+	if c.IndexBytes < 0 {
+		errs = append(errs, fmt.Errorf("index bytes: negative (%d)", c.IndexBytes))
+	}
 	if c.WriteBytesPerSecond < 0 {
 		errs = append(errs, fmt.Errorf("bytes a second: negative (%d)", c.WriteBytesPerSecond))
 	}
@@ -154,6 +161,7 @@ type Repository struct {
 	fs    vfs.FS       // immutable
 	id    string       // immutable
 	index *index.Index // what writers need not store again; see Refresh
+	room  *indexRoom   // of index
 	seed  maphash.Seed // immutable; of the fingerprints in Images
 
 	domain *seal.Domain // immutable; nil: not encrypted
@@ -200,7 +208,7 @@ func Create(ctx context.Context, cfg Config) (*Repository, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("create repository: %w", err)
 	}
-	r := &Repository{cfg: cfg, fs: cfg.FS, index: index.New(), seed: maphash.MakeSeed(), randomMu: &sync.Mutex{}, bounds: &vfs.Bounds{}}
+	r := &Repository{cfg: cfg, fs: cfg.FS, index: index.New(), room: newIndexRoom(cfg.IndexBytes), seed: maphash.MakeSeed(), randomMu: &sync.Mutex{}, bounds: &vfs.Bounds{}}
 	if err := r.create(ctx); err != nil {
 		return nil, fmt.Errorf("create repository %s: %w", cfg.Dir, err)
 	}
@@ -258,7 +266,7 @@ func Open(_ context.Context, cfg Config) (*Repository, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("open repository: %w", err)
 	}
-	r := &Repository{cfg: cfg, fs: cfg.FS, index: index.New(), seed: maphash.MakeSeed(), randomMu: &sync.Mutex{}, bounds: &vfs.Bounds{}}
+	r := &Repository{cfg: cfg, fs: cfg.FS, index: index.New(), room: newIndexRoom(cfg.IndexBytes), seed: maphash.MakeSeed(), randomMu: &sync.Mutex{}, bounds: &vfs.Bounds{}}
 	data, err := vfs.ReadFile(r.fs, r.recordPath(), recordKind(plainRecord).MaxLen())
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("open repository %s: %w", cfg.Dir, errors.Join(ErrNotRepository, err))

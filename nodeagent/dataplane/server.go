@@ -254,9 +254,10 @@ func (s *Server) start(ctx context.Context, settings Settings, fail context.Canc
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.fabric != nil {
-		if s.settings != settings {
+		if s.settings.fixed() != settings.fixed() {
 			return errOtherSettings
 		}
+		s.fabric.SetTotalBytes(settings.FrameBytes)
 		return nil
 	}
 	s.log.SetLevel(hclog.LevelFromString(settings.LogLevel))

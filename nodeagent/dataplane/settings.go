@@ -30,6 +30,16 @@ type Settings struct {
 	Plaintext bool           `json:"plaintext"`
 
 	LogLevel string `json:"log_level"`
+
+	// FrameBytes bounds the memory of all frames together; 0: the fabric's default. Unlike
+	// the others it may change, and counts from then on.
+	FrameBytes int64 `json:"frame_bytes"`
+}
+
+// fixed is what must not change.
+func (s Settings) fixed() Settings {
+	s.FrameBytes = 0
+	return s
 }
 
 // fabricConfig is how a fabric is made of the settings. The listener is the fabric's.
@@ -41,7 +51,9 @@ func (s Settings) fabricConfig(incarnation string, l net.Listener, log hclog.Log
 			return fabric.Config{}, err
 		}
 	}
-	return FabricConfig(s.Node, incarnation, l, id, log), nil
+	cfg := FabricConfig(s.Node, incarnation, l, id, log)
+	cfg.TotalBytes = s.FrameBytes
+	return cfg, nil
 }
 
 // FabricConfig is the configuration of a node's fabric whose links prove who is at

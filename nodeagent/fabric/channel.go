@@ -16,7 +16,7 @@ func (c *channel) take(fr frame, epoch uint64, limit int) {
 		return
 	}
 	if c.bytes+fr.cost() > limit {
-		c.full, c.frames = true, nil
+		c.full, c.frames, c.bytes = true, nil, 0
 		return
 	}
 	c.bytes += fr.cost()

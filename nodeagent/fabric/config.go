@@ -22,6 +22,8 @@ const (
 	// acknowledged them. It must cover bandwidth × round trip (10 Gbit/s ×
 	// 1 ms = 1.25 MB), but what waits here at a cut lengthens the pause.
 	DefaultLinkBytes = 4 << 20
+	// DefaultTotalBytes bounds all of that together.
+	DefaultTotalBytes = 1 << 30
 	// DefaultStallTime is how long a guest may leave its receive ring full while
 	// others are held up for it, before its frames are dropped. A guest that runs
 	// refills its ring within a scheduling delay; a second of none means no driver,
@@ -61,6 +63,7 @@ type Config struct {
 	QueueBytes int           // per NIC while open; default DefaultQueueBytes
 	HoldBytes  int           // per NIC while gated; default DefaultHoldBytes
 	LinkBytes  int           // per link; default DefaultLinkBytes
+	TotalBytes int64         // of all NICs, links and uplinks together; default DefaultTotalBytes
 	StallTime  time.Duration // default DefaultStallTime
 
 	Logger hclog.Logger // discards when nil
@@ -75,6 +78,9 @@ func (c *Config) applyDefaults() {
 	}
 	if c.LinkBytes == 0 {
 		c.LinkBytes = DefaultLinkBytes
+	}
+	if c.TotalBytes == 0 {
+		c.TotalBytes = DefaultTotalBytes
 	}
 	if c.StallTime == 0 {
 		c.StallTime = DefaultStallTime
@@ -98,6 +104,9 @@ func (c Config) Validate() error {
 		if l.bytes < 0 {
 			errs = append(errs, fmt.Errorf("%s: negative (%d)", l.name, l.bytes))
 		}
+	}
+	if c.TotalBytes < 0 {
+		errs = append(errs, fmt.Errorf("total bytes: negative (%d)", c.TotalBytes))
 	}
 	if c.StallTime < 0 {
 		errs = append(errs, fmt.Errorf("stall time: negative (%s)", c.StallTime))

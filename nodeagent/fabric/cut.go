@@ -142,9 +142,9 @@ func (p *Port) recolour(epoch uint64) bool {
 		return false
 	}
 	p.epoch.Store(epoch)
-	p.channel = channel{open: true}
+	p.resetChannel(true)
 	for i := range p.queue.len() {
-		p.channel.take(*p.queue.at(i), epoch, p.recordLimit())
+		p.record(*p.queue.at(i), epoch)
 	}
 	return true
 }
@@ -310,7 +310,8 @@ func (c *cluster) missingMarkers(epoch uint64) ([]string, <-chan struct{}, error
 // frames are shared with the queues: they must not be changed.
 //
 // On error ErrChannelsOpen: this node's markers are not sent, or a member's is not
-// here. On error ErrChannelFull: for one NIC there were more than twice HoldBytes.
+// here. On error ErrChannelFull: for one NIC there were more than twice HoldBytes, or more
+// than TotalBytes leaves.
 func (f *Fabric) ChannelState(cluster string, epoch uint64) (map[PortKey][][]byte, error) {
 	c, err := f.clusterNamed(cluster)
 	if err != nil {
@@ -393,7 +394,8 @@ func (f *Fabric) EndCut(cluster string, epoch uint64) {
 func (c *cluster) closeChannels() {
 	for _, p := range c.ports {
 		p.mu.Lock()
-		p.channel, p.early = channel{}, time.Time{}
+		p.resetChannel(false)
+		p.early = time.Time{}
 		p.settled.Broadcast()
 		p.mu.Unlock()
 	}

@@ -31,6 +31,8 @@ type Fabric struct {
 	log      hclog.Logger  // immutable
 	sentinel []byte        // immutable; see Drain
 	links    atomic.Uint64 // links made so far: the life of each
+	used     atomic.Int64  // bytes; see charge
+	total    atomic.Int64  // bytes; see SetTotalBytes
 
 	mu       sync.Mutex
 	running  bool                // guarded by mu; Run was called
@@ -46,12 +48,14 @@ func New(cfg Config) (*Fabric, error) {
 	}
 	var nonce [16]byte
 	_, _ = rand.Read(nonce[:]) // never returns an error
-	return &Fabric{
+	f := &Fabric{
 		cfg:      cfg,
 		log:      cfg.Logger,
 		sentinel: newSentinel(nonce),
 		clusters: make(map[string]*cluster),
-	}, nil
+	}
+	f.SetTotalBytes(cfg.TotalBytes)
+	return f, nil
 }
 
 // Run accepts the links of other nodes until ctx ends or the listener breaks.

@@ -198,6 +198,7 @@ func (p *Port) pushFront(frames []frame) {
 	p.queue.pushFront(frames)
 	for _, fr := range frames {
 		p.bytes += fr.cost()
+		p.fabric.charge(fr.cost())
 	}
 }
 

@@ -113,7 +113,7 @@ func (l *link) hasRoom(r record) bool {
 		return true
 	}
 	limit := l.fabric.cfg.LinkBytes
-	if l.cluster.cutEpoch.Load() != 0 {
+	if l.cluster.cutEpoch.Load() != 0 && !l.fabric.tight() {
 		limit = max(limit, l.fabric.cfg.HoldBytes)
 	} else if l.held[r.flow()] {
 		return false
@@ -143,6 +143,7 @@ func (l *link) push(r record) {
 	r.sequence = l.first + uint64(l.queue.len())
 	l.queue.pushBack(r)
 	l.bytes += r.cost()
+	l.fabric.charge(r.cost())
 	l.more.raise()
 }
 
@@ -186,6 +187,7 @@ func (l *link) close() {
 				l.cluster.lost.Add(1)
 			}
 		}
+		l.fabric.charge(-l.bytes)
 		l.queue, l.bytes, l.sent = fifo[record]{}, 0, 0
 	}
 	l.room.raise()
@@ -424,6 +426,7 @@ func (l *link) acknowledge(last uint64) error {
 	for l.first <= last {
 		r := l.queue.popFront()
 		l.bytes -= r.cost()
+		l.fabric.charge(-r.cost())
 		l.first++
 		l.sent--
 	}

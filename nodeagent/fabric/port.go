@@ -187,7 +187,9 @@ func (p *Port) Detach() error {
 		p.mu.Lock()
 		p.closed = true
 		p.counters.closed.Add(uint64(p.queue.len()))
+		p.fabric.charge(-p.bytes)
 		p.queue, p.bytes = fifo[frame]{}, 0
+		p.resetChannel(false)
 		p.letGo()
 		p.room.raise()
 		p.settled.Broadcast()
@@ -278,13 +280,14 @@ func (p *Port) enqueueFrom(in *inbound, fr frame, stop <-chan struct{}) {
 	if p.gated {
 		p.counters.held.Add(1)
 	}
-	p.channel.take(fr, p.epoch.Load(), p.recordLimit())
+	p.record(fr, p.epoch.Load())
 	if one := [1]frame{fr}; p.takesAtOnce(one[:]) {
 		p.sendAtOnce(one[:])
 		return
 	}
 	p.queue.pushBack(fr)
 	p.bytes += fr.cost()
+	p.fabric.charge(fr.cost())
 	p.settled.Broadcast()
 }
 
@@ -308,7 +311,7 @@ func (p *Port) sendRun(run []frame) bool {
 		return false
 	}
 	for _, fr := range run {
-		p.channel.take(fr, p.epoch.Load(), p.recordLimit())
+		p.record(fr, p.epoch.Load())
 	}
 	p.sendAtOnce(run)
 	return true
@@ -383,7 +386,10 @@ func (p *Port) hasRoom(fr frame) bool {
 		return true
 	}
 	limit := p.fabric.cfg.QueueBytes
-	if p.gated || !p.early.IsZero() {
+	switch holds := p.gated || !p.early.IsZero(); {
+	case holds && p.fabric.tight():
+		limit = min(limit, p.fabric.cfg.HoldBytes)
+	case holds:
 		limit = p.fabric.cfg.HoldBytes
 	}
 	return p.bytes+fr.cost() <= limit
@@ -498,6 +504,7 @@ func (p *Port) settle(run []frame, result outcome, unread int) {
 	for _, fr := range run {
 		p.queue.popFront()
 		p.bytes -= fr.cost()
+		p.fabric.charge(-fr.cost())
 		switch result {
 		case outcomeSent:
 			p.noteSent(fr)

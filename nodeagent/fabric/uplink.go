@@ -154,11 +154,12 @@ func (u *uplink) send(fr frame) {
 	case u.outside == OutsideAllow || fr.epoch < u.durable:
 		// What its sender has sent before is out: it is no newer.
 		u.put(fr)
-	case u.bytes+fr.cost() > u.network.cluster.fabric.cfg.HoldBytes:
+	case u.bytes+fr.cost() > u.network.cluster.fabric.cfg.HoldBytes, u.network.cluster.fabric.tight():
 		u.stats.Dropped.Full++
 	default:
 		u.stats.Held++
 		u.bytes += fr.cost()
+		u.network.cluster.fabric.charge(fr.cost())
 		u.queue.pushBack(fr)
 	}
 }
@@ -184,6 +185,7 @@ func (u *uplink) release(epoch uint64) {
 	}
 	u.durable = epoch
 	var left fifo[frame]
+	before := u.bytes
 	u.bytes = 0
 	for i := range u.queue.len() {
 		if fr := *u.queue.at(i); fr.epoch < epoch {
@@ -194,6 +196,7 @@ func (u *uplink) release(epoch uint64) {
 		}
 	}
 	u.queue = left
+	u.network.cluster.fabric.charge(u.bytes - before)
 }
 
 // read switches what comes from outside until the uplink ends.
@@ -235,6 +238,7 @@ func (u *uplink) close() error {
 	u.mu.Lock()
 	u.closed = true
 	u.stats.Dropped.Closed += uint64(u.queue.len())
+	u.network.cluster.fabric.charge(-u.bytes)
 	u.queue, u.bytes = fifo[frame]{}, 0
 	u.mu.Unlock()
 	close(u.done)
