@@ -18,7 +18,7 @@ import (
 func TestPlane(t *testing.T) {
 	for kind, newNode := range kinds {
 		t.Run(kind, func(t *testing.T) {
-			for name, test := range map[string]func(*testing.T, func(*testing.T, string) *planeNode){
+			for name, test := range map[string]func(*testing.T, func(testing.TB, string) *planeNode){
 				"carries frames in order":            carriesFrames,
 				"tells errors apart":                 tellsErrorsApart,
 				"keeps injected frames at the front": keepsInjectedFrames,
@@ -36,7 +36,7 @@ func TestPlane(t *testing.T) {
 	}
 }
 
-func carriesFrames(t *testing.T, newNode func(*testing.T, string) *planeNode) {
+func carriesFrames(t *testing.T, newNode func(testing.TB, string) *planeNode) {
 	n1, n2 := newNode(t, "n1"), newNode(t, "n2")
 	cards := cluster(t, n1, n2)
 	const count = 300
@@ -63,7 +63,7 @@ func carriesFrames(t *testing.T, newNode func(*testing.T, string) *planeNode) {
 	}
 }
 
-func tellsErrorsApart(t *testing.T, newNode func(*testing.T, string) *planeNode) {
+func tellsErrorsApart(t *testing.T, newNode func(testing.TB, string) *planeNode) {
 	n := newNode(t, "n1")
 	ctx := t.Context()
 	_, err := n.plane.ClusterStats("none")
@@ -92,7 +92,7 @@ func tellsErrorsApart(t *testing.T, newNode func(*testing.T, string) *planeNode)
 	n.plane.Durable("none", 1)
 }
 
-func keepsInjectedFrames(t *testing.T, newNode func(*testing.T, string) *planeNode) {
+func keepsInjectedFrames(t *testing.T, newNode func(testing.TB, string) *planeNode) {
 	n := newNode(t, "n1")
 	cards := cluster(t, n)
 	late := newCard(t, 2, false)
@@ -111,7 +111,7 @@ func keepsInjectedFrames(t *testing.T, newNode func(*testing.T, string) *planeNo
 }
 
 // recordsChannels takes one cut of two nodes, with a frame on its way.
-func recordsChannels(t *testing.T, newNode func(*testing.T, string) *planeNode) {
+func recordsChannels(t *testing.T, newNode func(testing.TB, string) *planeNode) {
 	nodes := []*planeNode{newNode(t, "n1"), newNode(t, "n2")}
 	cards := cluster(t, nodes...)
 	ctx, cancel := context.WithTimeout(t.Context(), testBudget)
@@ -157,7 +157,7 @@ func recordsChannels(t *testing.T, newNode func(*testing.T, string) *planeNode) 
 	}
 }
 
-func gateOpensByItself(t *testing.T, newNode func(*testing.T, string) *planeNode) {
+func gateOpensByItself(t *testing.T, newNode func(testing.TB, string) *planeNode) {
 	n := newNode(t, "n1")
 	cluster(t, n)
 	other := newCard(t, 2, false)
@@ -170,7 +170,7 @@ func gateOpensByItself(t *testing.T, newNode func(*testing.T, string) *planeNode
 	}
 }
 
-func countsUndrained(t *testing.T, newNode func(*testing.T, string) *planeNode) {
+func countsUndrained(t *testing.T, newNode func(testing.TB, string) *planeNode) {
 	n := newNode(t, "n1")
 	cards := cluster(t, n)
 	deaf := newCard(t, 2, true)
@@ -189,7 +189,7 @@ func countsUndrained(t *testing.T, newNode func(*testing.T, string) *planeNode) 
 	}
 }
 
-func waitEnds(t *testing.T, newNode func(*testing.T, string) *planeNode) {
+func waitEnds(t *testing.T, newNode func(testing.TB, string) *planeNode) {
 	nodes := []*planeNode{newNode(t, "n1"), newNode(t, "n2")}
 	cluster(t, nodes...)
 	must(t, nodes[0].plane.BeginCut(testCluster, 2, namesOf(nodes), time.Second))
@@ -206,7 +206,7 @@ func waitEnds(t *testing.T, newNode func(*testing.T, string) *planeNode) {
 	}
 }
 
-func holdsFramesToOutside(t *testing.T, newNode func(*testing.T, string) *planeNode) {
+func holdsFramesToOutside(t *testing.T, newNode func(testing.TB, string) *planeNode) {
 	n := newNode(t, "n1")
 	cards := cluster(t, n)
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
@@ -240,7 +240,7 @@ func holdsFramesToOutside(t *testing.T, newNode func(*testing.T, string) *planeN
 	await(t, "the frame from outside", func() bool { return slices.Equal(cards[0].got(), []uint64{7}) })
 }
 
-func traces(t *testing.T, newNode func(*testing.T, string) *planeNode) {
+func traces(t *testing.T, newNode func(testing.TB, string) *planeNode) {
 	n := newNode(t, "n1")
 	cards := cluster(t, n)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -272,7 +272,7 @@ func traces(t *testing.T, newNode func(*testing.T, string) *planeNode) {
 	must(t, <-ended)
 }
 
-func forgets(t *testing.T, newNode func(*testing.T, string) *planeNode) {
+func forgets(t *testing.T, newNode func(testing.TB, string) *planeNode) {
 	n := newNode(t, "n1")
 	cards := cluster(t, n)
 	must(t, n.plane.Belongs(testCluster, guestName(1), os.Getpid()))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -70,7 +71,8 @@ func (c *Client) Connect(ctx context.Context) error {
 			return err
 		}
 		fallthrough
-	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNRESET), errors.Is(err, os.ErrClosed):
+	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE),
+		errors.Is(err, io.EOF): // none, or one that is about to end
 		if a, err = c.start(ctx, socket); err != nil {
 			return fmt.Errorf("start data plane: %w", err)
 		}

@@ -313,6 +313,20 @@ func TestServer_EndsWhenNobodyNeedsIt(t *testing.T) {
 	}
 }
 
+// TestServer_EndsWithTheLastAgentOfNoCluster: there is nothing to keep for another.
+func TestServer_EndsWithTheLastAgentOfNoCluster(t *testing.T) {
+	socket, ended := served(t, func(s *Server) { s.needlessFor = time.Hour })
+	a, err := begin(t.Context(), socket, settingsOf(t))
+	must(t, err)
+	a.drop()
+	select {
+	case err := <-ended:
+		must(t, err)
+	case <-time.After(testBudget):
+		t.Fatal("does not end")
+	}
+}
+
 // TestServer_EndsWithoutItsSocket: nobody would ever find it again.
 func TestServer_EndsWithoutItsSocket(t *testing.T) {
 	socket, ended := served(t, func(s *Server) { s.needlessFor = time.Hour })

@@ -43,8 +43,8 @@ type planeNode struct {
 }
 
 // kinds are the planes that keep the contract.
-var kinds = map[string]func(t *testing.T, name string) *planeNode{
-	"inside the process": func(t *testing.T, name string) *planeNode {
+var kinds = map[string]func(t testing.TB, name string) *planeNode{
+	"inside the process": func(t testing.TB, name string) *planeNode {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
@@ -64,7 +64,7 @@ var kinds = map[string]func(t *testing.T, name string) *planeNode{
 		})
 		return &planeNode{name: name, address: l.Addr().String(), plane: Inside{f}}
 	},
-	"a process of its own": func(t *testing.T, name string) *planeNode {
+	"a process of its own": func(t testing.TB, name string) *planeNode {
 		n := newProcessNode(t, name)
 		return &n.planeNode
 	},
@@ -73,12 +73,12 @@ var kinds = map[string]func(t *testing.T, name string) *planeNode{
 // processNode is a node whose plane is a process.
 type processNode struct {
 	planeNode
-	t      *testing.T
+	t      testing.TB
 	cfg    Config
 	client *Client
 }
 
-func newProcessNode(t *testing.T, name string) *processNode {
+func newProcessNode(t testing.TB, name string) *processNode {
 	t.Helper()
 	exe, err := os.Executable()
 	if err != nil {
@@ -118,7 +118,7 @@ func (n *processNode) restart() {
 	n.connect()
 }
 
-func freeAddress(t *testing.T) string {
+func freeAddress(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -128,21 +128,21 @@ func freeAddress(t *testing.T) string {
 	return l.Addr().String()
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
 	}
 }
 
-func mustBe(t *testing.T, err, want error) {
+func mustBe(t testing.TB, err, want error) {
 	t.Helper()
 	if !errors.Is(err, want) {
 		t.Errorf("error %v, want %v", err, want)
 	}
 }
 
-func await(t *testing.T, what string, is func() bool) {
+func await(t testing.TB, what string, is func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(testBudget); !is(); time.Sleep(time.Millisecond) { // between looks
 		if time.Now().After(deadline) {
@@ -153,7 +153,7 @@ func await(t *testing.T, what string, is func() bool) {
 
 // card is a guest with one NIC, which reads what comes unless it is deaf.
 type card struct {
-	t         *testing.T
+	t         testing.TB
 	id        int
 	near, far *os.File // what QEMU would hold
 
@@ -178,7 +178,7 @@ func frameTo(from, to int, n uint64) []byte {
 	return b
 }
 
-func newCard(t *testing.T, id int, deaf bool) *card {
+func newCard(t testing.TB, id int, deaf bool) *card {
 	t.Helper()
 	near, far, err := fabric.NewPair()
 	must(t, err)
@@ -244,7 +244,7 @@ func (c *card) join(n *planeNode, gated bool) error {
 	})
 }
 
-func dup(t *testing.T, f *os.File) *os.File {
+func dup(t testing.TB, f *os.File) *os.File {
 	t.Helper()
 	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	must(t, err)
@@ -252,7 +252,7 @@ func dup(t *testing.T, f *os.File) *os.File {
 }
 
 // cluster makes the cluster on nodes, in epoch 1, with guest i+1 on node i.
-func cluster(t *testing.T, nodes ...*planeNode) []*card {
+func cluster(t testing.TB, nodes ...*planeNode) []*card {
 	t.Helper()
 	var cards []*card
 	for i, n := range nodes {
@@ -281,7 +281,7 @@ func namesOf(nodes []*planeNode) []string {
 }
 
 // portOf is what a plane says of a guest's NIC.
-func portOf(t *testing.T, n *planeNode, id int) fabric.PortStatus {
+func portOf(t testing.TB, n *planeNode, id int) fabric.PortStatus {
 	t.Helper()
 	s, err := n.plane.ClusterStats(testCluster)
 	must(t, err)
@@ -297,7 +297,7 @@ func portOf(t *testing.T, n *planeNode, id int) fabric.PortStatus {
 func contains(err error, text string) bool { return strings.Contains(err.Error(), text) }
 
 // gate closes the gates of a guest.
-func gate(t *testing.T, p Plane, cluster, guest string, limit time.Duration) {
+func gate(t testing.TB, p Plane, cluster, guest string, limit time.Duration) {
 	t.Helper()
 	_, err := p.Gate(cluster, guest, limit)
 	must(t, err)

@@ -19,7 +19,7 @@ import (
 
 const (
 	// needlessFor is how long the process goes on without an agent and without a guest
-	// that runs: long enough for an agent to start again.
+	// that runs, while it still has a cluster: long enough for an agent to start again.
 	needlessFor = 10 * time.Second
 	// lookEvery spaces the looks whether somebody needs it.
 	lookEvery = time.Second
@@ -166,10 +166,15 @@ func (s *Server) needless() string {
 			return ""
 		}
 	}
+	if s.fabric != nil {
+		if lives, err := s.fabric.Lives(); err == nil && len(lives) == 0 {
+			return "no agent and no cluster"
+		}
+	}
 	if time.Since(s.needed) < s.needlessFor {
 		return ""
 	}
-	return "no agent and no guest"
+	return "no agent and no guest that runs"
 }
 
 // serve answers one connection.
@@ -333,38 +338,35 @@ type incoming struct {
 	files   []*os.File
 }
 
+// watchAfter is how long a request takes before its connection is watched for its end:
+// the guest that most wait for stands still, and a goroutine more is a wake-up more.
+const watchAfter = 5 * time.Millisecond
+
 // answer answers requests until the connection ends, which also ends the one in
 // progress.
 func (s *Server) answer(ctx context.Context, c *conn) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	requests := make(chan incoming)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		defer close(requests)
-		defer cancel()
-		for {
-			in, err := readRequest(c)
-			if err != nil {
-				return
-			}
-			select {
-			case requests <- in:
-			case <-ctx.Done():
-				closeFiles(in.files)
-				return
-			}
+	for {
+		in, err := readRequest(c)
+		if err != nil {
+			return
 		}
-	}()
-	for in := range requests {
-		if err := s.do(ctx, c, in); err != nil {
-			break
+		asked, cancel := context.WithCancel(ctx)
+		watched := make(chan struct{})
+		watch := time.AfterFunc(watchAfter, func() {
+			defer close(watched)
+			if _, err := c.in.Peek(1); err != nil { // returns with the next request, else
+				cancel()
+			}
+		})
+		err = s.do(asked, c, in)
+		if !watch.Stop() {
+			<-watched
+		}
+		cancel()
+		if err != nil {
+			return
 		}
 	}
-	c.close()
-	cancel()
-	<-done
 }
 
 func readRequest(c *conn) (in incoming, err error) {
