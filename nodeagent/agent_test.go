@@ -266,6 +266,18 @@ func (r *rig) create(epoch uint64, where map[int]string, images map[string]*api.
 	return injected
 }
 
+// check asks a node whether it could make guests.
+func (r *rig) check(node string, req *api.CheckGuestsRequest) error {
+	stream, err := r.nodes[node].client.CheckGuests(r.t.Context(), req)
+	for err == nil {
+		var u *api.CheckGuestsUpdate
+		if u, err = stream.Recv(); u.GetChecked() {
+			return nil
+		}
+	}
+	return err
+}
+
 func (r *rig) destroy() {
 	r.t.Helper()
 	for _, n := range r.nodes {
@@ -441,9 +453,18 @@ func TestAgents_CheckpointAndRestartElsewhere(t *testing.T) {
 			t.Errorf("after the checkpoint: %+v", c)
 		}
 	}
+	// Beside the guests that run, their nodes can say that these images will do.
+	after := map[int]string{1: "n2", 2: "n1"}
+	for i, node := range after {
+		create := &api.CreateGuestsRequest{
+			Cluster: "c", Epoch: 3, Guests: []*api.GuestSpec{r.spec(i)}, Images: []*api.GuestImage{images[guests.Name(i)]}, Packs: packs,
+		}
+		if err := r.check(node, &api.CheckGuestsRequest{Create: create, ReadData: true}); err != nil {
+			t.Errorf("guest %d on %s: %v", i, node, err)
+		}
+	}
 	r.destroy()
 
-	after := map[int]string{1: "n2", 2: "n1"}
 	if injected := r.create(3, after, images, packs); injected != recorded {
 		t.Errorf("%d frames recorded, %d injected", recorded, injected)
 	}
