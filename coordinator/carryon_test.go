@@ -205,7 +205,7 @@ func TestRestart_CallerGoesAwayAfterTheGuestsWereEnded(t *testing.T) {
 // finds that the rollback cannot be made: the guests go on as if nobody had asked.
 func TestCarryOn_FailsBeforeAnythingWasEnded(t *testing.T) {
 	l := newLab(t, "n1", "n2")
-	l.leaseTTL = time.Second
+	l.leaseTTL = 3 * time.Second // long enough for a busy machine
 	first := l.ready(0)
 	taken := first.taken("web", 1)[0]
 	l.touch("web", "a", 9)

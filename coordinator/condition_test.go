@@ -3,6 +3,7 @@ package coordinator_test
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"fermata/coordinator/coordinatortest"
 	"fermata/protocol/api"
@@ -15,7 +16,7 @@ const ended = "it powered itself off at 2026-12-01T12:03:51Z"
 // what cannot be done then says what can.
 func TestEndedGuests_AreShownAndNamed(t *testing.T) {
 	l := newLab(t, "n1", "n2")
-	l.leaseTTL = 1500e6 // so that agents register every half second
+	l.leaseTTL = 3 * time.Second // so that agents register every second
 	c := l.ready(0)
 	all := c.taken("web", 1)
 	a, b := l.agents["n1"], l.agents["n2"]

@@ -14,7 +14,7 @@ import (
 // the report and "cluster show" name it; then its guests of the earlier life are ended.
 func TestTwoLives_TheOlderIsEnded(t *testing.T) {
 	l := newLab(t, "n2")
-	l.leaseTTL = time.Second
+	l.leaseTTL = 3 * time.Second // long enough for a busy machine
 	n1, err := coordinatortest.New(t.Context(), coordinatortest.Config{
 		Name: "n1", Repository: l.repoConfig(), MemoryBytes: 64 * mib,
 		Coordinators: []string{l.address(0)}, Socket: l.dir + "/n1.sock",
@@ -66,7 +66,7 @@ func TestTwoLives_TheOlderIsEnded(t *testing.T) {
 // Guests are not ended because a store knows nothing of them.
 func TestTwoLives_OnlyWhatIsKnownToBeOlder(t *testing.T) {
 	l := newLab(t, "n1")
-	l.leaseTTL = time.Second
+	l.leaseTTL = 3 * time.Second // long enough for a busy machine
 	c := l.ready(0)
 	c.running("web", "a")
 	c.mustCheckpoint("web")
