@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"path/filepath"
 	"time"
@@ -79,9 +80,9 @@ func (f agentFile) config(log hclog.Logger) (nodeagent.Config, error) {
 	if f.Plaintext {
 		return cfg, nil
 	}
-	id, err := identity.Load(f.Certificate, f.Key, f.CA)
+	id, err := daemonIdentity(identity.RoleAgent, cmp.Or(f.Name, "NAME"), f.Certificate, f.Key, f.CA)
 	if err != nil {
-		return cfg, fault.Wrap(fault.Denied, err, "")
+		return cfg, err
 	}
 	cfg.Identity = id
 	return cfg, nil

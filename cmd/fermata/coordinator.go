@@ -83,9 +83,9 @@ func (f coordinatorFile) config(ctx context.Context, log hclog.Logger) (coordina
 		cfg.Etcd.Password = password
 	}
 	if !f.Plaintext {
-		id, err := identity.Load(f.Certificate, f.Key, f.CA)
+		id, err := daemonIdentity(identity.RoleCoordinator, "NAME", f.Certificate, f.Key, f.CA)
 		if err != nil {
-			return cfg, fault.Wrap(fault.Denied, err, "")
+			return cfg, err
 		}
 		cfg.Identity = id
 	}

@@ -64,7 +64,7 @@ func (o *operator) call(ctx context.Context, do string, calls func(*remote.Conn)
 	if err != nil {
 		return fmt.Errorf("%s: %w", do, app.Cause(ctx, err))
 	}
-	err = app.Cause(ctx, remote.Plain(calls(conn)))
+	err = app.Cause(ctx, target.Explain(calls(conn)))
 	// The coordinator may say what was to be done in the very same words.
 	if err != nil && !strings.HasPrefix(err.Error(), do+":") {
 		err = fmt.Errorf("%s: %w", do, err)

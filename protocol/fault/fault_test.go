@@ -70,3 +70,16 @@ func TestWrap(t *testing.T) {
 		t.Errorf("Wrap = %q", err)
 	}
 }
+
+func TestWithHint(t *testing.T) {
+	if err := fault.WithHint(nil, "x"); err != nil {
+		t.Errorf("of no error: %v", err)
+	}
+	err := fmt.Errorf("start c: %w", fault.WithHint(fault.New(fault.NotFound, "no cluster c"), "did you mean d?"))
+	if err.Error() != "start c: no cluster c; did you mean d?" || fault.ClassOf(err) != fault.NotFound || fault.HintOf(err) != "did you mean d?" {
+		t.Errorf("%v of class %v, hint %q", err, fault.ClassOf(err), fault.HintOf(err))
+	}
+	if got := fault.HintOf(fault.New(fault.Busy, "x")); got != fault.Busy.Hint() || got == "" {
+		t.Errorf("hint of a busy error without one: %q", got)
+	}
+}

@@ -75,7 +75,7 @@ func supervise(run Func, env *Env, signals <-chan os.Signal) int {
 			if err == nil {
 				return 0
 			}
-			fmt.Fprintf(env.Stderr, "%s: %s\n", Name, oneLine(err))
+			writeError(env, err)
 			return ExitCode(err)
 		case <-signals:
 			if interrupted {

@@ -52,7 +52,7 @@ func Dial(ctx context.Context, t Target) (*Conn, error) {
 	if len(t.Addresses) == 1 {
 		return open(t.Addresses[0], creds)
 	}
-	return findLeader(ctx, t.Addresses, creds)
+	return findLeader(ctx, t, creds)
 }
 
 func credentialsOf(t Target) ([]grpc.DialOption, error) {
@@ -66,7 +66,7 @@ func credentialsOf(t Target) ([]grpc.DialOption, error) {
 	}
 	id, err := identity.Load(t.Files.Cert, t.Files.Key, t.Files.CA)
 	if err != nil {
-		return nil, fault.Wrap(fault.Denied, err, "")
+		return nil, t.missing(err)
 	}
 	return []grpc.DialOption{id.DialOption(identity.RoleCoordinator, "")}, nil
 }
@@ -95,7 +95,8 @@ func withDeadline(ctx context.Context, method string, req, reply any, conn *grpc
 
 // findLeader goes round the addresses until one answers a call, which only the
 // leader does. It gives up at once on an answer that another try cannot change.
-func findLeader(ctx context.Context, addrs []string, creds []grpc.DialOption) (*Conn, error) {
+func findLeader(ctx context.Context, t Target, creds []grpc.DialOption) (*Conn, error) {
+	addrs := t.Addresses
 	ctx, cancel := context.WithTimeout(ctx, leaderTimeout)
 	defer cancel()
 	again := time.NewTicker(probeInterval)
@@ -110,8 +111,11 @@ func findLeader(ctx context.Context, addrs []string, creds []grpc.DialOption) (*
 			if ctx.Err() != nil && said[i] != nil {
 				continue // the search is over: what was said before tells more
 			}
-			said[i] = fmt.Errorf("coordinator %s: %w", addr, Plain(err))
-			if !passing(fault.ClassOf(err)) {
+			one := t
+			one.Addresses = []string{addr}
+			explained := one.Explain(err)
+			said[i] = fmt.Errorf("coordinator %s: %w", addr, explained)
+			if !passing(fault.ClassOf(explained)) {
 				return nil, said[i]
 			}
 		}

@@ -28,7 +28,7 @@ func listNodes(ctx context.Context, target remote.Target) error {
 	}
 	defer conn.Close()
 	_, err = conn.ListNodes(ctx, &api.ListNodesRequest{})
-	return remote.Plain(err)
+	return target.Explain(err)
 }
 
 func TestDial_FindsTheLeader(t *testing.T) {
@@ -141,14 +141,34 @@ func TestDial_WithCertificates(t *testing.T) {
 	if err := listNodes(t.Context(), remote.Target{Addresses: []string{tcp}, Files: files("agent")}); fault.ClassOf(err) != fault.Denied {
 		t.Errorf("as an agent: %v, want class denied", err)
 	}
-	if err := listNodes(t.Context(), remote.Target{Addresses: []string{tcp}, Plaintext: true}); err == nil {
-		t.Error("plain text passed a server with certificates")
-	}
 	stranger, _, _ := installation(t)
 	foreign := identity.Files{
 		Cert: filepath.Join(stranger, "operator.crt"), Key: filepath.Join(stranger, "operator.key"), CA: filepath.Join(stranger, "ca.crt"),
 	}
-	if err := listNodes(t.Context(), remote.Target{Addresses: []string{tcp}, Files: foreign}); fault.ClassOf(err) != fault.Unavailable {
-		t.Errorf("with another authority: %v, want class unavailable", err)
+	plainServer := operatortest.New(t)
+	absent := files("operator")
+	absent.Cert = filepath.Join(certs, "nobody.crt")
+	for _, c := range []struct {
+		name   string
+		target remote.Target
+		class  fault.Class
+		says   []string
+	}{
+		{"plain text to TLS", remote.Target{Addresses: []string{tcp}, Plaintext: true}, fault.Invalid, []string{tcp, "wants certificates", "--plaintext", "--lab"}},
+		{"TLS to plain text", remote.Target{Addresses: []string{plainServer.Address}, Files: files("operator")}, fault.Invalid, []string{"without certificates", "--plaintext"}},
+		{"another authority", remote.Target{Addresses: []string{tcp}, Files: foreign}, fault.Denied, []string{foreign.CA, "does not vouch", "--ca"}},
+		{"no certificate", remote.Target{Addresses: []string{tcp}, Files: absent}, fault.Denied, []string{absent.Cert, "does not exist", "--cert", "certs issue"}},
+		{"nobody there", remote.Target{Addresses: []string{"127.0.0.1:1"}, Plaintext: true}, fault.Unavailable, []string{"cannot reach the coordinator at 127.0.0.1:1", "connection refused", "--coordinator"}},
+		{"one of two", remote.Target{Addresses: []string{"127.0.0.1:1", tcp}, Plaintext: true}, fault.Invalid, []string{"wants certificates"}},
+	} {
+		err := listNodes(t.Context(), c.target)
+		if fault.ClassOf(err) != c.class {
+			t.Errorf("%s: %v of class %v, want %v", c.name, err, fault.ClassOf(err), c.class)
+		}
+		for _, word := range c.says {
+			if err == nil || !strings.Contains(err.Error(), word) {
+				t.Errorf("%s: %v, want %q in it", c.name, err, word)
+			}
+		}
 	}
 }

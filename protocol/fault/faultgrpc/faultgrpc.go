@@ -76,7 +76,7 @@ func To(err error) error {
 		class = classOfBare(st)
 	}
 	st := status.New(codeOf(class), clip(err.Error()))
-	withClass, detailErr := st.WithDetails(&errdetails.ErrorInfo{Reason: class.String(), Domain: domain})
+	withClass, detailErr := st.WithDetails(&errdetails.ErrorInfo{Reason: class.String(), Domain: domain, Metadata: hintOf(err)})
 	if detailErr != nil {
 		return st.Err()
 	}
@@ -101,7 +101,7 @@ func From(err error) error {
 		return err
 	}
 	if class, carried := carriedClass(st); carried {
-		return fault.New(class, "%s", st.Message())
+		return fault.Hinted(fault.New(class, "%s", st.Message()), carriedHint(st))
 	}
 	switch st.Code() {
 	case codes.Canceled:
@@ -110,6 +110,27 @@ func From(err error) error {
 		return fault.Wrap(fault.Unknown, context.DeadlineExceeded, "no answer")
 	}
 	return fault.New(classOfBare(st), "%s", st.Message())
+}
+
+// hintKey is where an ErrorInfo carries what to do next.
+const hintKey = "hint"
+
+// hintOf is the hint of err as it travels; nil if it has none of its own.
+func hintOf(err error) map[string]string {
+	hint := fault.HintOf(err)
+	if hint == "" || hint == fault.ClassOf(err).Hint() {
+		return nil
+	}
+	return map[string]string{hintKey: clip(hint)}
+}
+
+func carriedHint(st *status.Status) string {
+	for _, d := range st.Details() {
+		if info, ok := d.(*errdetails.ErrorInfo); ok && info.GetDomain() == domain {
+			return info.GetMetadata()[hintKey]
+		}
+	}
+	return ""
 }
 
 // carriedClass returns the class that To put into st.
@@ -136,6 +157,7 @@ func carriedClass(st *status.Status) (fault.Class, bool) {
 var neverSent = []string{
 	"transport: Error while dialing",
 	"transport: authentication handshake failed",
+	"error reading server preface",
 }
 
 func classOfBare(st *status.Status) fault.Class {
