@@ -39,6 +39,11 @@ func (c *Coordinator) listCheckpoints(ctx context.Context, cluster string) (*api
 			reply.Checkpoints = append(reply.Checkpoints, entryOf(name, e))
 		}
 	}
+	if cluster != "" && len(reply.Checkpoints) == 0 {
+		if err := c.requireCluster(ctx, cluster); err != nil {
+			return nil, err
+		}
+	}
 	slices.SortStableFunc(reply.Checkpoints, func(a, b *api.Checkpoint) int {
 		if a.GetCluster() == b.GetCluster() {
 			return cmp.Compare(a.GetEpoch(), b.GetEpoch())

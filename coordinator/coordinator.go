@@ -235,12 +235,13 @@ func (c *Coordinator) serverOptions(calls context.Context) []grpc.ServerOption {
 		grpc.ChainUnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 			ctx, cancel := joined(ctx, calls)
 			defer cancel()
-			return handler(ctx, req)
+			reply, err := handler(ctx, req)
+			return reply, c.suggest(ctx, err)
 		}),
 		grpc.ChainStreamInterceptor(func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 			ctx, cancel := joined(stream.Context(), calls)
 			defer cancel()
-			return handler(srv, &joinedStream{ServerStream: stream, ctx: ctx})
+			return c.suggest(ctx, handler(srv, &joinedStream{ServerStream: stream, ctx: ctx}))
 		}))
 }
 

@@ -175,7 +175,7 @@ func (c *Coordinator) node(ctx context.Context, name string) (*api.NodeInfo, err
 	}
 	i, found := slices.BinarySearchFunc(infos, name, func(n *api.NodeInfo, name string) int { return strings.Compare(n.GetName(), name) })
 	if !found {
-		return nil, fault.New(fault.NotFound, "node %s has never registered", name)
+		return nil, didYouMean(fault.New(fault.NotFound, "node %s has never registered", name), name, nodeNames(infos))
 	}
 	return infos[i], nil
 }

@@ -145,9 +145,17 @@ func Busy(running Operation) error {
 	return fault.Wrap(fault.Busy, ErrBusy, "cluster %s: %s since %s", running.Cluster, running.Kind, running.Started.UTC().Format(time.RFC3339))
 }
 
-// NotFound is the refusal because what names nothing.
+// Missing is what a name of somebody's names nothing. It is ErrNotFound.
+type Missing struct{ What, Name string }
+
+func (m *Missing) Error() string { return fmt.Sprintf("%s %s: %s", m.What, m.Name, ErrNotFound) }
+
+// Unwrap makes it ErrNotFound.
+func (m *Missing) Unwrap() error { return ErrNotFound }
+
+// NotFound is the refusal because what names nothing. Find the Missing with errors.As.
 func NotFound(what, name string) error {
-	return fault.Wrap(fault.NotFound, ErrNotFound, "%s %s", what, name)
+	return fault.Wrap(fault.NotFound, &Missing{what, name}, "")
 }
 
 // Exists is the refusal because what is there already.
