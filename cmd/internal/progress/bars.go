@@ -26,8 +26,9 @@ type bars struct {
 
 // line is one bar and the step it is in.
 type line struct {
-	bar  *mpb.Bar
-	step atomic.Pointer[string] // read by the drawing goroutine
+	bar   *mpb.Bar
+	total int64                  // as last heard
+	step  atomic.Pointer[string] // read by the drawing goroutine
 }
 
 func newBars(ctx context.Context, w io.Writer) *bars {
@@ -55,7 +56,8 @@ func (b *bars) Event(e *api.Event) {
 	l := b.lineFor(place(e))
 	step := e.GetStep()
 	l.step.Store(&step)
-	l.bar.SetTotal(int64(e.GetTotalBytes()), false)
+	l.total = int64(e.GetTotalBytes())
+	l.bar.SetTotal(l.total, false)
 	l.bar.SetCurrent(int64(e.GetDoneBytes()))
 }
 
@@ -71,6 +73,14 @@ func (b *bars) lineFor(name string) *line {
 		mpb.AppendDecorators(decor.CountersKibiByte("% .1f / % .1f")))
 	b.lines[name] = l
 	return l
+}
+
+// Done fills the bars: the last events before a result were not about the last bytes.
+func (b *bars) Done() {
+	for _, l := range b.lines {
+		l.bar.SetCurrent(l.total)
+		l.bar.SetTotal(l.total, true)
+	}
 }
 
 // Close takes the step away, since the result says more, and keeps the bars.

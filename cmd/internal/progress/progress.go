@@ -17,8 +17,8 @@ type Mode int
 
 // The modes.
 const (
-	Auto  Mode = iota // bars on a terminal, nothing elsewhere
-	Plain             // a line for each step
+	Auto  Mode = iota // bars on a terminal, elsewhere numbers every few seconds
+	Plain             // a line for each step, and numbers every few seconds
 	None
 )
 
@@ -56,6 +56,9 @@ type Display interface {
 	Event(e *api.Event)
 	// Write shows a line that is not an event, apart from what is drawn.
 	io.Writer
+	// Done says that the operation has succeeded: whatever it moved has been moved in
+	// full, although the last event about it may have come before.
+	Done()
 	// Close leaves what was drawn as it is and ends the display.
 	Close()
 }
@@ -64,14 +67,14 @@ type Display interface {
 func New(ctx context.Context, m Mode, w io.Writer, terminal bool) (Display, error) {
 	switch m {
 	case Plain:
-		return &lines{w: w}, nil
+		return newLines(w, true, quietFor, repeatEvery), nil
 	case None:
 		return silence{w}, nil
 	case Auto:
 		if terminal {
 			return newBars(ctx, w), nil
 		}
-		return silence{w}, nil
+		return newLines(w, false, quietFor, repeatEvery), nil
 	default:
 		return nil, fmt.Errorf("show progress: unknown %s", m)
 	}
@@ -81,30 +84,8 @@ func New(ctx context.Context, m Mode, w io.Writer, terminal bool) (Display, erro
 type silence struct{ io.Writer }
 
 func (silence) Event(*api.Event) {}
+func (silence) Done()            {}
 func (silence) Close()           {}
-
-// lines shows a line whenever a step begins, and none for its byte counts: a
-// log that grows by the second helps nobody.
-type lines struct {
-	w    io.Writer
-	seen map[string]bool
-}
-
-func (l *lines) Write(p []byte) (int, error) { return l.w.Write(p) }
-
-func (l *lines) Event(e *api.Event) {
-	line := lineOf(e)
-	if line == "" || l.seen[line] {
-		return
-	}
-	if l.seen == nil {
-		l.seen = map[string]bool{}
-	}
-	l.seen[line] = true
-	fmt.Fprintln(l.w, line)
-}
-
-func (l *lines) Close() {}
 
 // lineOf is an event in words: "persist n1/a: text".
 func lineOf(e *api.Event) string {

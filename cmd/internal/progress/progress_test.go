@@ -5,6 +5,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"fermata/protocol/api"
 )
@@ -63,6 +64,44 @@ func TestBars_ShowEveryPlaceWithItsBytes(t *testing.T) {
 			t.Errorf("no %q in:\n%q", want, got)
 		}
 	}
+}
+
+// On success the bars end at what was moved, wherever the last event left them.
+func TestBars_DoneFillsThem(t *testing.T) {
+	var out locked
+	d, err := New(t.Context(), Auto, &out, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.Event(&api.Event{Step: "persist", Node: "n1", DoneBytes: 1 << 20, TotalBytes: 4 << 20})
+	d.Done()
+	d.Close()
+	if got := out.String(); !strings.Contains(got, "4.0 MiB / 4.0 MiB") {
+		t.Errorf("no full bar in:\n%q", got)
+	}
+}
+
+// Without a terminal numbers come every few seconds, also while nothing is heard.
+func TestLines_NumbersWithoutATerminal(t *testing.T) {
+	var out locked
+	l := newLines(&out, false, time.Millisecond, time.Millisecond)
+	defer l.Close()
+	await := func(want string) {
+		t.Helper()
+		for deadline := time.Now().Add(10 * time.Second); !strings.Contains(out.String(), want); {
+			if time.Now().After(deadline) {
+				t.Fatalf("no %q in:\n%s", want, out.String())
+			}
+		}
+	}
+	await(": waiting\n")
+	l.Event(&api.Event{Step: "prepare"})
+	await(": prepare\n")
+	l.Event(&api.Event{Step: "persist", Node: "n1", DoneBytes: 1 << 20, TotalBytes: 4 << 20})
+	l.Event(&api.Event{Step: "persist", Node: "n2", DoneBytes: 0, TotalBytes: 1 << 20})
+	await(": persist n1: 1 MiB of 4 MiB (25 %), persist n2: 0 B of 1 MiB (0 %)\n")
+	l.Done()
+	await(": done, 5 MiB\n")
 }
 
 func TestMode_SetRefusesUnknownWords(t *testing.T) {
