@@ -225,7 +225,7 @@ it hits, and the exit status is that of class corrupt.`,
 }
 
 func newCheckpointsDeleteCommand(o *operator) *cobra.Command {
-	return o.reads(&cobra.Command{
+	return o.confirms(o.reads(&cobra.Command{
 		Use:               "delete ID",
 		Short:             "Delete a checkpoint",
 		Example:           "  fermata checkpoints delete demo@7",
@@ -241,5 +241,7 @@ func newCheckpointsDeleteCommand(o *operator) *cobra.Command {
 				return o.print(view.Deleted{Deleted: args[0], FreedBytes: &freed})
 			})
 		},
+	}), func(args []string) string {
+		return "checkpoint " + args[0] + " is deleted for good"
 	})
 }

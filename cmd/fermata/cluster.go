@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"time"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
@@ -167,6 +170,7 @@ func newClusterStartCommand(o *operator) *cobra.Command {
 			return o.changeCluster(c.Context(), "start cluster "+args[0],
 				"the start is given up, guests that run keep running",
 				func(ctx context.Context, conn *remote.Conn) (grpc.ServerStreamingClient[api.Event], error) {
+					o.mentionCheckpoints(ctx, conn, args[0])
 					return conn.StartCluster(ctx, &api.StartClusterRequest{Name: args[0], On: where.guests})
 				})
 		},
@@ -175,8 +179,25 @@ func newClusterStartCommand(o *operator) *cobra.Command {
 	return o.follows(c)
 }
 
+// mentionBudget bounds a look that is only for the operator's information.
+const mentionBudget = 2 * time.Second
+
+// mentionCheckpoints says that a cluster which is about to boot afresh could go on from
+// a checkpoint instead.
+func (o *operator) mentionCheckpoints(ctx context.Context, conn *remote.Conn, cluster string) {
+	ctx, cancel := context.WithTimeout(ctx, mentionBudget)
+	defer cancel()
+	reply, err := conn.ListCheckpoints(ctx, &api.ListCheckpointsRequest{Cluster: cluster})
+	if err != nil || len(reply.GetCheckpoints()) == 0 {
+		return
+	}
+	newest := slices.MaxFunc(reply.GetCheckpoints(), func(a, b *api.Checkpoint) int { return cmp.Compare(a.GetEpoch(), b.GetEpoch()) })
+	o.env.Notice("the guests boot afresh; cluster %s has checkpoints, the newest is %s: \"fermata restart %s\" goes on from there",
+		cluster, newest.GetId(), cluster)
+}
+
 func newClusterStopCommand(o *operator) *cobra.Command {
-	return o.follows(&cobra.Command{
+	return o.confirms(o.follows(&cobra.Command{
 		Use:               "stop CLUSTER",
 		Short:             "End every guest of a cluster; its checkpoints stay",
 		Example:           "  fermata cluster stop demo",
@@ -189,6 +210,8 @@ func newClusterStopCommand(o *operator) *cobra.Command {
 					return conn.StopCluster(ctx, &api.StopClusterRequest{Name: args[0]})
 				})
 		},
+	}), func(args []string) string {
+		return "every guest of cluster " + args[0] + " is ended, and what they did since the newest checkpoint is lost"
 	})
 }
 
@@ -208,7 +231,7 @@ func (o *operator) changeCluster(ctx context.Context, do, onInterrupt string, op
 }
 
 func newClusterDeleteCommand(o *operator) *cobra.Command {
-	return o.reads(&cobra.Command{
+	return o.confirms(o.reads(&cobra.Command{
 		Use:               "delete CLUSTER",
 		Short:             "Forget a stopped cluster; its checkpoints stay",
 		Example:           "  fermata cluster stop demo\n  fermata cluster delete demo",
@@ -222,6 +245,8 @@ func newClusterDeleteCommand(o *operator) *cobra.Command {
 				return o.print(view.Deleted{Deleted: args[0]})
 			})
 		},
+	}), func(args []string) string {
+		return "cluster " + args[0] + " is forgotten; its checkpoints stay"
 	})
 }
 

@@ -251,7 +251,8 @@ func TestRequests_CarryTheFlags(t *testing.T) {
 			t.Errorf("%s: status %d, stderr %q", c.args, r.status, r.stderr)
 			continue
 		}
-		if diff := cmp.Diff(c.want, server.Requests()[0], protocmp.Transform()); diff != "" {
+		asked := server.Requests()
+		if diff := cmp.Diff(c.want, asked[len(asked)-1], protocmp.Transform()); diff != "" {
 			t.Errorf("%s: (-want +got)\n%s", c.args, diff)
 		}
 		if warned := strings.Contains(r.stderr, "warning"); warned != strings.Contains(c.args, "discard") {

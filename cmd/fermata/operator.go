@@ -35,9 +35,26 @@ func (o *operator) reads(c *cobra.Command) *cobra.Command {
 
 // follows adds the flags of a command that takes long and prints a document.
 func (o *operator) follows(c *cobra.Command) *cobra.Command {
-	c.Flags().Var(&o.progress, "progress", "how to show progress: bars on a terminal (auto), a line a step (plain), or none")
+	c.Flags().Var(&o.progress, "progress", "how to show progress: bars on a terminal, else a line with numbers every few seconds (auto), a line a step besides (plain), or none")
 	mustComplete(c, "progress", progress.ModeNames())
 	return o.reads(c)
+}
+
+// confirms has c ask before it does what cannot be undone. question says what that is;
+// empty: this call is harmless.
+func (o *operator) confirms(c *cobra.Command, question func(args []string) string) *cobra.Command {
+	var yes bool
+	c.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask; nothing is asked where standard input or standard error is no terminal")
+	do := c.RunE
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if what := question(args); what != "" && !yes {
+			if err := o.env.Confirm(c.Context(), what); err != nil {
+				return app.Cause(c.Context(), err)
+			}
+		}
+		return do(c, args)
+	}
+	return c
 }
 
 // formatFlag adds -o.
@@ -101,7 +118,11 @@ func (o *operator) follow(ctx context.Context, open func(context.Context) (grpc.
 		case err != nil:
 			return nil, err
 		case event.GetResult() != nil:
-			return event, drain(stream)
+			err := drain(stream)
+			if err == nil {
+				display.Done()
+			}
+			return event, err
 		}
 		display.Event(event)
 	}

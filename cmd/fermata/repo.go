@@ -56,7 +56,9 @@ the next coordinator that starts becomes the owner.`,
 		},
 	}
 	f.add(c)
-	return o.reads(c)
+	return o.confirms(o.reads(c), func(_ []string) string {
+		return "the repository is released from the installation that owns it, whose coordinators must not run any more"
+	})
 }
 
 func newRepoCreateCommand(*operator) *cobra.Command {
@@ -240,6 +242,9 @@ full file system; compaction needs room for a new pack, and ends when there is n
 					}
 					m.display.Event(&api.Event{Step: step, Text: text})
 				}
+				if err := requireClusters(ctx, r, opt.Clusters...); err != nil {
+					return err
+				}
 				plan, err := r.PlanPrune(ctx, opt)
 				if err != nil {
 					return err
@@ -266,7 +271,12 @@ full file system; compaction needs room for a new pack, and ends when there is n
 	flags.Float64Var(&opt.CompactBelow, "compact-below", 0.5, "compact packs of which less than this part is needed, 0 to 1; 0: none")
 	flags.Int64Var(&memoryMiB, "memory-mib", 256, "for the table of what is needed; less takes more passes")
 	flags.BoolVar(&dryRun, "dry-run", false, "only say what would be done")
-	return o.follows(c)
+	return o.confirms(o.follows(c), func(_ []string) string {
+		if dryRun {
+			return ""
+		}
+		return "checkpoints that no rule keeps are deleted for good (--dry-run shows which)"
+	})
 }
 
 func newRepoCopyCommand(o *operator) *cobra.Command {
@@ -370,7 +380,7 @@ func checkpointsToCopy(ctx context.Context, r *repository.Repository, ids []stri
 			return nil, err
 		}
 		if len(entries) == 0 && cluster != "" {
-			return nil, fault.New(fault.NotFound, "cluster %s has no checkpoint", cluster)
+			return nil, requireClusters(ctx, r, cluster)
 		}
 		for _, e := range entries {
 			if e.Err != nil {

@@ -142,5 +142,7 @@ before can go on reading: against that, copy what is to be kept to a new reposit
 		},
 	}
 	f.add(c)
-	return o.follows(c)
+	return o.confirms(o.follows(c), func(args []string) string {
+		return "key " + args[0] + " will not open the repository any more"
+	})
 }

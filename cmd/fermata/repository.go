@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -21,6 +22,7 @@ import (
 	"fermata/imageio/seal"
 	"fermata/protocol/api"
 	"fermata/protocol/fault"
+	"fermata/protocol/text"
 )
 
 // envRepository stands for --repository.
@@ -146,13 +148,39 @@ func (o *operator) onRepository(ctx context.Context, f *repositoryFlags, do, int
 	defer o.env.RedirectNotices(display)()
 	r, err := f.open(ctx, o)
 	if err == nil {
-		err = coordinator.RepositoryFault(work(ctx, r, &meter{display: display}))
+		if err = coordinator.RepositoryFault(work(ctx, r, &meter{display: display})); err == nil {
+			display.Done()
+		}
 	}
 	err = app.Cause(ctx, err)
 	if err != nil && !strings.HasPrefix(err.Error(), do+":") {
 		err = fmt.Errorf("%s: %w", do, err)
 	}
 	return err
+}
+
+// requireClusters refuses names of clusters that have nothing in the repository.
+func requireClusters(ctx context.Context, r *repository.Repository, wanted ...string) error {
+	if len(wanted) == 0 {
+		return nil
+	}
+	there, err := r.Clusters(ctx)
+	if err != nil {
+		return err
+	}
+	for _, name := range wanted {
+		if slices.Contains(there, name) {
+			continue
+		}
+		hint := "it has none at all"
+		if near := text.Near(name, there); near != "" {
+			hint = fmt.Sprintf("did you mean %s?", near)
+		} else if len(there) > 0 {
+			hint = "it has those of " + strings.Join(there, ", ")
+		}
+		return fault.WithHint(fault.New(fault.NotFound, "the repository has no checkpoints of a cluster %s", name), hint)
+	}
+	return nil
 }
 
 // Stand for --key-file and --key-command.

@@ -81,7 +81,12 @@ func newPutBackCommand(o *operator, c *cobra.Command, rollback bool) *cobra.Comm
 	if err := c.RegisterFlagCompletionFunc("on", o.completeNodes); err != nil {
 		panic(err) // the flag is defined above
 	}
-	return o.follows(c)
+	return o.confirms(o.follows(c), func(args []string) string {
+		if !rollback || dryRun {
+			return ""
+		}
+		return "cluster " + args[0] + " is rolled back to checkpoint " + from + ", and what its guests did since is lost"
+	})
 }
 
 func (o *operator) putBack(ctx context.Context, do string, req *api.RestartRequest) error {

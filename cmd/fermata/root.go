@@ -19,6 +19,12 @@ FERMATA_COORDINATOR and FERMATA_CERTS (a directory), by FERMATA_LAB, or in
 /etc/fermata: operator.yaml (coordinator: [HOST:PORT, …], certs: DIRECTORY),
 operator.crt, operator.key and ca.crt.
 
+Verbs that destroy something ask first at a terminal, unless --yes is given. Scripts,
+which have none, are not asked.
+
+An error is the last line of standard error. With -o json that line is a document:
+{"error": {"class", "message", "hint", "exit_status"}}.
+
 Exit status, by the class of the error:
    0  success             8  no-space
    1  internal            9  mismatch

@@ -34,6 +34,7 @@ type Env struct {
 	Stdout   io.Writer // the result, nothing else
 	Stderr   io.Writer // progress, warnings, the error; any goroutine may write
 	Terminal bool      // Stderr is a terminal: progress may draw on it
+	Asks     bool      // Stdin is a terminal, too: somebody may be asked
 	Getenv   func(string) string
 
 	ownProcess bool // the process belongs to this program
@@ -52,7 +53,7 @@ type Func func(ctx context.Context, env *Env) error
 func Main(run Func, args []string, stdout, stderr io.Writer) int {
 	env := &Env{
 		Args: args, Stdin: os.Stdin, Stdout: stdout, Stderr: serial(stderr),
-		Terminal: isTerminal(stderr), Getenv: os.Getenv, ownProcess: true,
+		Terminal: isTerminal(stderr), Asks: isTerminal(stderr) && term.IsTerminal(int(os.Stdin.Fd())), Getenv: os.Getenv, ownProcess: true,
 	}
 	// Two, because a second interrupt must not be lost while the first is told.
 	signals := make(chan os.Signal, 2)
