@@ -65,7 +65,8 @@ func diskMachine(t *testing.T, change func(*qemu.Config)) (*qemu.Machine, *fault
 	}
 	fs, dir := faultfs.Temp(t)
 	disk, kernel := filepath.Join(dir, "disk"), filepath.Join(t.TempDir(), "program")
-	must(os.WriteFile(disk, make([]byte, 1<<20), 0o600))
+	must(os.WriteFile(disk, nil, 0o600))
+	must(os.Truncate(disk, 1<<20)) // written, it could be read from the page cache
 	must(os.WriteFile(kernel, vmmtest.Program(), 0o600))
 	memory, err := os.MkdirTemp("/dev/shm", "disks-test-")
 	must(err)
@@ -113,8 +114,11 @@ func writeDisk(t *testing.T, m *qemu.Machine, fs *faultfs.FS) {
 // TestFlushDisks_DiskThatHangs asks a disk whose flush hangs. The monitor goes on answering
 // meanwhile.
 func TestFlushDisks_DiskThatHangs(t *testing.T) {
-	m, fs := diskMachine(t, nil)
+	m, fs := diskMachine(t, func(c *qemu.Config) { c.Confine = qemu.Confinement{Sandbox: true} })
 	if err := m.FlushDisks(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.ReadySave(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	writeDisk(t, m, fs)
@@ -203,19 +207,28 @@ func TestFlushDisks_BesideAMigration(t *testing.T) {
 // TestFlushDisks_RequestThatHangs: a disk that is only read has nothing to flush, and a
 // stop waits for its requests all the same.
 func TestFlushDisks_RequestThatHangs(t *testing.T) {
-	m, fs := diskMachine(t, func(c *qemu.Config) { c.Disks[0].ReadOnly = true })
-	if err := m.Continue(t.Context()); err != nil {
+	mustrun.Need(t, mustrun.GuestImage)
+	image, err := mustrun.GuestDir()
+	if err != nil {
 		t.Fatal(err)
 	}
+	m, fs := diskMachine(t, func(c *qemu.Config) {
+		c.Kernel, c.Initrd = filepath.Join(image, "vmlinuz"), filepath.Join(image, "initrd.img")
+		c.Cmdline, c.MemoryBytes = "console=ttyS0 fermata.role=idle", 128<<20
+		c.Disks[0].ReadOnly = true
+	})
 	back := make(chan struct{})
 	var hangs atomic.Bool
-	fs.Rule(func(op faultfs.Op, _ string) faultfs.Fault { // the firmware looks at its disks
+	fs.Rule(func(op faultfs.Op, _ string) faultfs.Fault { // Linux looks for partitions
 		if op == faultfs.Read {
 			hangs.Store(true)
 			return faultfs.Fault{Wait: back}
 		}
 		return faultfs.Fault{}
 	})
+	if err := m.Continue(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	for deadline := time.Now().Add(time.Minute); !hangs.Load(); time.Sleep(10 * time.Millisecond) { // polls, with a deadline
 		if time.Now().After(deadline) {
 			t.Fatal("the guest reads nothing")
