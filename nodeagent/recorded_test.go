@@ -2,6 +2,7 @@ package nodeagent
 
 import (
 	"io"
+	"syscall"
 	"testing"
 
 	"fermata/experiments/guests"
@@ -10,9 +11,9 @@ import (
 	"fermata/protocol/api"
 )
 
-// TestAgent_RecordedFramesOutliveItBeforeTheRelease restarts an agent between
-// create-guests and release-guests of a restart. The frames that were in flight at the
-// cut reach the guest all the same, once.
+// TestAgent_RecordedFramesOutliveItBeforeTheRelease restarts an agent, then kills its
+// data plane, between create-guests and release-guests of a restart. The frames that
+// were in flight at the cut reach the guest all the same, once.
 func TestAgent_RecordedFramesOutliveItBeforeTheRelease(t *testing.T) {
 	r := newRig(t, "n1")
 	n := r.nodes["n1"]
@@ -49,6 +50,18 @@ func TestAgent_RecordedFramesOutliveItBeforeTheRelease(t *testing.T) {
 	r.start("n1")
 	if card := r.card("n1"); card.FramesHeld != count || card.FramesInjected != count {
 		t.Errorf("after the agent's restart %d frames wait, %d were injected; want %d", card.FramesHeld, card.FramesInjected, count)
+	}
+	// Of a data plane that dies they are in a file beside the guest.
+	first := n.agent.process.Incarnation()
+	if err := syscall.Kill(n.agent.process.PID(), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	r.await("the frames in another data plane", stepBudget, func() bool {
+		now := n.agent.process.Incarnation()
+		return now != "" && now != first && r.card("n1").FramesHeld == count
+	})
+	if card := r.card("n1"); card.FramesInjected != count {
+		t.Errorf("after the data plane's death %d frames were injected, want %d", card.FramesInjected, count)
 	}
 	if _, err := n.client.ReleaseGuests(t.Context(), &api.ReleaseGuestsRequest{Fence: r.fence, Cluster: "c"}); err != nil {
 		t.Fatal(err)
