@@ -20,18 +20,45 @@ func unsupported(g spec.Guest, node *api.NodeInfo) string {
 		return ""
 	}
 	var lacks []string
-	lack := func(what, wanted string, known []string) {
+	lack := func(what, wanted string, known []string, closest func(string, []string) string) {
 		if !slices.Contains(known, wanted) {
-			lacks = append(lacks, fmt.Sprintf("%s %s (the closest is %s)", what, wanted, text.Closest(wanted, known)))
+			lacks = append(lacks, fmt.Sprintf("%s %s (the closest is %s)", what, wanted, closest(wanted, known)))
 		}
 	}
-	lack("machine type", g.Machine, can.GetMachineTypes())
+	lack("machine type", g.Machine, can.GetMachineTypes(), closestMachine)
 	model, _, _ := strings.Cut(g.CPU, ",")
-	lack("CPU model", model, can.GetCpuModels())
+	lack("CPU model", model, can.GetCpuModels(), text.Closest)
 	if len(lacks) == 0 {
 		return ""
 	}
 	return fmt.Sprintf("QEMU %s of node %s does not know %s", node.GetQemuVersion(), node.GetName(), strings.Join(lacks, " and "))
+}
+
+// closestMachine is the known machine of the same family whose version is the closest.
+func closestMachine(wanted string, known []string) string {
+	best, least := "", 0
+	family, version := machineVersion(wanted)
+	for _, k := range slices.Sorted(slices.Values(known)) {
+		f, v := machineVersion(k)
+		if away := max(v-version, version-v); f == family && (best == "" || away <= least) {
+			best, least = k, away
+		}
+	}
+	if best == "" {
+		return text.Closest(wanted, known)
+	}
+	return best
+}
+
+// machineVersion splits pc-q35-7.2 into pc-q35 and a number that grows with the version.
+func machineVersion(name string) (family string, version int) {
+	i := strings.LastIndexByte(name, '-')
+	if i < 0 {
+		return name, 0
+	}
+	var major, minor int
+	_, _ = fmt.Sscanf(name[i+1:], "%d.%d", &major, &minor) // what is no version is 0
+	return name[:i], major*100 + minor
 }
 
 // unfit returns, for each guest, the nodes whose QEMU cannot be its machine.
