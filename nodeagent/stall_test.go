@@ -152,7 +152,7 @@ func (r *rig) smallState(n *rigNode, size string) {
 // makes room again.
 func (n *rigNode) fill(t *testing.T) (free func()) {
 	t.Helper()
-	const left = 256 << 10
+	const left = 32 << 10 // less than a cluster of an overlay
 	var fs unix.Statfs_t
 	path := filepath.Join(n.cfg.StateDir, "filler")
 	f, err := os.Create(path)
@@ -194,7 +194,13 @@ func TestAgent_FullDisk(t *testing.T) {
 	r := newRig(t)
 	n := r.add("n1")
 	r.smallState(n, "160m")
+	n.cfg.DestroyOnExit = false
 	r.start("n1")
+	defer func() {
+		if t.Failed() { // no agent is to find the guest again
+			r.destroy()
+		}
+	}()
 	base := filepath.Join(t.TempDir(), "base.img")
 	if err := os.WriteFile(base, nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -213,7 +219,7 @@ func TestAgent_FullDisk(t *testing.T) {
 	r.await("records on the disk", bootBudget, func() bool { return records() > 50 })
 
 	free := n.fill(t)
-	r.await("the guest to stand still", stepBudget, func() bool {
+	r.await("the guest to stand still", bootBudget, func() bool {
 		return status().State == api.GuestState_GUEST_STATE_PAUSED && strings.Contains(status().Reason, "disk data: no space left on the file system of")
 	})
 	_, err := n.client.PrepareRound(t.Context(), &api.PrepareRoundRequest{Round: r.round(2), Nodes: []string{"n1"}, PauseBudgetMs: 5000})
@@ -225,8 +231,8 @@ func TestAgent_FullDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The next agent finds it as it is. Its journal is on the same file system.
-	n.cfg.DestroyOnExit = false
 	r.stop("n1")
+	n.cfg.DestroyOnExit = true // for the end of the test
 	r.start("n1")
 	r.await("the guest to be known to stand still", stepBudget, func() bool { return strings.Contains(status().Reason, "no space left") })
 
@@ -237,11 +243,10 @@ func TestAgent_FullDisk(t *testing.T) {
 	if d := lastDirty(r.console("n1", 1)); d.Bad+d.BadRecords != 0 {
 		t.Errorf("%+v: bad memory or records", d)
 	}
-	n.cfg.DestroyOnExit = true
 	r.checkpoint(3)
 
 	n.fill(t)
-	r.await("the guest to stand still again", stepBudget, func() bool { return status().State == api.GuestState_GUEST_STATE_PAUSED })
+	r.await("the guest to stand still again", bootBudget, func() bool { return status().State == api.GuestState_GUEST_STATE_PAUSED })
 	r.destroy()
 	if left, err := os.ReadDir(filepath.Join(n.cfg.StateDir, "guests")); err != nil || len(left) != 0 {
 		t.Errorf("%v left of the guest, %v", left, err)
