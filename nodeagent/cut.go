@@ -124,14 +124,13 @@ func (s *saving) stood(sg *savedGuest) error {
 // gate closes the ingress of a guest.
 func (s *saving) gate(ctx context.Context, sg *savedGuest) error {
 	begun := time.Now()
-	var early time.Duration // frames may have waited for this cut before
+	var early time.Duration // frames of guests that were cut before have waited for this cut
 	if len(sg.nics) > 0 {
 		sg.silent = begun
 		var err error
 		if early, err = s.agent.plane.Gate(s.cluster.name, sg.spec.Name, s.budget+guardSlack); err != nil {
 			return fabricFault(err)
 		}
-		sg.silent = begun.Add(-early)
 	}
 	sg.report.EarlyUs, sg.report.GateUs = uint64(early.Microseconds()), micros(begun)
 	return failpoint.Inject(ctx, failpoint.AgentAfterGate)

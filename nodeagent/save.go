@@ -341,7 +341,7 @@ func (s *saving) resumeGuest(ctx context.Context, sg *savedGuest) error {
 func (sg *savedGuest) heard() {
 	r := sg.report
 	r.SilentUs = micros(sg.silent)
-	r.WaitUs = r.SilentUs - min(r.SilentUs, r.EarlyUs+r.GateUs+r.DrainUs+r.PauseUs)
+	r.WaitUs = r.SilentUs - min(r.SilentUs, r.GateUs+r.DrainUs+r.PauseUs)
 	sg.silent = time.Time{}
 }
 

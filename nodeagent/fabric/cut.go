@@ -142,6 +142,7 @@ func (p *Port) recolour(epoch uint64) bool {
 		return false
 	}
 	p.epoch.Store(epoch)
+	p.unpark() // nothing is early any more
 	p.resetChannel(true)
 	for i := range p.queue.len() {
 		p.record(*p.queue.at(i), epoch)
@@ -395,6 +396,7 @@ func (c *cluster) closeChannels() {
 	for _, p := range c.ports {
 		p.mu.Lock()
 		p.resetChannel(false)
+		p.unpark()
 		p.early = time.Time{}
 		p.settled.Broadcast()
 		p.mu.Unlock()

@@ -77,7 +77,7 @@
 //
 //	          receiver before its point       receiver behind its point
 //	older     delivered                       delivered and recorded
-//	newer     waits, and all that come after  delivered
+//	newer     waits, older ones pass it       delivered
 //
 // So nothing sent behind a sender's point gets into a receiver's image, and what was
 // sent before and not received before is in the record. A node sends its markers when
@@ -88,7 +88,8 @@
 // A barrier cut makes the same calls and resumes no guest before WaitMarkers, so that
 // no frame is ever early. It is for guests that also exchange frames past the fabric.
 //
-// A port's queue may hold frames of both colours mixed, of different senders. F1
+// Newer frames that wait are kept apart from the queue (early.go). The queue itself
+// may hold frames of both colours mixed, of different senders. F1
 // concerns the frames of one sender, and those are in order before and after
 // the older ones are taken out.
 //

@@ -69,7 +69,7 @@ func (f *Fabric) Inject(cluster string, nic PortKey, frames [][]byte) error {
 
 // Gate closes the ingress of all NICs of a guest: see Port.Gate. Who closes them and
 // does not open them within limit has died or hangs: then they open by themselves. early
-// is for how long frames for the guest had waited behind one from behind the open cut.
+// is for how long frames from behind the open cut had waited for the guest.
 func (f *Fabric) Gate(cluster, guest string, limit time.Duration) (early time.Duration, err error) {
 	c, err := f.clusterNamed(cluster)
 	if err != nil {

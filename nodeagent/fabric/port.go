@@ -84,7 +84,11 @@ type Port struct {
 	newest    uint64     // guarded by mu; highest epoch of a frame sent to the guest
 	held      []heldBack // guarded by mu; what other nodes hold back for the guest
 	channel   channel    // guarded by mu; of the open cut
-	early     time.Time  // guarded by mu; since when the queue's front is early; zero: it is not
+	// early is since when frames from behind the open cut wait for the guest's own point;
+	// zero: none does. parked are these frames: others pass them. Guarded by mu.
+	early       time.Time
+	parked      fifo[frame]
+	parkedBytes int
 }
 
 // Attach joins a NIC to its network and begins to switch its frames.
@@ -170,7 +174,7 @@ func (p *Port) Stats() PortStats {
 	s := p.counters.stats()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	s.Waiting, s.WaitingBytes = uint64(p.queue.len()), uint64(p.bytes)
+	s.Waiting, s.WaitingBytes = uint64(p.queue.len()+p.parked.len()), uint64(p.bytes+p.parkedBytes)
 	s.Gated, s.Stalled = p.gated, p.stalled
 	if !p.early.IsZero() {
 		s.EarlyFor = time.Since(p.early)
@@ -186,9 +190,10 @@ func (p *Port) Detach() error {
 		close(p.done)
 		p.mu.Lock()
 		p.closed = true
-		p.counters.closed.Add(uint64(p.queue.len()))
-		p.fabric.charge(-p.bytes)
+		p.counters.closed.Add(uint64(p.queue.len() + p.parked.len()))
+		p.fabric.charge(-p.bytes - p.parkedBytes)
 		p.queue, p.bytes = fifo[frame]{}, 0
+		p.parked, p.parkedBytes = fifo[frame]{}, 0
 		p.resetChannel(false)
 		p.letGo()
 		p.room.raise()
@@ -255,7 +260,7 @@ func (p *Port) enqueue(fr frame, stop <-chan struct{}) { p.enqueueFrom(nil, fr, 
 func (p *Port) enqueueFrom(in *inbound, fr frame, stop <-chan struct{}) {
 	p.mu.Lock()
 	for !p.hasRoom(fr) {
-		if in != nil && p.bytes+fr.cost() <= p.fabric.cfg.QueueBytes+p.fabric.cfg.LinkBytes {
+		if in != nil && p.bytes+p.parkedBytes+fr.cost() <= p.fabric.cfg.QueueBytes+p.fabric.cfg.LinkBytes {
 			p.holdBack(in, flow{network: p.network.id, to: destination(fr.data)})
 			break
 		}
@@ -281,6 +286,9 @@ func (p *Port) enqueueFrom(in *inbound, fr frame, stop <-chan struct{}) {
 		p.counters.held.Add(1)
 	}
 	p.record(fr, p.epoch.Load())
+	if p.park(fr) {
+		return
+	}
 	if one := [1]frame{fr}; p.takesAtOnce(one[:]) {
 		p.sendAtOnce(one[:])
 		return
@@ -382,7 +390,7 @@ type heldBack struct {
 //
 // Preconditions: mu is held.
 func (p *Port) hasRoom(fr frame) bool {
-	if p.closed || p.queue.len() == 0 || p.cluster.draining.Load() > 0 {
+	if p.closed || p.queue.len()+p.parked.len() == 0 || p.cluster.draining.Load() > 0 {
 		return true
 	}
 	limit := p.fabric.cfg.QueueBytes
@@ -392,7 +400,7 @@ func (p *Port) hasRoom(fr frame) bool {
 	case holds:
 		limit = p.fabric.cfg.HoldBytes
 	}
-	return p.bytes+fr.cost() <= limit
+	return p.bytes+p.parkedBytes+fr.cost() <= limit
 }
 
 // recordLimit bounds the cost of a channel. The queue may be beyond HoldBytes by
@@ -457,41 +465,6 @@ func (p *Port) front(run []frame) []frame {
 		run = append(run, fr)
 	}
 	return run
-}
-
-// waitsForCut tells whether the queue's front is early: behind the open cut, while
-// the guest is still before it. Such a frame waits for the guest's own point, and
-// what came after it waits, too; but not for ever, since the cut may have failed
-// where this node does not hear of it.
-//
-// Preconditions: mu is held, the queue is not empty.
-func (p *Port) waitsForCut() bool {
-	if !p.isEarly(*p.queue.at(0)) {
-		p.early = time.Time{}
-		return false
-	}
-	patience := time.Duration(p.cluster.patience.Load())
-	if p.early.IsZero() {
-		p.early = time.Now()
-		p.counters.early.Add(1)
-		p.room.raise() // the limit has changed
-		time.AfterFunc(patience, p.lookAgain)
-		return true
-	}
-	return time.Since(p.early) < patience
-}
-
-// isEarly tells whether fr is from behind the open cut, and the guest before it.
-func (p *Port) isEarly(fr frame) bool {
-	cut := p.cluster.cutEpoch.Load()
-	return cut != 0 && p.epoch.Load() < cut && fr.epoch >= cut
-}
-
-// lookAgain lets the writer look at the queue once more.
-func (p *Port) lookAgain() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.settled.Broadcast()
 }
 
 // settle takes into account what became of the frames at the queue's front.

@@ -20,8 +20,8 @@ type PortStats struct {
 	WaitingBytes uint64 // their memory
 	Gated        bool
 	Stalled      bool // the guest does not take frames
-	// EarlyFor is for how long the queue has waited behind a frame from behind the open
-	// cut; 0: it does not.
+	// EarlyFor is for how long frames from behind the open cut have waited for the guest's
+	// own point on it; 0: none does.
 	EarlyFor time.Duration
 
 	Dropped Drops

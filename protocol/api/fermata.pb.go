@@ -2431,10 +2431,10 @@ type GuestReport struct {
 	BypassDropped     uint64 `protobuf:"varint,26,opt,name=bypass_dropped,json=bypassDropped,proto3" json:"bypass_dropped,omitempty"`
 	ConfidentialBytes uint64 `protobuf:"varint,27,opt,name=confidential_bytes,json=confidentialBytes,proto3" json:"confidential_bytes,omitempty"` // memory that was not read: zeros after a restart
 	// silent_us is how long the guest took no frames, and so how long nobody outside got an
-	// answer: from the gate, or from the first frame behind the cut that had to wait for
-	// it, until its NICs were open again. It contains the pause. 0: not measured.
+	// answer: from its gate until its NICs were open again. It contains the pause. 0: not
+	// measured.
 	SilentUs      uint64 `protobuf:"varint,28,opt,name=silent_us,json=silentUs,proto3" json:"silent_us,omitempty"`
-	EarlyUs       uint64 `protobuf:"varint,29,opt,name=early_us,json=earlyUs,proto3" json:"early_us,omitempty"` // of it, before the gate: frames waited behind one from behind the cut
+	EarlyUs       uint64 `protobuf:"varint,29,opt,name=early_us,json=earlyUs,proto3" json:"early_us,omitempty"` // before that: for how long frames of guests that were cut earlier had waited for its cut
 	WaitUs        uint64 `protobuf:"varint,30,opt,name=wait_us,json=waitUs,proto3" json:"wait_us,omitempty"`    // of it: for a turn among the guests of the node, and for steps that have no name of their own
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -52,7 +52,7 @@ func Checkpoints() []*api.Checkpoint {
 			FramesRecorded: 3, ChannelsRecorded: true, QemuVersion: "7.2.22", Networks: []string{"lan"}, Bypassed: []string{"theirs"}, OffFabric: []string{"b"},
 			Guests: []*api.GuestReport{
 				{
-					Name: "b", Node: "node2", PauseUs: 4_100, SilentUs: 5_900, EarlyUs: 1_200, WaitUs: 300, GateUs: 300, StopUs: 500, DevicesUs: 2_100, MemoryUs: 900, ChannelsUs: 400, ResumeUs: 200,
+					Name: "b", Node: "node2", PauseUs: 4_100, SilentUs: 4_700, EarlyUs: 1_200, WaitUs: 300, GateUs: 300, StopUs: 500, DevicesUs: 2_100, MemoryUs: 900, ChannelsUs: 400, ResumeUs: 200,
 					Mode: "stop", ModeReason: "guest memory cannot be tracked: device net0 (vhost-user-net-pci): another process writes guest memory",
 					StoppedUnixNs: begun + 2_001_000_000, RawBytes: 256 << 20, NonZeroBytes: 60 << 20, UndrainedNics: 1,
 				},

@@ -71,7 +71,7 @@ type GuestPart struct {
 	Mode               string `json:"mode"`        // live or stop
 	ModeReason         string `json:"mode_reason"` // why not live, where that was not asked for
 	Phases             Phases `json:"phases_us"`
-	EarlyUS            uint64 `json:"early_us"`     // of the silence, before the gate: frames waited behind one from behind the cut
+	EarlyUS            uint64 `json:"early_us"`     // before the silence: frames of guests that were cut earlier waited
 	WaitUS             uint64 `json:"wait_us"`      // of the silence: for a turn among the guests of the node, and what has no phase
 	ArmUS              uint64 `json:"arm_us"`       // protecting memory before the pause
 	WriteFaults        uint64 `json:"write_faults"` // writes that met memory not yet stored
