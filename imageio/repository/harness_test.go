@@ -24,7 +24,7 @@ const testDir = "/repo"
 func smallConfig(fsys vfs.FS) Config {
 	return Config{
 		FS: fsys, Dir: testDir, RunBytes: 2 * object.PageBytes, PackBytes: 4 * object.PageBytes,
-		Workers: 1, Random: rand.NewChaCha8([32]byte{1}),
+		Workers: 1, Random: rand.NewChaCha8([32]byte{1}), Patience: -1,
 	}
 }
 

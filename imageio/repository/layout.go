@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 
 	"fermata/imageio/manifest"
 	"fermata/imageio/pack"
@@ -285,14 +284,9 @@ func mkdir(do func(string) error, dir string) error {
 }
 
 // listDir is List that takes a directory that is not there for empty: tools
-// that copy repositories may leave empty directories out. A listing whose server
-// ended in the middle is asked for once more: another one may have taken over
-// (GlusterFS says ENOTCONN then, NFS ESTALE).
+// that copy repositories may leave empty directories out.
 func (r *Repository) listDir(dir string) ([]string, error) {
 	names, err := r.fs.List(dir)
-	if errors.Is(err, syscall.ENOTCONN) || errors.Is(err, syscall.ESTALE) {
-		names, err = r.fs.List(dir)
-	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}

@@ -145,7 +145,9 @@ func TestFaulty_HangsAndGoesOn(t *testing.T) {
 // and no wrong byte is given away.
 func TestFaulty_ReadErrorsAreTold(t *testing.T) {
 	f, dir := mountFaulty(t)
-	r := mustCreate(t, realConfig(dir))
+	cfg := realConfig(dir)
+	cfg.Patience = -1 // else what passes is no error
+	r := mustCreate(t, cfg)
 	mustCheckpoint(t, r, 1, guestImages(1))
 	for k := 0; ; k++ {
 		n := 0

@@ -68,6 +68,11 @@ type Config struct {
 	// find no room in it are not relied on. 0: no bound.
 	IndexBytes int64
 
+	// Patience is how long operations are asked again that fail with an error which may pass,
+	// as while a server of the file system takes over from another; vfs.Retrying says which.
+	// Default 10s; negative: they are not.
+	Patience time.Duration
+
 	// Direct writes packs around the page cache (O_DIRECT), where the file system
 	// can. Not with FS.
 	Direct bool
@@ -99,7 +104,18 @@ const (
 	maxPackBytes     = 1 << 30
 )
 
+// retrying is a file system with the patience that is configured.
+func (c *Config) retrying(ctx context.Context, fsys vfs.FS) vfs.FS {
+	if c.Patience < 0 {
+		return fsys
+	}
+	return vfs.Retrying(ctx, fsys, c.Patience)
+}
+
 func (c *Config) applyDefaults() {
+	if c.Patience == 0 {
+		c.Patience = vfs.DefaultPatience
+	}
 	if c.FS == nil {
 		c.FS = vfs.OS{Direct: c.Direct}
 	}
@@ -177,7 +193,7 @@ type Repository struct {
 // in the same way.
 func (r *Repository) Within(ctx context.Context, limit time.Duration) *Repository {
 	w := *r
-	w.fs = r.bounds.Within(ctx, r.cfg.FS, limit)
+	w.fs = r.cfg.retrying(ctx, r.bounds.Within(ctx, r.cfg.FS, limit))
 	return &w
 }
 
@@ -208,7 +224,7 @@ func Create(ctx context.Context, cfg Config) (*Repository, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("create repository: %w", err)
 	}
-	r := &Repository{cfg: cfg, fs: cfg.FS, index: index.New(), room: newIndexRoom(cfg.IndexBytes), seed: maphash.MakeSeed(), randomMu: &sync.Mutex{}, bounds: &vfs.Bounds{}}
+	r := &Repository{cfg: cfg, fs: cfg.retrying(context.Background(), cfg.FS), index: index.New(), room: newIndexRoom(cfg.IndexBytes), seed: maphash.MakeSeed(), randomMu: &sync.Mutex{}, bounds: &vfs.Bounds{}}
 	if err := r.create(ctx); err != nil {
 		return nil, fmt.Errorf("create repository %s: %w", cfg.Dir, err)
 	}
@@ -266,7 +282,7 @@ func Open(_ context.Context, cfg Config) (*Repository, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("open repository: %w", err)
 	}
-	r := &Repository{cfg: cfg, fs: cfg.FS, index: index.New(), room: newIndexRoom(cfg.IndexBytes), seed: maphash.MakeSeed(), randomMu: &sync.Mutex{}, bounds: &vfs.Bounds{}}
+	r := &Repository{cfg: cfg, fs: cfg.retrying(context.Background(), cfg.FS), index: index.New(), room: newIndexRoom(cfg.IndexBytes), seed: maphash.MakeSeed(), randomMu: &sync.Mutex{}, bounds: &vfs.Bounds{}}
 	data, err := vfs.ReadFile(r.fs, r.recordPath(), recordKind(plainRecord).MaxLen())
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("open repository %s: %w", cfg.Dir, errors.Join(ErrNotRepository, err))
