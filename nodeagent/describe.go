@@ -141,6 +141,7 @@ func cardStatus(g *guest, ports []fabric.PortStatus) []*api.NICStatus {
 			}
 			card.FramesReceived, card.FramesSent, card.FramesDropped, card.FramesHeld = st.Received, st.Sent, st.Dropped.Total(), st.Waiting
 			card.FramesRecorded, card.FramesInjected, card.Drops = st.Recorded, st.Injected, st.Dropped.ByReason()
+			card.FramesSpoofed = st.Spoofed
 		}
 	}
 	return all

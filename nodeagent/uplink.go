@@ -158,7 +158,7 @@ func (a *Agent) uplinkStatus(c *cluster, stats []fabric.UplinkStats) []*api.Upli
 			all = append(all, &api.UplinkStatus{
 				Cluster: c.name, Node: a.cfg.Name,
 				Uplink:         &api.Uplink{Network: u.Network, Bridge: u.Bridge, Outside: api.Outside(u.Outside), Mtu: u.MTU},
-				FramesReceived: s.Received, FramesSent: s.Sent, FramesWaiting: s.Waiting, FramesDropped: s.Dropped.Total(),
+				FramesReceived: s.Received, FramesSent: s.Sent, FramesWaiting: s.Waiting, FramesDropped: s.Dropped.Total(), FramesSpoofed: s.Spoofed,
 			})
 		}
 	}

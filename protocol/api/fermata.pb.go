@@ -2048,6 +2048,7 @@ type NICStatus struct {
 	FramesRecorded uint64                 `protobuf:"varint,9,opt,name=frames_recorded,json=framesRecorded,proto3" json:"frames_recorded,omitempty"`                                    // became channel state of a checkpoint
 	FramesInjected uint64                 `protobuf:"varint,10,opt,name=frames_injected,json=framesInjected,proto3" json:"frames_injected,omitempty"`                                   // put in at the restart
 	Drops          map[string]uint64      `protobuf:"bytes,11,rep,name=drops,proto3" json:"drops,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // frames_dropped by reason
+	FramesSpoofed  uint64                 `protobuf:"varint,12,opt,name=frames_spoofed,json=framesSpoofed,proto3" json:"frames_spoofed,omitempty"`                                      // from the guest with the address of another card: delivered, not learnt
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -2157,6 +2158,13 @@ func (x *NICStatus) GetDrops() map[string]uint64 {
 		return x.Drops
 	}
 	return nil
+}
+
+func (x *NICStatus) GetFramesSpoofed() uint64 {
+	if x != nil {
+		return x.FramesSpoofed
+	}
+	return 0
 }
 
 // Checkpoint is the report of one committed checkpoint.
@@ -3305,6 +3313,7 @@ type UplinkStatus struct {
 	FramesSent     uint64                 `protobuf:"varint,5,opt,name=frames_sent,json=framesSent,proto3" json:"frames_sent,omitempty"`             // to the outside
 	FramesWaiting  uint64                 `protobuf:"varint,6,opt,name=frames_waiting,json=framesWaiting,proto3" json:"frames_waiting,omitempty"`    // for a checkpoint
 	FramesDropped  uint64                 `protobuf:"varint,7,opt,name=frames_dropped,json=framesDropped,proto3" json:"frames_dropped,omitempty"`    // by the policy, or for want of room
+	FramesSpoofed  uint64                 `protobuf:"varint,8,opt,name=frames_spoofed,json=framesSpoofed,proto3" json:"frames_spoofed,omitempty"`    // from outside with the address of a guest's card: delivered, not learnt
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -3384,6 +3393,13 @@ func (x *UplinkStatus) GetFramesWaiting() uint64 {
 func (x *UplinkStatus) GetFramesDropped() uint64 {
 	if x != nil {
 		return x.FramesDropped
+	}
+	return 0
+}
+
+func (x *UplinkStatus) GetFramesSpoofed() uint64 {
+	if x != nil {
+		return x.FramesSpoofed
 	}
 	return 0
 }
@@ -5671,7 +5687,7 @@ const file_fermata_proto_rawDesc = "" +
 	"\x05epoch\x18\n" +
 	" \x01(\x04R\x05epoch\x12\x16\n" +
 	"\x06reason\x18\v \x01(\tR\x06reason\x12\"\n" +
-	"\rended_unix_ns\x18\f \x01(\x03R\vendedUnixNs\"\xb9\x03\n" +
+	"\rended_unix_ns\x18\f \x01(\x03R\vendedUnixNs\"\xe0\x03\n" +
 	"\tNICStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\anetwork\x18\x02 \x01(\tR\anetwork\x12\x10\n" +
@@ -5686,7 +5702,8 @@ const file_fermata_proto_rawDesc = "" +
 	"\x0fframes_recorded\x18\t \x01(\x04R\x0eframesRecorded\x12'\n" +
 	"\x0fframes_injected\x18\n" +
 	" \x01(\x04R\x0eframesInjected\x126\n" +
-	"\x05drops\x18\v \x03(\v2 .fermata.v1.NICStatus.DropsEntryR\x05drops\x1a8\n" +
+	"\x05drops\x18\v \x03(\v2 .fermata.v1.NICStatus.DropsEntryR\x05drops\x12%\n" +
+	"\x0eframes_spoofed\x18\f \x01(\x04R\rframesSpoofed\x1a8\n" +
 	"\n" +
 	"DropsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -5816,7 +5833,7 @@ const file_fermata_proto_rawDesc = "" +
 	"\anetwork\x18\x01 \x01(\tR\anetwork\x12\x16\n" +
 	"\x06bridge\x18\x02 \x01(\tR\x06bridge\x12-\n" +
 	"\aoutside\x18\x03 \x01(\x0e2\x13.fermata.v1.OutsideR\aoutside\x12\x10\n" +
-	"\x03mtu\x18\x04 \x01(\rR\x03mtu\"\x80\x02\n" +
+	"\x03mtu\x18\x04 \x01(\rR\x03mtu\"\xa7\x02\n" +
 	"\fUplinkStatus\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12*\n" +
@@ -5825,7 +5842,8 @@ const file_fermata_proto_rawDesc = "" +
 	"\vframes_sent\x18\x05 \x01(\x04R\n" +
 	"framesSent\x12%\n" +
 	"\x0eframes_waiting\x18\x06 \x01(\x04R\rframesWaiting\x12%\n" +
-	"\x0eframes_dropped\x18\a \x01(\x04R\rframesDropped\"s\n" +
+	"\x0eframes_dropped\x18\a \x01(\x04R\rframesDropped\x12%\n" +
+	"\x0eframes_spoofed\x18\b \x01(\x04R\rframesSpoofed\"s\n" +
 	"\x0fRegisterRequest\x12(\n" +
 	"\x04node\x18\x01 \x01(\v2\x14.fermata.v1.NodeInfoR\x04node\x126\n" +
 	"\rnewest_fences\x18\x02 \x03(\v2\x11.fermata.v1.FenceR\fnewestFences\"m\n" +

@@ -40,6 +40,7 @@ type Uplink struct {
 	FramesSent     uint64 `json:"frames_sent"`
 	FramesWaiting  uint64 `json:"frames_waiting"` // for a checkpoint
 	FramesDropped  uint64 `json:"frames_dropped"`
+	FramesSpoofed  uint64 `json:"frames_spoofed"` // from outside with the address of a guest's card; nothing was diverted
 }
 
 // Guest is one guest of a cluster or of a node.
@@ -70,6 +71,7 @@ type NIC struct {
 	FramesHeld     uint64 `json:"frames_held"`
 	FramesRecorded uint64 `json:"frames_recorded"` // became channel state of a checkpoint
 	FramesInjected uint64 `json:"frames_injected"` // put in at the restart
+	FramesSpoofed  uint64 `json:"frames_spoofed"`  // sent with the address of another card; nothing was diverted
 
 	Drops  map[string]uint64 `json:"drops"`  // frames_dropped by reason
 	Bridge string            `json:"bridge"` // of the node, where the card is past the fabric
@@ -102,7 +104,7 @@ func ofUplink(m *api.UplinkStatus) Uplink {
 		Network: u.GetNetwork(), Node: m.GetNode(), Bridge: u.GetBridge(),
 		Outside:        strings.ReplaceAll(word("OUTSIDE_", u.GetOutside().String()), "_", "-"),
 		FramesReceived: m.GetFramesReceived(), FramesSent: m.GetFramesSent(),
-		FramesWaiting: m.GetFramesWaiting(), FramesDropped: m.GetFramesDropped(),
+		FramesWaiting: m.GetFramesWaiting(), FramesDropped: m.GetFramesDropped(), FramesSpoofed: m.GetFramesSpoofed(),
 	}
 }
 
@@ -131,7 +133,7 @@ func ofNIC(m *api.NICStatus) NIC {
 	return NIC{
 		Name: m.GetName(), Network: m.GetNetwork(), MAC: m.GetMac(),
 		FramesReceived: m.GetFramesReceived(), FramesSent: m.GetFramesSent(),
-		FramesDropped: m.GetFramesDropped(), FramesHeld: m.GetFramesHeld(),
+		FramesDropped: m.GetFramesDropped(), FramesHeld: m.GetFramesHeld(), FramesSpoofed: m.GetFramesSpoofed(),
 		FramesRecorded: m.GetFramesRecorded(), FramesInjected: m.GetFramesInjected(), Drops: maps.Clone(m.GetDrops()),
 		Bridge: m.GetBridge(),
 	}
