@@ -17,10 +17,13 @@ func (p *Port) isEarly(fr frame) bool {
 }
 
 // park keeps an early frame. False: it is not early, or has no cut to wait for any more.
+// Then frames that were parked for that cut are in line before it, whether or not the end
+// of the cut, or of their patience, has been noticed here by others.
 //
 // Preconditions: mu is held, the port is not closed.
 func (p *Port) park(fr frame) bool {
 	if !p.isEarly(fr) || !p.waitsOn() {
+		p.unpark()
 		return false
 	}
 	p.parked.pushBack(fr)

@@ -326,10 +326,13 @@ func (p *Port) sendRun(run []frame) bool {
 }
 
 // takesAtOnce tells whether frames may be spared the way through the queue and the
-// writer: both have nothing to do.
+// writer: both have nothing to do, and no parked frame has to go first.
 //
 // Preconditions: mu is held.
 func (p *Port) takesAtOnce(run []frame) bool {
+	if p.parked.len() > 0 && !p.isEarly(*p.parked.at(0)) {
+		return false // their cut is over, which nobody has noticed here yet
+	}
 	return !p.gated && !p.writing && !p.stalled && p.queue.len() == 0 && !slices.ContainsFunc(run, p.isEarly)
 }
 
