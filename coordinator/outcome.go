@@ -34,7 +34,7 @@ func RepositoryFault(err error) error {
 		return fault.Wrap(fault.Exists, err, "")
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
 		return fault.Wrap(fault.NoSpace, err, "")
-	case errors.Is(err, vfs.ErrNoAnswer), errors.Is(err, unix.EROFS):
+	case errors.Is(err, vfs.ErrNoAnswer), errors.Is(err, repository.ErrAway), errors.Is(err, unix.EROFS):
 		return fault.Wrap(fault.Unavailable, err, "")
 	case errors.Is(err, repository.ErrNewerFormat), errors.Is(err, repository.ErrNoHardLinks):
 		return fault.Wrap(fault.Mismatch, err, "")

@@ -208,7 +208,7 @@ func repositoryFault(err error) error {
 		return fault.Wrap(fault.Aborted, err, "repository")
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
 		return fault.Wrap(fault.NoSpace, err, "repository")
-	case errors.Is(err, unix.EROFS), errors.Is(err, vfs.ErrNoAnswer):
+	case errors.Is(err, unix.EROFS), errors.Is(err, vfs.ErrNoAnswer), errors.Is(err, repository.ErrAway):
 		return fault.Wrap(fault.Unavailable, err, "repository")
 	default:
 		return err

@@ -205,7 +205,7 @@ func TestRepair_CrashAnywhere(t *testing.T) {
 	crashCase(t,
 		func(r *Repository) {
 			m := mustCheckpoint(t, r, 1, guestImages(1))
-			fsys := r.fs.(*crashfs.FS)
+			fsys := r.cfg.FS.(*crashfs.FS)
 			for i, id := range packIDs(t, m) {
 				if i%2 == 0 {
 					spoil(t, r, fsys, id)

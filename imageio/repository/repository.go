@@ -193,7 +193,7 @@ type Repository struct {
 // in the same way.
 func (r *Repository) Within(ctx context.Context, limit time.Duration) *Repository {
 	w := *r
-	w.fs = r.cfg.retrying(ctx, r.bounds.Within(ctx, r.cfg.FS, limit))
+	w.fs = present{r.cfg.retrying(ctx, r.bounds.Within(ctx, r.cfg.FS, limit)), r.recordPath()}
 	return &w
 }
 
@@ -228,6 +228,7 @@ func Create(ctx context.Context, cfg Config) (*Repository, error) {
 	if err := r.create(ctx); err != nil {
 		return nil, fmt.Errorf("create repository %s: %w", cfg.Dir, err)
 	}
+	r.fs = present{r.fs, r.recordPath()}
 	return r, nil
 }
 
@@ -298,6 +299,7 @@ func Open(_ context.Context, cfg Config) (*Repository, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open repository %s: %w", cfg.Dir, err)
 	}
+	r.fs = present{r.fs, r.recordPath()}
 	return r, nil
 }
 
