@@ -227,6 +227,11 @@ func TestProcess_OtherSettingsReplaceIt(t *testing.T) {
 	n := newProcessNode(t, "n1")
 	cluster(t, &n.planeNode)
 	old := n.client.PID()
+	n.cfg.Settings.LogLevel, n.cfg.Settings.FrameBytes = "warn", 64<<20
+	n.restart()
+	if n.client.PID() != old {
+		t.Fatal("another level of the log, and another bound on memory, cost a process with frames in it")
+	}
 	n.cfg.Settings.Listen = freeAddress(t)
 	n.restart()
 	if n.client.PID() == old {

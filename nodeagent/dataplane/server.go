@@ -254,18 +254,19 @@ func (s *Server) begin(ctx context.Context, settings Settings, c *conn, fail con
 	return s.session, nil
 }
 
-// start makes the fabric, for the first agent.
+// start makes the fabric, for the first agent, and takes over what may change of the
+// settings from every other.
 func (s *Server) start(ctx context.Context, settings Settings, fail context.CancelCauseFunc) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.fabric != nil && s.settings.fixed() != settings.fixed() {
+		return errOtherSettings
+	}
+	s.log.SetLevel(hclog.LevelFromString(settings.LogLevel))
 	if s.fabric != nil {
-		if s.settings.fixed() != settings.fixed() {
-			return errOtherSettings
-		}
 		s.fabric.SetTotalBytes(settings.FrameBytes)
 		return nil
 	}
-	s.log.SetLevel(hclog.LevelFromString(settings.LogLevel))
 	l, err := listen(ctx, settings.Listen)
 	if err != nil {
 		return err

@@ -19,8 +19,8 @@ var (
 	errOtherVersion = errors.New("the data plane speaks another version")
 )
 
-// Settings are what the first agent gives the process, and every later one must give
-// again: what cannot change while guests use the fabric.
+// Settings are what the first agent gives the process. Every later one must give the
+// same, as far as it cannot change while guests use the fabric.
 type Settings struct {
 	Node   string `json:"node"`
 	Listen string `json:"listen"` // host:port for links of other nodes
@@ -29,16 +29,15 @@ type Settings struct {
 	Identity  identity.Files `json:"identity"`
 	Plaintext bool           `json:"plaintext"`
 
-	LogLevel string `json:"log_level"`
-
-	// FrameBytes bounds the memory of all frames together; 0: the fabric's default. Unlike
-	// the others it may change, and counts from then on.
-	FrameBytes int64 `json:"frame_bytes"`
+	// The others may change, and count from then on: the level of the log, and the bound
+	// on the memory of all frames together, where 0 is the fabric's default.
+	LogLevel   string `json:"log_level"`
+	FrameBytes int64  `json:"frame_bytes"`
 }
 
 // fixed is what must not change.
 func (s Settings) fixed() Settings {
-	s.FrameBytes = 0
+	s.LogLevel, s.FrameBytes = "", 0
 	return s
 }
 
