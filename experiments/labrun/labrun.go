@@ -182,28 +182,15 @@ func (l *Lab) Processes(ctx context.Context, clusterName string) ([]int, error) 
 	return pids, nil
 }
 
-// dataPlanes returns the process ids of the nodes' data planes, which name their sockets.
-func (l *Lab) dataPlanes() ([]int, error) {
-	var pids []int
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return nil, fmt.Errorf("find data planes: %w", err)
-	}
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
-			continue
-		}
-		cmdline, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
-		if err != nil {
-			continue // it has ended
-		}
-		args := strings.Split(strings.TrimRight(string(cmdline), "\x00"), "\x00")
-		if len(args) == 3 && args[1] == "data-plane" && strings.HasPrefix(args[2], l.Dir+"/") {
-			pids = append(pids, pid)
+// dataPlanes returns the process ids of the nodes' data planes.
+func (l *Lab) dataPlanes() (pids []int, err error) {
+	processes, err := Using(l.Dir)
+	for _, p := range processes {
+		if strings.Contains(p.Command, " data-plane ") {
+			pids = append(pids, p.PID)
 		}
 	}
-	return pids, nil
+	return pids, err
 }
 
 // KillAll ends every process of the lab and of the cluster's guests with
@@ -262,15 +249,12 @@ func (l *Lab) CheckNothingLeft() error {
 		return err
 	}
 	var left []string
-	entries, err := os.ReadDir("/proc")
+	processes, err := Using(l.Dir)
 	if err != nil {
-		return fmt.Errorf("look for processes: %w", err)
+		return err
 	}
-	for _, e := range entries {
-		cmdline, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
-		if err == nil && e.Name() != "self" && e.Name() != strconv.Itoa(os.Getpid()) && (bytes.Contains(cmdline, []byte(l.Dir+"/")) || logsInto(e.Name(), l.Dir+"/")) {
-			left = append(left, fmt.Sprintf("process %s (%s)", e.Name(), bytes.ReplaceAll(cmdline, []byte{0}, []byte{' '})))
-		}
+	for _, p := range processes {
+		left = append(left, p.String())
 	}
 	mounts, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {
@@ -289,13 +273,6 @@ func (l *Lab) CheckNothingLeft() error {
 		return fmt.Errorf("left behind: %s", strings.Join(left, ", "))
 	}
 	return nil
-}
-
-// logsInto reports whether a process writes its errors to a file below a directory, as
-// QEMUs do, which are told no path.
-func logsInto(pid, dir string) bool {
-	target, err := os.Readlink(filepath.Join("/proc", pid, "fd", "2"))
-	return err == nil && strings.HasPrefix(target, dir)
 }
 
 // alive tells whether a process exists and is not a zombie.

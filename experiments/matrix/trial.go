@@ -1,21 +1,19 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
 	"fermata/experiments/guests"
 	"fermata/experiments/labrun"
+	"fermata/experiments/result"
 	"fermata/imageio/vfs/faultfs"
 	"fermata/protocol/failpoint"
 )
@@ -135,20 +133,11 @@ func (s shown) running() (n int) {
 	return n
 }
 
-// machines counts the QEMUs of the lab: each has its guest's console open, which lies
-// below the lab's directory. Their command lines name descriptors alone.
+// machines counts the QEMUs of the lab.
 func (b *bench) machines() (n int, err error) {
-	processes, err := filepath.Glob("/proc/[0-9]*")
-	for _, dir := range processes {
-		name, err := os.ReadFile(filepath.Join(dir, "comm"))
-		if err != nil || !bytes.HasPrefix(name, []byte("qemu-system")) {
-			continue // it has ended, or is another program
-		}
-		files, err := filepath.Glob(filepath.Join(dir, "fd", "*"))
-		if err == nil && slices.ContainsFunc(files, func(f string) bool {
-			target, err := os.Readlink(f)
-			return err == nil && strings.HasPrefix(target, b.lab.Dir+"/")
-		}) {
+	processes, err := labrun.Using(b.lab.Dir)
+	for _, p := range processes {
+		if p.Name() == result.QEMU {
 			n++
 		}
 	}

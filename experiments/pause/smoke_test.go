@@ -123,13 +123,14 @@ func TestTrial_Interrupted(t *testing.T) {
 					return false, errors.Join(errors.New("the trial ended"), err)
 				default:
 				}
-				for _, line := range processes(t, x.dir) {
-					if program, _, _ := strings.Cut(line, " "); filepath.Base(program) == result.QEMU {
-						memory = regexp.MustCompile(`/dev/shm/fermata-lab-[0-9a-f]+`).FindString(line)
+				processes, err := labrun.Using(x.dir)
+				for _, p := range processes {
+					if p.Name() == result.QEMU {
+						memory = regexp.MustCompile(`/dev/shm/fermata-lab-[0-9a-f]+`).FindString(strings.Join(p.Files, " "))
 						return true, nil
 					}
 				}
-				return false, nil
+				return false, err
 			})
 			interrupt()
 			ended := <-done
@@ -157,24 +158,11 @@ func nothingLeft(t *testing.T, scratch string) {
 	for _, e := range entries {
 		t.Errorf("left behind: %s", e.Name())
 	}
-	for _, line := range processes(t, scratch) {
-		t.Errorf("left behind: %s", line)
-	}
-}
-
-// processes are the command lines that name a path below dir, ours aside.
-func processes(t *testing.T, dir string) []string {
-	t.Helper()
-	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	processes, err := labrun.Using(scratch)
 	if err != nil {
-		t.Fatal(err)
+		t.Error(err)
 	}
-	var lines []string
-	for _, f := range files {
-		b, err := os.ReadFile(f)
-		if err == nil && bytes.Contains(b, []byte(dir+"/")) {
-			lines = append(lines, string(bytes.ReplaceAll(b, []byte{0}, []byte{' '})))
-		}
+	for _, p := range processes {
+		t.Errorf("left behind: %s", p)
 	}
-	return lines
 }
