@@ -294,10 +294,12 @@ func (c *guestCheck) adopted(ctx context.Context) error {
 }
 
 // adoptedStatus asks the QEMU, through the one connection that its monitor serves if that
-// is ours already.
+// is ours already. Once ours has ended, another may listen at its socket.
 func (c *guestCheck) adoptedStatus(ctx context.Context) (vmm.Status, error) {
 	if g, err := c.agent.findGuest(c.cluster, c.spec.Name); err == nil && adopted(g) {
-		return g.machine.Status(ctx)
+		if status, err := g.machine.Status(ctx); err != nil || status != vmm.StatusDead {
+			return status, err
+		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, statusBudget)
 	defer cancel()

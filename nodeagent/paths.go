@@ -3,6 +3,7 @@ package nodeagent
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -45,6 +46,9 @@ func (r pathRules) open(path string) (*os.File, error) {
 // checkSocket refuses a path that is not a socket below an allowed directory.
 func (r pathRules) checkSocket(path string) error {
 	place, err := r.find(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fault.New(fault.Invalid, "no QEMU listens on %s; start it with -qmp unix:%s,server=on,wait=off", path, path)
+	}
 	if err != nil {
 		return err
 	}

@@ -240,7 +240,6 @@ func TestAdoption_OfQEMUsThatSomebodyElseStarted(t *testing.T) {
 	both(stepBudget)
 
 	// Again under checkpoint, and then both are lost.
-	r.must(nil, "cluster", "delete", r.cluster)
 	r.must(nil, where...)
 	ticks := map[*stranger]uint64{}
 	for _, s := range []*stranger{a, b} {

@@ -48,7 +48,7 @@ func TestOperator_IsToldWhatIsWrong(t *testing.T) {
 		}
 		stranger := []string{"cluster", "list", "--cert", filepath.Join(other, "stranger.crt"), "--key", filepath.Join(other, "stranger.key"), "--ca"}
 		r.refused(fault.Denied, []string{"unknown authority"}, append(stranger, filepath.Join(r.Dir, "certs", "ca.crt"))...)
-		r.refused(fault.Unavailable, []string{"certificate"}, append(stranger, filepath.Join(other, "ca.crt"))...)
+		r.refused(fault.Denied, []string{"certificate"}, append(stranger, filepath.Join(other, "ca.crt"))...)
 	})
 	t.Run("certificate of another role", func(t *testing.T) {
 		certs := filepath.Join(r.Dir, "certs")
