@@ -24,6 +24,10 @@ FUZZTIME ?= 10s
 HEAVY := ./vmm/... ./nodeagent/... ./experiments/... ./cmd/...
 LIGHT := ./imageio/... ./protocol/... ./coordinator/...
 
+# Packages that do several things at once, and whose quick tests stay quick under the
+# race detector: some 5 minutes together.
+CONCURRENT := $(LIGHT) ./nodeagent/... ./vmm/qmp ./vmm/nbd ./vmm/uffd
+
 GENERATED := fermata.pb.go fermata_grpc.pb.go
 
 # Commands are many and none is a file.
@@ -47,11 +51,12 @@ check: fmt-check vet ## what every change must pass: formatting, vet, staticchec
 FAILPOINTS := Failpoint|Inject|Arm
 
 .PHONY: test
-test: setup build vet ## set up the machine, then run every test; nothing may skip
+test: setup build vet ## set up the machine, then run every test, the quick ones also under the race detector; nothing may skip
 	$(say-kvm)
 	@status=0; \
 	FERMATA_MUST_RUN=$(MUST_RUN) $(GO) test -count=1 -p 2 -timeout 20m $(LIGHT) || status=1; \
 	FERMATA_MUST_RUN=$(MUST_RUN) $(GO) test -count=1 -p 2 -tags failpoints -run '$(FAILPOINTS)' $(addprefix ./,protocol/failpoint coordinator nodeagent) || status=1; \
+	$(GO) test -race -short -p 2 -timeout 20m $(CONCURRENT) || status=1; \
 	FERMATA_MUST_RUN=$(MUST_RUN) $(GO) test -count=1 -p 1 -timeout 60m $(HEAVY) || status=1; \
 	exit $$status
 	$(say-kvm)
