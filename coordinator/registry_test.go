@@ -7,7 +7,7 @@ import (
 	"fermata/protocol/fault"
 )
 
-// Two agents with one certificate: the second is told of the first, which stays.
+// Of two agents with one certificate the second is refused and its error names the first.
 func TestRegister_SecondAgentOfOneName(t *testing.T) {
 	l := newLab(t, "n1")
 	c := l.ready(0)

@@ -16,7 +16,8 @@ func isSuperseded(c store.Cluster, g *api.GuestStatus) bool {
 }
 
 // superseded lists the clusters of which a node has guests of an earlier life: it was cut
-// off while they were restarted elsewhere. Its agent is told to end them.
+// off while they were restarted elsewhere. The reply to its registration orders its agent
+// to end them.
 //
 // A cluster that a start or restart is working on is left out: that ends what has to be
 // ended, when its turn has come.
